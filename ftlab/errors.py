@@ -1,0 +1,53 @@
+"""Every error a user can meet, and the exit code of each.
+
+FtlabError               1   the run failed
+├── InputError           2   something the user wrote or pointed at is wrong
+│   ├── ConfigError      2   the configuration: key, value, rule, remedy
+│   ├── DataError        2   the data: file, line, remedy
+│   ├── WeightsError     2   weights or tokenizer that cannot be found or read
+│   └── RunDirError      2   the run folder: locked, of another configuration, not writable
+├── TrainingError        1   training cannot go on (NaN loss, nothing to learn from)
+└── Stopped             75   stopped by a signal after a complete checkpoint; the same command resumes
+"""
+
+
+class FtlabError(Exception):
+    """The run failed for a reason ftlab understands; shown without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(FtlabError):
+    """Something the user wrote or pointed at is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """One or several rules of the configuration are broken; all of them are listed."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class DataError(InputError):
+    """A row, file or split that cannot be used."""
+
+
+class WeightsError(InputError):
+    """Weights or a tokenizer that cannot be found, read or combined as asked."""
+
+
+class RunDirError(InputError):
+    """A run folder that is in use, belongs to another configuration, or cannot be written."""
+
+
+class TrainingError(FtlabError):
+    """Training cannot go on; the last good checkpoint stays."""
+
+
+class Stopped(FtlabError):
+    """A signal stopped the run; a complete checkpoint lies on disk."""
+
+    exit_code = 75
