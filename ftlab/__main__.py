@@ -1,0 +1,210 @@
+"""The command line. Nothing here imports torch before a run starts.
+
+A call whose first word is a command goes to that command. Everything else is Hydra's: overrides are checked,
+composed, and run; `--help`, `--cfg`, `--info`, `--multirun` and shell completion are Hydra's own.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ftlab.commands import plain_arguments
+from ftlab.errors import FtlabError, InputError
+
+PLAIN = ("predict", "eval", "doctor", "runs")  # their values are plain text
+COMPOSED = ("fetch", "data")  # their values are Hydra overrides
+ON_A_RUN = ("predict", "eval")  # their first bare word is the run
+SHOWING = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+MULTIRUN = ("--multirun", "-m")
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command line; the exit code. A user's mistake is one message without a traceback."""
+    try:
+        return dispatch(list(words))
+    except FtlabError as error:
+        print(f"ftlab: {error}" if "\n" not in str(error) else f"ftlab:\n{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ftlab: interrupted", file=sys.stderr)
+        return 130
+
+
+def dispatch(words: list[str]) -> int:
+    """Send the words to their command."""
+    first = words[0] if words else ""
+    if first in PLAIN:
+        return plain(first, words[1:])
+    if first in COMPOSED:
+        return composed(first, words[1:])
+    if first and "=" not in first and not first.startswith(("-", "+", "~")):
+        near = difflib.get_close_matches(first, [*PLAIN, *COMPOSED], n=1, cutoff=0.0)
+        raise InputError(
+            f"{first!r} is no command. Did you mean: {near[0]}? Commands: {', '.join([*PLAIN, *COMPOSED])}. "
+            "A run takes GROUP=OPTION and KEY=VALUE: python -m ftlab --help"
+        )
+    if any(word.split("=")[0] in SHOWING for word in words):
+        return show(words)
+    if any(word in MULTIRUN for word in words):
+        return multirun(words)
+    return train(words)
+
+
+def plain(command: str, words: list[str]) -> int:
+    """A command that takes its values as plain text."""
+    if any(word in ("--help", "-h") for word in words):
+        return usage(command)
+    arguments, bare = plain_arguments(words)
+    if command in ON_A_RUN and bare and "run" not in arguments:
+        arguments["run"] = bare.pop(0)
+    if bare and command != "runs":
+        raise InputError(f"{bare[0]!r} is not of the form key=value: {_module(command).__doc__.splitlines()[0]}")
+    if command == "runs":
+        return int(_module(command).main(arguments, bare))
+    return int(_module(command).main(arguments))
+
+
+def composed(command: str, words: list[str]) -> int:
+    """A command on a composed experiment."""
+    if any(word in ("--help", "-h") for word in words):
+        return usage(command)
+    overrides, options = split_options(words)
+    cfg = _compose(overrides, options).config
+    module = _module(command)
+    if command == "fetch":
+        return int(module.main(cfg))
+    from ftlab.models import load_tokenizer
+    from ftlab.weights import find
+
+    return int(module.main(cfg, load_tokenizer(find(cfg.model, what="tokenizer"), cfg.model.trust_remote_code)))
+
+
+def usage(command: str) -> int:
+    """What a command is called with: the head of its module."""
+    print(_module(command).__doc__.strip())
+    return 0
+
+
+def _module(command: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"ftlab.commands.{command}")
+
+
+def train(words: list[str]) -> int:
+    """Compose one experiment and run it."""
+    overrides, options = split_options(words)
+    if not words:
+        print("no arguments: running experiment=quickstart (python -m ftlab --help shows everything else)\n")
+        overrides = ["experiment=quickstart"]
+    composition = _compose(overrides, options)
+    from ftlab.run_dir import RunDir
+
+    if options["dry_run"]:
+        from ftlab.experiment import dry_run
+        from ftlab.terminal import Terminal
+
+        dry_run(composition, Terminal())
+        return 0
+    with RunDir(composition.config.run_dir).claim():  # refuse a folder in use before torch is imported
+        pass
+    from ftlab.experiment import run
+
+    run(composition)
+    return 0
+
+
+def split_options(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Overrides, and the values of the options that a single run knows.
+
+    Raises:
+        InputError: an unknown option.
+    """
+    options: dict[str, Any] = {"dry_run": False, "config_dir": None}
+    overrides = []
+    rest = iter(words)
+    for word in rest:
+        name, _, value = word.partition("=")
+        if word == "--dry-run":
+            options["dry_run"] = True
+        elif name in ("--config-dir", "-cd"):
+            options["config_dir"] = value or next(rest, "")
+        elif word.startswith("-"):
+            known = ["--dry-run", "--config-dir", *SHOWING, *MULTIRUN]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise InputError(f"{word} is no option. Did you mean: {near[0]}?")
+        else:
+            overrides.append(word)
+    return overrides, options
+
+
+def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
+    from ftlab.composition import composition
+
+    for override in overrides:
+        if override.startswith("sweep=") and override not in ("sweep=", "sweep=null"):
+            command = " ".join(["python -m ftlab --multirun", *overrides])
+            raise InputError(f"{override} is a sweep: it tries several experiments. Run {command}")
+    return composition(overrides, config_dir=options["config_dir"])
+
+
+def show(words: list[str]) -> int:
+    """Hydra's own answers: help, the composed configuration, information, completion."""
+    return through_hydra(words, lambda cfg: None)
+
+
+def multirun(words: list[str]) -> int:
+    """Several experiments, one after another, through Hydra's sweeper; each in a folder of its own."""
+
+    def job(cfg: Any) -> float:
+        from hydra.core.hydra_config import HydraConfig
+
+        from ftlab.composition import of_job
+        from ftlab.experiment import run
+
+        hydra = HydraConfig.get()
+        composition = of_job(cfg, hydra)
+        print(f"\n== job {hydra.job.num}: {' '.join(hydra.overrides.task) or 'no overrides'}")
+        return run(composition).objective
+
+    folder = [word.partition("=")[2] for word in words if word.startswith("run_dir=")]
+    words = [word for word in words if not word.startswith("run_dir=")]
+    return through_hydra([*words, *(f"hydra.sweep.dir={name}" for name in folder[-1:])], job)
+
+
+def through_hydra(words: list[str], job: Callable[[Any], Any]) -> int:
+    """Check the overrides, then let Hydra's main act on the words."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from ftlab.composition import CONF, check_overrides, explain, hydra_session, register, with_home
+
+    words = with_home(words)
+    register()
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    if not any(word.startswith(("--config-dir", "-cd")) for word in words):
+        with hydra_session():
+            check_overrides(overrides, multirun=True)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
+    before, sys.argv = sys.argv, [sys.argv[0], *words]
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error)) from None
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 2
+    finally:
+        sys.argv = before
+    return 0
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,484 @@
+"""`python -m ftlab doctor`: what this machine has for a run, what it lacks, and what to do about it.
+
+Every check stands alone and imports what it needs, so a missing or broken package costs one line, never
+the report.
+"""
+
+import importlib.metadata
+import logging
+import netrc
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from ftlab.errors import ConfigError, FtlabError
+from ftlab.redact import redact
+
+if TYPE_CHECKING:
+    from ftlab.config import ExperimentConfig
+
+Mark = Literal["ok", "warn", "fail"]
+
+# What to hold where ftlab runs from a checkout that is not installed; an installed one states its own ranges.
+PYTHON = ">=3.11"
+FLOORS = ("hydra-core>=1.3.8", "torch>=2.10", "transformers>=5.3", "peft>=0.21")
+
+# Without these no run starts; without the others some runs do not.
+ESSENTIAL = {
+    "accelerate",
+    "huggingface-hub",
+    "hydra-core",
+    "numpy",
+    "omegaconf",
+    "peft",
+    "pyyaml",
+    "rich",
+    "safetensors",
+    "torch",
+    "transformers",
+}
+
+GB = 1e9
+LITTLE_MEMORY = 4 * GB  # the smallest base, its evaluation and torch itself
+LITTLE_DISK = 5 * GB  # a small base and a few checkpoints
+NO_DISK = 0.2 * GB  # not even one adapter with its optimizer state
+ANSWER_SECONDS = 4.0  # for nvidia-smi and for the Hub
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding. `fail` is for what every run needs, `warn` for what some runs need."""
+
+    mark: Mark
+    name: str
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.mark:<5} {self.name:<16} {self.text}" + (f" -> {self.remedy}" if self.remedy else "")
+
+
+Check = Callable[[], Iterator[Line]]
+
+
+def main(args: dict[str, str]) -> int:
+    """Print the report; 1 if something that every run needs is missing, otherwise 0.
+
+    `args` are overrides as for a run: `model=NAME` also says whether its weights are on this machine,
+    `run_dir=DIR` names the folder that must be writable.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    marks = []
+    for line in report(args):
+        print(redact(str(line)), flush=True)
+        marks.append(line.mark)
+    failed, warned = marks.count("fail"), marks.count("warn")
+    if failed:
+        print(f"\n{failed} of {len(marks)} checks failed: no run will work before that is put right")
+    else:
+        print(f"\nrunnable: {len(marks)} checks, {warned} with a remark")
+    return 1 if failed else 0
+
+
+def report(args: dict[str, str]) -> Iterator[Line]:
+    """The findings, in the order in which they are best put right."""
+    cfg = _configuration(args)
+    checks: list[tuple[str, Check]] = [
+        ("python", python),
+        ("packages", packages),
+        ("gpu", gpu),
+        ("cpu", cpu),
+        ("memory", memory),
+        ("bitsandbytes", quantisation),
+        ("disk", disk),
+        ("output folder", partial(output, cfg.run_dir if cfg else "outputs/run")),
+        ("hub", hub),
+        ("tracker", tracker),
+        ("embedded model", embedded),
+    ]
+    if cfg and args:
+        checks.append(("model", partial(model, cfg)))
+    for name, check in checks:
+        yield from _guarded(name, check)
+
+
+def _configuration(args: dict[str, str]) -> "ExperimentConfig | None":
+    """The experiment that a run with these overrides would have; None where Hydra is missing or broken."""
+    try:
+        from ftlab.composition import compose
+
+        return compose([f"{key}={value}" for key, value in args.items()])
+    except ConfigError:
+        if args:
+            raise
+        return None
+    except Exception:  # the package's own line tells
+        return None
+
+
+def _guarded(name: str, check: Check) -> Iterator[Line]:
+    """The findings of one check; what it cannot find out is a finding too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield from check()
+    except ModuleNotFoundError as error:
+        yield Line("warn", name, f"cannot be checked without {error.name}", f"pip install {error.name}")
+    except Exception as error:
+        yield Line("warn", name, f"cannot be checked ({_reason(error)})", "see the package's own message")
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+# --- software -------------------------------------------------------------------------------------------
+
+
+def python() -> Iterator[Line]:
+    """The interpreter's version against ftlab's range."""
+    wanted = _requires_python()
+    fits = _fits(platform.python_version(), wanted)
+    remedy = "" if fits else f"ftlab needs Python {wanted}"
+    yield Line("ok" if fits else "fail", "python", f"{platform.python_version()} ({sys.executable})", remedy)
+
+
+def packages() -> Iterator[Line]:
+    """Every requirement of ftlab: its version, and whether that is in range."""
+    for name, wanted in requirements().items():
+        missing: Mark = "fail" if name in ESSENTIAL else "warn"
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Line(missing, name, "not installed", f"pip install '{name}{wanted}'")
+            continue
+        if _fits(version, wanted):
+            yield Line("ok", name, version)
+        else:
+            yield Line(missing, name, f"{version} is not {wanted}", f"pip install '{name}{wanted}'")
+
+
+def requirements() -> dict[str, str]:
+    """Package name -> version range, of the installed distribution or of FLOORS."""
+    try:
+        stated = importlib.metadata.requires("ftlab") or []
+    except importlib.metadata.PackageNotFoundError:
+        stated = []
+    plain = [line for line in stated if "extra ==" not in line] or list(FLOORS)
+    split = (re.match(r"([A-Za-z0-9._-]+)(?:\[.*?\])? *([^;]*)", line) for line in plain)
+    return {found[1].lower(): found[2].strip(" ()") for found in split if found}
+
+
+def _requires_python() -> str:
+    try:
+        return importlib.metadata.metadata("ftlab")["Requires-Python"] or PYTHON
+    except importlib.metadata.PackageNotFoundError:
+        return PYTHON
+
+
+def _fits(version: str, wanted: str) -> bool:
+    """Whether a version lies in a range; true where `packaging` is not there to tell."""
+    try:
+        from packaging.specifiers import SpecifierSet
+    except ImportError:
+        return True
+    return SpecifierSet(wanted).contains(version, prereleases=True)
+
+
+def quantisation() -> Iterator[Line]:
+    """Whether bitsandbytes really quantises: a small matrix to NF4 and back, on the device of a run."""
+    import torch
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of optional CPU kernels
+    try:
+        import bitsandbytes.functional as bnb
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        matrix = torch.linspace(-1, 1, 64 * 64, device=device).reshape(64, 64)
+        packed, state = bnb.quantize_4bit(matrix, quant_type="nf4")
+        error = float((bnb.dequantize_4bit(packed, state) - matrix).abs().max())
+    except Exception as problem:
+        yield Line(
+            "warn", "bitsandbytes", f"does not work ({_reason(problem)})", "use quant=none, or reinstall it"
+        )
+        return
+    if error > 0.2:  # NF4's widest gap is 0.30, so half of it
+        yield Line("warn", "bitsandbytes", f"quantises wrongly (NF4 error {error:.2f})", "use quant=none")
+    else:
+        yield Line("ok", "bitsandbytes", f"NF4 works on the {device}")
+
+
+# --- hardware -------------------------------------------------------------------------------------------
+
+
+def gpu() -> Iterator[Line]:
+    """Every GPU that torch can use, or why there is none."""
+    try:
+        import torch
+    except Exception as error:
+        yield Line("fail", "gpu", f"torch cannot be imported ({_reason(error)})", "pip install 'torch>=2.10'")
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if not usable:
+        yield _without_gpu(torch.__version__, [str(one.message).splitlines()[0] for one in caught])
+        return
+    driver = _driver() or "unknown"
+    for index in range(torch.cuda.device_count()):
+        yield _gpu_line(index, driver)
+
+
+def _gpu_line(index: int, driver: str) -> Line:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    major, minor = torch.cuda.get_device_capability(index)
+    bf16 = major >= 8
+    text = (
+        f"{torch.cuda.get_device_name(index)}, driver {driver}, {free / GB:.1f} of {total / GB:.1f} GB free, "
+        f"compute capability {major}.{minor}, bf16 {'yes' if bf16 else 'no'}"
+    )
+    if not bf16:
+        return Line(
+            "warn", f"gpu {index}", text, "set model.dtype=float16 quant.bnb_4bit_compute_dtype=float16"
+        )
+    if free < total / 2:
+        return Line("warn", f"gpu {index}", text, "another process holds its memory (nvidia-smi names it)")
+    return Line("ok", f"gpu {index}", text)
+
+
+def _without_gpu(version: str, caught: list[str]) -> Line:
+    driver = _driver()
+    if driver is None:
+        return Line(
+            "warn", "gpu", "none: runs use the CPU", "model=tiny and model=smollm2_135m learn on a CPU too"
+        )
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return Line("warn", "gpu", "hidden by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES to use it")
+    reason = caught[0] if caught else "a build without CUDA, or one for a newer driver"
+    text = f"driver {driver} is there, but torch {version} does not use it ({reason})"
+    return Line("warn", "gpu", text, "install torch for that driver: https://pytorch.org/get-started/locally")
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version; None without one."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(found.stdout.split()), None)
+
+
+def cpu() -> Iterator[Line]:
+    """The cores this process may use, and the threads torch takes."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    text = f"{cores} cores, {threads} torch threads"
+    if threads > cores:
+        yield Line("warn", "cpu", text, f"set OMP_NUM_THREADS={cores}")
+    else:
+        yield Line("ok", "cpu", text)
+
+
+def memory() -> Iterator[Line]:
+    """What is free of the machine's memory, or of the container's share of it."""
+    total, free = _machine_memory()
+    limit, used = _container_memory()
+    total, free = min(total, limit), min(free, limit - used)
+    text = f"{free / GB:.1f} of {total / GB:.1f} GB free"
+    if free < LITTLE_MEMORY:
+        yield Line("warn", "memory", text, "choose model=tiny, or a smaller eval.batch_size")
+    else:
+        yield Line("ok", "memory", text)
+
+
+def _machine_memory() -> tuple[float, float]:
+    """Bytes in all, and available to new processes (in all again where the system does not tell)."""
+    try:
+        rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        sizes = {row[0]: 1024.0 * int(row[1]) for row in rows}
+        return sizes["MemTotal:"], sizes["MemAvailable:"]
+    except (OSError, KeyError, ValueError):
+        total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return total, total
+
+
+def _container_memory() -> tuple[float, float]:
+    """Limit and use of the control group in bytes, without file cache; no limit outside of one."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = float((group / "memory.max").read_text()), float((group / "memory.current").read_text())
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return float("inf"), 0.0
+    return limit, used - (float(cached[1]) if cached else 0.0)
+
+
+# --- folders --------------------------------------------------------------------------------------------
+
+
+def disk() -> Iterator[Line]:
+    """Free space here and where weights are kept."""
+    places = {"disk here": Path.cwd()}
+    try:
+        from huggingface_hub import constants
+
+        from ftlab import weights
+
+        places |= {"disk ftlab cache": weights.cache(), "disk Hub cache": Path(constants.HF_HUB_CACHE)}
+    except Exception:
+        pass  # the packages' own lines tell
+    for name, folder in places.items():
+        yield _disk_line(name, folder)
+
+
+def _disk_line(name: str, folder: Path) -> Line:
+    free = shutil.disk_usage(_nearest(folder)).free
+    text = f"{free / GB:.1f} GB free at {folder}"
+    if free < NO_DISK:
+        return Line("fail" if name == "disk here" else "warn", name, text, "make room")
+    if free < LITTLE_DISK:
+        return Line(
+            "warn", name, text, "enough for a small model only: make room, or set HF_HOME or FTLAB_CACHE"
+        )
+    return Line("ok", name, text)
+
+
+def _nearest(folder: Path) -> Path:
+    """`folder`, or the closest one above it that exists."""
+    folder = folder.expanduser().absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def output(run_dir: str) -> Iterator[Line]:
+    """Whether the folder that would hold the run's folder can be written."""
+    folder = Path(run_dir).expanduser().absolute().parent
+    try:
+        with tempfile.TemporaryFile(dir=_nearest(folder)) as file:
+            file.write(b"ftlab")
+    except OSError as error:
+        yield Line(
+            "fail", "output folder", f"{folder} cannot be written ({error.strerror})", "set run_dir=DIR"
+        )
+        return
+    yield Line("ok", "output folder", f"{folder} is writable")
+
+
+# --- elsewhere ------------------------------------------------------------------------------------------
+
+
+def hub() -> Iterator[Line]:
+    """Whether the Hub may be asked, answers, and knows who asks."""
+    from huggingface_hub import get_token
+
+    from ftlab import weights
+
+    address = weights.endpoint() + (" (HF_ENDPOINT)" if os.environ.get("HF_ENDPOINT") else "")
+    login = "logged in" if get_token() else "not logged in (gated models need `hf auth login`)"
+    if weights.offline():
+        remedy = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to download"
+        yield Line("ok", "hub", f"offline by your environment, cached models only; {remedy}")
+        return
+    problem = _unreachable(weights.endpoint())
+    if problem:
+        remedy = "set HF_ENDPOINT to a mirror, or use model=tiny or model=smollm2_135m, which need no Hub"
+        yield Line("warn", "hub", f"{address} does not answer ({problem})", remedy)
+    else:
+        yield Line("ok", "hub", f"{address} answers; {login}")
+
+
+def _unreachable(address: str) -> str | None:
+    """Why no answer comes from an address; any answer at all, an HTTP error too, is one."""
+    from ftlab import weights
+
+    def ask() -> None:
+        urllib.request.urlopen(address, timeout=ANSWER_SECONDS).close()
+
+    try:
+        weights.within(ANSWER_SECONDS, ask)
+    except urllib.error.HTTPError:
+        return None
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def tracker() -> Iterator[Line]:
+    """Whether W&B would record online or offline; the key itself is never shown."""
+    try:
+        version = importlib.metadata.version("wandb")
+    except importlib.metadata.PackageNotFoundError:
+        yield Line("warn", "tracker", "wandb is not installed", "pip install wandb, or set tracker=none")
+        return
+    mode = os.environ.get("WANDB_MODE", "").lower()
+    if mode in ("offline", "dryrun", "disabled"):
+        yield Line("ok", "tracker", f"wandb {version}, {mode} by WANDB_MODE")
+    elif _wandb_key():
+        yield Line("ok", "tracker", f"wandb {version}, a key is set: runs are recorded online")
+    else:
+        text = f"wandb {version}, no key: runs are recorded offline (`wandb login` or WANDB_API_KEY: online)"
+        yield Line("ok", "tracker", text)
+
+
+def _wandb_key() -> bool:
+    """Whether W&B would find a key, without importing it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    for path in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
+        try:
+            return netrc.netrc(os.path.expanduser(path)).authenticators(host) is not None
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def embedded() -> Iterator[Line]:
+    """Whether the model of the quickstart is whole."""
+    from ftlab import weights
+    from ftlab.config import ModelConfig
+
+    try:
+        weights.on_disk(ModelConfig(name="tiny", id="embedded:tiny"))
+    except FtlabError as error:
+        yield Line("warn", "embedded model", str(error))
+        return
+    yield Line("ok", "embedded model", "model=tiny is there and needs no network")
+
+
+def model(cfg: "ExperimentConfig") -> Iterator[Line]:
+    """Whether the named model's weights lie on this machine."""
+    from ftlab import weights
+
+    try:
+        located = weights.on_disk(cfg.model)
+    except FtlabError as error:
+        yield Line("warn", "model", str(error))
+        return
+    if located is None:
+        remedy = f"python -m ftlab fetch model={cfg.model.name}"
+        yield Line("warn", "model", f"{cfg.model.name} ({cfg.model.id}) is not on this machine", remedy)
+    else:
+        yield Line("ok", "model", f"{cfg.model.name} needs no network: {located.folder} ({located.note})")

@@ -1,0 +1,107 @@
+"""python -m ftlab eval run=DIR [data=OPTION] [KEY=VALUE ...]: score a finished run again.
+
+The run's config.yaml is the base; `data=OPTION` (or another group) replaces that node, `KEY=VALUE` a value.
+"""
+
+import json
+import time
+from typing import Any
+
+import yaml
+
+from ftlab import config
+from ftlab.composition import group_node, suggestions, typed_from_tree
+from ftlab.config import ExperimentConfig
+from ftlab.errors import InputError
+from ftlab.redact import redact_tree
+from ftlab.run_dir import RunDir, find_run, finite, tree_of, write_atomic
+
+GROUPS = ("data", "eval", "quant")
+NODES = ("data.", "eval.", "quant.", "model.dtype", "model.attn_implementation", "model.id", "model.revision")
+
+
+def main(arguments: dict[str, str]) -> int:
+    """Score on the test split, print the scores beside the run's own, write them under `evaluations/`.
+
+    Raises:
+        InputError: a key that an evaluation does not read, or a folder without a finished run.
+    """
+    if "run" not in arguments:
+        raise InputError("eval needs a run: python -m ftlab eval run=DIR [data=OPTION] [eval.max_rows=N]")
+    arguments = dict(arguments)
+    folder = find_run(arguments.pop("run"))
+    split = arguments.pop("split", "test")
+    if split not in ("test", "validation"):
+        raise InputError(f"split={split} must be test or validation")
+    cfg = configuration(folder, arguments)
+    return _evaluate(folder, cfg, split, arguments)
+
+
+def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig:
+    """The run's configuration with groups replaced first and keys set after, all values plain text.
+
+    Raises:
+        InputError: an unknown key or value.
+    """
+    tree = tree_of(folder)
+    for key in [key for key in arguments if key in GROUPS]:
+        tree[key] = group_node(key, arguments[key])
+    for key, text in arguments.items():
+        if key in GROUPS:
+            continue
+        if key not in config.keys() or not key.startswith(NODES):
+            raise InputError(
+                f"{key}={text} is nothing that eval reads. Did you mean: {', '.join(suggestions(key))}? "
+                f"It takes run, split, {', '.join(GROUPS)} and keys below data, eval and quant"
+            )
+        _set(tree, key, text)
+    return typed_from_tree(tree)
+
+
+def _set(tree: dict[str, Any], key: str, text: str) -> None:
+    """Plain text as the value of a key: numbers, true/false and null as YAML reads them, the rest as text."""
+    *path, last = key.split(".")
+    node = tree
+    for part in path:
+        node = node[part]
+    is_text = "str" in str(config.keys()[key]) and text != "null"
+    node[last] = text if is_text else yaml.safe_load(text)
+
+
+def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict[str, str]) -> int:
+    from ftlab import data
+    from ftlab.evaluate import Split, prediction_rows
+    from ftlab.experiment import make_accelerator, quiet
+    from ftlab.models import load_result
+    from ftlab.terminal import Terminal
+    from ftlab.train.loss import leaks
+
+    quiet()
+    terminal = Terminal()
+    splits = data.load(cfg.data)
+    accelerator = make_accelerator(cfg)
+    with terminal.phase("load"):
+        tokenizer, model = load_result(folder.path, cfg, accelerator.device)
+    name = "test" if split == "test" else "eval"
+    scored = Split(name, splits.test if split == "test" else splits.validation, tokenizer, cfg)
+    with accelerator.autocast():
+        flat = not leaks(model, scored.encoded, accelerator.device)
+    with terminal.phase("evaluate"), terminal.progress(len(scored.rows), what="evaluate") as bar:
+        scores = scored.score(model, accelerator, flat, lambda done: bar.update(done, {}))
+    before = {key: value for key, value in folder.summary.get("tuned", {}).items() if key.startswith(name + "/")}
+    terminal.scores(before, scores.metrics, {"tuned": scores.intervals}, columns=("run", "now"))
+    stem = f"evaluations/{time.strftime('%Y%m%d-%H%M%S')}"
+    (folder / "evaluations").mkdir(exist_ok=True)
+    record = {
+        "arguments": arguments,
+        "metrics": scores.metrics,
+        "intervals": scores.intervals,
+        "rows": len(scored.rows),
+        "data": cfg.data.name,
+        "data_sha256": splits.sha256,
+    }
+    write_atomic(folder / f"{stem}.json", json.dumps(finite(redact_tree(record)), indent=2) + "\n")
+    rows = prediction_rows(scored, None, scores.answers)
+    folder.write_rows(f"{stem}.jsonl", rows)
+    terminal.note(f"written: {folder / stem}.json (scores) and .jsonl (answers)")
+    return 0

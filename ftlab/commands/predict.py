@@ -1,0 +1,83 @@
+"""python -m ftlab predict run=DIR context=TEXT question=TEXT: SQL from a tuned run, alone on stdout."""
+
+import json
+from pathlib import Path
+
+from ftlab.commands import check_keys
+from ftlab.composition import typed_from_tree
+from ftlab.errors import InputError
+from ftlab.run_dir import find_run, tree_of
+
+KEYS = ("run", "question", "context", "max_new_tokens", "input")
+
+
+def main(arguments: dict[str, str]) -> int:
+    """Print one answer a question. `input=FILE` reads JSON lines of {question, context} instead.
+
+    Raises:
+        InputError: a missing argument, or a folder without a finished run.
+    """
+    check_keys("predict", arguments, KEYS)
+    if "run" not in arguments:
+        raise InputError("predict needs a run: python -m ftlab predict run=DIR question=TEXT context=TEXT")
+    folder = find_run(arguments["run"])
+    cfg = typed_from_tree(tree_of(folder))
+    asked = _asked(arguments, "{context}" in cfg.data.prompt)
+
+    from accelerate import Accelerator
+
+    from ftlab.data.prompts import prompt_ids
+    from ftlab.experiment import make_accelerator, quiet
+    from ftlab.generate import generate
+    from ftlab.models import load_result
+
+    quiet()
+    accelerator: Accelerator = make_accelerator(cfg)
+    tokenizer, model = load_result(folder.path, cfg, accelerator.device)
+    prompts = [prompt_ids(tokenizer, cfg.data.prompt, question, context) for question, context in asked]
+    with accelerator.autocast():
+        answers = generate(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=_positive(arguments, "max_new_tokens", cfg.eval.max_new_tokens),
+            batch_size=cfg.eval.batch_size,
+        )
+    print("\n".join(answers))
+    return 0
+
+
+def _asked(arguments: dict[str, str], needs_context: bool) -> list[tuple[str, str]]:
+    if "input" in arguments:
+        return _questions(Path(arguments["input"]).expanduser())
+    missing = [key for key in ("question", *(["context"] if needs_context else [])) if not arguments.get(key)]
+    if missing:
+        raise InputError(
+            f"predict needs {' and '.join(key + '=TEXT' for key in missing)}, or input=FILE (JSON lines with question "
+            'and context): python -m ftlab predict run=DIR context="CREATE TABLE t (a INT)" question="How many rows?"'
+        )
+    return [(arguments["question"], arguments.get("context", ""))]
+
+
+def _questions(file: Path) -> list[tuple[str, str]]:
+    asked = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"input={file} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            asked.append((str(row["question"]), str(row.get("context", ""))))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f'{file}:{number}: not a JSON object with "question" (and "context")') from None
+    if not asked:
+        raise InputError(f"input={file} holds no question")
+    return asked
+
+
+def _positive(arguments: dict[str, str], key: str, default: int) -> int:
+    text = arguments.get(key, str(default))
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"{key}={text} must be a whole number of at least 1")
+    return int(text)

@@ -1,0 +1,432 @@
+"""Hydra composes `conf/` and `sweeps/` into a typed, checked ExperimentConfig. Never imports torch.
+
+Every override is looked at before Hydra composes, so that a misspelt group, option or key is answered
+with the nearest right one, and `+key` of an unknown key is refused instead of dropped.
+"""
+
+import difflib
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf, ValidationError
+from omegaconf.errors import OmegaConfBaseException
+
+from ftlab import config
+from ftlab.config import ExperimentConfig
+from ftlab.errors import ConfigError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def _shipped(name: str) -> Path:
+    """A top-level folder of the repository, which a wheel holds inside the package."""
+    return PACKAGE / name if (PACKAGE / name).is_dir() else PACKAGE.parent / name
+
+
+CONF = _shipped("conf")
+SWEEPS = _shipped("sweeps")
+
+PATH_KEYS = ("data.path", "run_dir", "lora.init_from", "model.id")
+
+# What other tools call these keys.
+ALIASES = {
+    "learning_rate": "trainer.lr",
+    "lora_rank": "lora.r",
+    "rank": "lora.r",
+    "lora_r": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "per_device_train_batch_size": "trainer.micro_batch_size",
+    "train_batch_size": "trainer.global_batch_size",
+    "batch_size": "trainer.global_batch_size",
+    "gradient_accumulation_steps": "trainer.global_batch_size",
+    "per_device_eval_batch_size": "eval.batch_size",
+    "num_train_epochs": "trainer.epochs",
+    "num_epochs": "trainer.epochs",
+    "steps": "trainer.max_steps",
+    "save_steps": "trainer.save_every",
+    "eval_steps": "eval.every",
+    "logging_steps": "trainer.log_every",
+    "save_total_limit": "trainer.keep",
+    "gradient_checkpointing": "trainer.activation_checkpointing",
+    "optimizer": "trainer.optim",
+    "scheduler": "trainer.lr_scheduler_type",
+    "lr_scheduler": "trainer.lr_scheduler_type",
+    "warmup_ratio": "trainer.warmup_steps",
+    "train_on_inputs": "trainer.loss_on",
+    "max_seq_length": "data.max_length",
+    "max_length": "data.max_length",
+    "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "dataset": "data.path",
+    "dataset_name": "data.hub_id",
+    "val_set_size": "data.validation",
+    "model_name_or_path": "model.id",
+    "base_model": "model.id",
+    "torch_dtype": "model.dtype",
+    "load_in_4bit": "quant.load_in_4bit",
+    "output_dir": "run_dir",
+    "report_to": "tracker",
+    "metric_for_best_model": "objective",
+}
+
+
+class SweepsSource(ConfigSource):
+    """Serves the top-level folder `sweeps/` as the config group `sweep`."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "sweeps"
+
+    def _file(self, config_path: str) -> Path | None:
+        group, _, name = config_path.partition("/")
+        return SWEEPS / self._normalize_file_name(name) if group == "sweep" and name else None
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = self._file(config_path)
+        if file is None or not file.is_file():
+            raise ConfigLoadError(f"Config not found: {config_path}")
+        text = file.read_text(encoding="utf-8")
+        return ConfigResult(
+            config=cast(DictConfig, OmegaConf.create(text)),
+            path=f"{self.scheme()}://{self.path}",
+            provider=self.provider,
+            header=self._get_header_dict(text),
+        )
+
+    def available(self) -> bool:
+        return SWEEPS.is_dir()
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ("", "sweep")
+
+    def is_config(self, config_path: str) -> bool:
+        file = self._file(config_path)
+        return file is not None and file.is_file()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "":
+            return ["sweep"] if results_filter in (None, ObjectType.GROUP) else []
+        if config_path == "sweep" and results_filter in (None, ObjectType.CONFIG):
+            return sorted(file.stem for file in SWEEPS.glob("*.yaml"))
+        return []
+
+
+class SweepsPath(SearchPathPlugin):
+    """Puts `sweeps/` on Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("ftlab", "sweeps://sweeps")
+
+
+def register() -> None:
+    """Tell Hydra of the schema and of the `sweep` group; safe to call again."""
+    config.register()
+    for plugin in (SweepsSource, SweepsPath):
+        Plugins.instance().register(plugin)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A checked experiment with what Hydra knows of it."""
+
+    config: ExperimentConfig
+    tree: dict[str, Any]  # the resolved configuration as plain containers
+    hydra: dict[str, Any]
+    overrides: list[str]
+    changed: set[str]  # dotted keys whose value differs from the defaults of config.yaml
+
+
+def compose(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> ExperimentConfig:
+    """The experiment that `python -m ftlab OVERRIDES` runs.
+
+    Raises:
+        ConfigError: an override or a rule across keys is wrong; all problems are listed.
+    """
+    return composition(overrides, config_dir=config_dir).config
+
+
+def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Composition:
+    """`compose`, with Hydra's own record and the keys that differ from the defaults."""
+    overrides = with_home(overrides)
+    with hydra_session():
+        extra = search_path(config_dir)
+        check_overrides(overrides, extra=extra)
+        whole = _composed([*overrides, *extra])
+        default = _composed([])
+        tree, base = _plain(whole), _plain(default)
+        typed = to_typed(whole)
+        changed = {key for key, value in flatten(tree).items() if flatten(base).get(key) != value}
+        return Composition(
+            typed, tree, _hydra_record(whole), list(overrides), changed - {"run_dir", "run_name", "model.name"}
+        )
+
+
+def of_job(cfg: DictConfig, hydra: DictConfig) -> Composition:
+    """One job of a multirun, with the folder that Hydra gave it as its run folder."""
+    tree = _plain(cfg)
+    tree["run_dir"] = str(hydra.runtime.output_dir)
+    tree["run_name"] = f"{Path(hydra.sweep.dir).name}-{hydra.job.num}"
+    record = cast(dict[str, Any], OmegaConf.to_container(hydra, resolve=False))
+    changed = {override.partition("=")[0] for override in hydra.overrides.task}
+    return Composition(typed_from_tree(tree), tree, record, list(hydra.overrides.task), changed)
+
+
+@contextmanager
+def hydra_session() -> Iterator[None]:
+    """Hydra's global state, set up on `conf/` and cleared again."""
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="ftlab"):
+        yield
+
+
+def search_path(config_dir: str | None) -> list[str]:
+    """The override that adds `--config-dir`."""
+    if config_dir is None:
+        return []
+    folder = Path(config_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir={config_dir} is not a folder")
+    return [f"hydra.searchpath=[{quoted('file://' + str(folder))}]"]
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    try:
+        return hydra_compose("config", overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from None
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """Resolved plain containers without Hydra's node; missing and unresolvable values are errors."""
+    job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    missing = OmegaConf.missing_keys(job)
+    if missing:
+        raise ConfigError(*(f"{key} has no value: set {key}=VALUE" for key in sorted(missing)))
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(job, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from None
+
+
+def _hydra_record(cfg: DictConfig) -> dict[str, Any]:
+    """Hydra's own node, unresolved: parts of it exist only while Hydra runs a job."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False))
+
+
+def to_typed(cfg: DictConfig) -> ExperimentConfig:
+    """Dataclasses from a composed (or loaded and merged) configuration, checked as a whole."""
+    return typed_from_tree(_plain(cfg))
+
+
+def typed_from_tree(tree: dict[str, Any]) -> ExperimentConfig:
+    """An ExperimentConfig from plain containers, e.g. a run's config.yaml.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a broken rule.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), tree)
+        typed = cast(ExperimentConfig, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from None
+    return config.check(typed)
+
+
+def to_tree(cfg: ExperimentConfig) -> dict[str, Any]:
+    """Plain containers of a typed configuration, the counterpart of `typed_from_tree`."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg)))
+
+
+def group_node(group: str, option: str) -> dict[str, Any]:
+    """The node that `group=option` composes to, e.g. the whole `data` node of `data=sql_synth`."""
+    with hydra_session():
+        check_overrides([f"{group}={option}"])
+        return cast(dict[str, Any], _plain(_composed([f"{group}={option}"]))[group])
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# --- overrides, looked at before Hydra composes ---------------------------------------------------------
+
+
+def with_home(overrides: Sequence[str]) -> list[str]:
+    """`~` of a path value as the home folder; Hydra's grammar has another use for that character."""
+    result = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if equals and key.lstrip("+") in PATH_KEYS and value.startswith("~"):
+            text = f"{key}={quoted(os.path.expanduser(value))}"
+        result.append(text)
+    return result
+
+
+def quoted(value: str) -> str:
+    """`value` as a quoted string of Hydra's grammar."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def check_overrides(overrides: Sequence[str], *, multirun: bool = False, extra: Sequence[str] = ()) -> None:
+    """Refuse what Hydra would drop, misread or answer without a suggestion. Needs a Hydra session.
+
+    Raises:
+        ConfigError: every wrong override, each with its nearest right forms.
+    """
+    groups = {} if extra else config_groups()
+    problems = []
+    for text in overrides:
+        problem = _problem(text, groups or config_groups(extra), multirun)
+        if problem:
+            problems.append(problem)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def config_groups(extra: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Every config group with its options."""
+    hydra = GlobalHydra.instance().hydra
+    if hydra is None:
+        raise RuntimeError("config_groups needs a Hydra session")
+    loader = hydra.config_loader
+    groups = {name: sorted(loader.get_group_options(name)) for name in loader.list_groups("") if name != "hydra"}
+    for folder in extra:
+        _add_folder(groups, folder)
+    return groups
+
+
+def _add_folder(groups: dict[str, list[str]], override: str) -> None:
+    """Options of a `--config-dir`, which Hydra itself adds to its loader only while composing."""
+    _, _, listed = override.partition("[")
+    folder = Path(listed.rstrip("]").strip('"').removeprefix("file://"))
+    for file in folder.glob("*/*.yaml"):
+        groups.setdefault(file.parent.name, []).append(file.stem)
+
+
+def _problem(text: str, groups: dict[str, list[str]], multirun: bool) -> str | None:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except (HydraException, OmegaConfBaseException):
+        return _grammar_problem(text)
+    key = override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return "hydra.run.dir is not used: name the run's folder with run_dir=DIR" if key == "hydra.run.dir" else None
+    if override.type == OverrideType.DEL:
+        return f"{text} deletes a key; the configuration's keys are fixed: set {key}=null or another value"
+    if override.is_sweep_override() and not multirun:
+        return f"{text} names several values: add --multirun to try them all, or quote the value: {_quoted_form(text)}"
+    if key in groups:
+        return _option_problem(override, groups[key])
+    if key in config.keys():
+        return None
+    near = suggestions(key, groups)
+    return f"{key} is no key or group of the configuration. Did you mean: {', '.join(near)}?"
+
+
+def _option_problem(override: Override, options: list[str]) -> str | None:
+    group = override.key_or_group
+    values = [override.value()] if not override.is_sweep_override() else list(override.sweep_string_iterator())
+    for value in values:
+        if value is None and group in ("experiment", "sweep"):
+            continue
+        if str(value).strip("'\"") not in options:
+            near = difflib.get_close_matches(str(value), options, n=3, cutoff=0.3)
+            hint = f" Did you mean: {', '.join(near)}?" if near else ""
+            return f"{group}={value} is no option of {group}.{hint} Options: {', '.join(options)}"
+    return None
+
+
+def _grammar_problem(text: str) -> str:
+    if "=" not in text:
+        return f"{text!r} is not of the form key=value"
+    return f"{text}: the value has characters of Hydra's grammar. Type it quoted: {_quoted_form(text)}"
+
+
+def _quoted_form(text: str) -> str:
+    key, _, value = text.partition("=")
+    return shlex.quote(f"{key}={quoted(value)}")
+
+
+def suggestions(key: str, groups: dict[str, list[str]] | None = None, n: int = 3) -> list[str]:
+    """The right keys nearest to a wrong one: other tools' names first, then the spelling of the whole key,
+    then that of its last part."""
+    known = [*config.keys(), *(groups or {})]
+    last = key.rpartition(".")[2]
+    lasts = {name.rpartition(".")[2]: name for name in known}
+    alias = difflib.get_close_matches(last, ALIASES, n=1, cutoff=0.85)
+    exact = [name for name in known if name.rpartition(".")[2] == last]
+    whole = difflib.get_close_matches(key, known, n=n, cutoff=0.5)
+    part = [lasts[name] for name in difflib.get_close_matches(last, lasts, n=n, cutoff=0.5)]
+    ranked = sorted({*whole, *part}, key=lambda name: -_likeness(key, name))
+    found = dict.fromkeys([ALIASES[a] for a in alias] + exact + ranked)
+    return list(found)[:n] or list(difflib.get_close_matches(key, known, n=n, cutoff=0.0))
+
+
+def _likeness(key: str, name: str) -> float:
+    last = difflib.SequenceMatcher(None, key.rpartition(".")[2], name.rpartition(".")[2]).ratio()
+    return max(difflib.SequenceMatcher(None, key, name).ratio(), 0.85 * last)
+
+
+TYPE_WORDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+
+
+def explain(error: Exception) -> str:
+    """One or two plain sentences for an exception of Hydra or OmegaConf."""
+    cause = error
+    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cast(Exception, cause.__cause__)
+    key = getattr(cause, "full_key", None) or ""
+    message = str(getattr(cause, "msg", None) or cause).strip().splitlines()[0]
+    if isinstance(cause, ValidationError) and key:
+        value = getattr(cause, "value", None)
+        for name, words in TYPE_WORDS.items():
+            if message.endswith(f"could not be converted to {name}"):
+                shown = message.split("'")[1] if "'" in message else value
+                return f"{key}={shown} must be {words}"
+        if "not Optional" in message:
+            return f"{key}=null must have a value"
+    if "not in '" in message and key:
+        where = str(error).strip().splitlines()[0]
+        prefix = where.split(":")[0] + ": " if where.startswith("In ") else ""
+        return f"{prefix}{key} is no key of the configuration. Did you mean: {', '.join(suggestions(key))}?"
+    return f"{key}: {message}" if key and key not in message else message
+
+
+def load_tree(file: Path) -> dict[str, Any]:
+    """A resolved configuration that a run wrote."""
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: not readable as a configuration ({str(error).splitlines()[0]})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: holds no configuration")
+    return tree

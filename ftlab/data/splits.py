@@ -1,0 +1,161 @@
+"""Rows and how they are divided: by whole groups, never by chance over rows, and the same every time.
+
+Every choice orders things by a hash of the seed and the thing itself. So it depends neither on the order of
+rows, nor on other splits, nor on PYTHONHASHSEED, and a larger `train_rows` only adds rows.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from ftlab.config import DataConfig
+from ftlab.errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question over one schema with its SQL; rows of one `group` (database or schema) never part."""
+
+    id: str
+    question: str
+    context: str
+    answer: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a source holds; None stands for a split it does not have, which is then taken from `train`."""
+
+    train: list[Example]
+    validation: list[Example] | None = None
+    test: list[Example] | None = None
+    notes: list[str] = field(default_factory=list)
+    grouped_by: str = "context"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of one experiment. `sha256` covers the text of all rows in order; `notes` are for the user."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    sha256: str
+    notes: list[str]
+
+
+def divide(parts: Parts, cfg: DataConfig) -> Splits:
+    """Take the splits that `parts` lacks from its train rows, then keep `train_rows` and `test_rows` of them.
+
+    Raises DataError where there are too few rows or groups to take a split from.
+    """
+    notes = list(parts.notes)
+    train, validation, test = parts.train, parts.validation, parts.test
+    if test is None:
+        train, test = carve(train, cfg.test_size, cfg.split_seed, "test_size", parts.grouped_by)
+        notes.append(_taken("test", test, parts.grouped_by))
+    if validation is None:
+        train, validation = carve(train, cfg.validation, cfg.split_seed, "validation", parts.grouped_by)
+        notes.append(_taken("validation", validation, parts.grouped_by))
+    kept, scored = cap(train, cfg.train_rows, cfg.split_seed), cap(test, cfg.test_rows, cfg.split_seed)
+    notes += _capped("train", train, kept) + _capped("test", test, scored)
+    for name, rows in (("validation", validation), ("test", scored)):
+        notes += _shared(name, rows, kept)
+    return Splits(kept, validation, scored, fingerprint(kept, validation, scored), notes)
+
+
+def carve(
+    rows: list[Example], size: float, seed: int, key: str, grouped_by: str = "context"
+) -> tuple[list[Example], list[Example]]:
+    """Divide `rows` into (rest, taken) by whole groups, `taken` as near to `size` as groups allow.
+
+    `size` is a number of rows, or a fraction of them below 1; both sides get at least one group and keep the
+    order of `rows`. `data.<key>` is the setting that an error names.
+    """
+    counts = Counter(row.group for row in rows)
+    wanted = round(size) if size >= 1 else max(1, round(size * len(rows)))
+    if len(counts) < 2:
+        raise DataError(
+            f"data.{key}={size:g} cannot be taken from {len(rows):,} rows: all share one {grouped_by}, "
+            f"and rows of one {grouped_by} stay together.\nAdd a {key.removesuffix('_size')} file beside train, "
+            "or name a column that tells groups apart: data.columns.group=NAME"
+        )
+    if wanted >= len(rows):
+        raise DataError(
+            f"data.{key}={size:g} leaves nothing to train on: there are {len(rows):,} rows.\n"
+            f"Ask for fewer, or for a share of them: data.{key}=0.1"
+        )
+    chosen = _choose(counts, wanted, f"{key}/{seed}")
+    return [row for row in rows if row.group not in chosen], [row for row in rows if row.group in chosen]
+
+
+def _choose(counts: Counter[str], wanted: int, salt: str) -> set[str]:
+    """Groups in hashed order while they fit; then the smallest other one if that comes nearer to `wanted`."""
+    order = sorted(counts, key=lambda group: _draw(salt, group))
+    chosen: set[str] = set()
+    missing = wanted
+    for group in order:
+        if counts[group] <= missing:
+            chosen.add(group)
+            missing -= counts[group]
+    others = [group for group in order if group not in chosen]
+    nearest = min(others, key=lambda group: counts[group])
+    if not chosen or (len(others) > 1 and counts[nearest] - missing < missing):
+        chosen.add(nearest)
+    return chosen
+
+
+def cap(rows: list[Example], limit: int | None, seed: int) -> list[Example]:
+    """At most `limit` of `rows`, in their order. A larger limit keeps the rows of a smaller one."""
+    if limit is None or limit >= len(rows):
+        return rows
+    drawn = sorted(range(len(rows)), key=lambda i: _draw(f"rows/{seed}", _text(rows[i])))
+    return [rows[i] for i in sorted(drawn[:limit])]
+
+
+def fingerprint(*splits: Iterable[Example]) -> str:
+    """sha256 (hex) over the text of all rows in order; names of files and splits do not count."""
+    digest = sha256()
+    for rows in splits:
+        digest.update(b"split\n")
+        for row in rows:
+            digest.update(_text(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _text(row: Example) -> str:
+    return json.dumps([row.question, row.context, row.answer, row.group])
+
+
+def _draw(salt: str, text: str) -> bytes:
+    return sha256(f"{salt}/{text}".encode(errors="surrogatepass")).digest()
+
+
+def _taken(name: str, rows: list[Example], grouped_by: str) -> str:
+    groups = len({row.group for row in rows})
+    return f"{name}: {len(rows):,} rows taken from train by whole groups ({groups:,} by {grouped_by})"
+
+
+def _capped(name: str, rows: list[Example], kept: list[Example]) -> list[str]:
+    if len(kept) == len(rows):
+        return []
+    return [f"{name}: {len(kept):,} of {len(rows):,} rows kept (data.{name}_rows)"]
+
+
+def _shared(name: str, rows: list[Example], train: list[Example]) -> list[str]:
+    """Lines for what a split shares with train, which makes its scores look better than they are."""
+    known = {row.context for row in train} - {""}
+    contexts = {row.context for row in rows}
+    asked = {(row.question, row.context) for row in train}
+    again = sum((row.question, row.context) in asked for row in rows)
+    notes = []
+    if both := len(contexts & known):
+        notes.append(f"{name}: {both:,} of its {len(contexts):,} contexts also occur in train")
+    if again:
+        notes.append(
+            f"{name}: {again:,} of its {len(rows):,} rows ask a question of train over the same context"
+        )
+    return notes

@@ -1,0 +1,216 @@
+"""Rows of your own or of the Hub: finding the files, checking their columns, and turning rows into examples.
+
+Everything that can be wrong with a row is found here, before weights load; errors name file, line and remedy.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ftlab.config import ColumnsConfig, DataConfig
+from ftlab.data import hub, rows
+from ftlab.data.prompts import uses_context
+from ftlab.data.rows import Fault, Located
+from ftlab.data.splits import Example, Parts
+from ftlab.errors import DataError
+
+PREFIXES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test",),
+}
+# Names under which other text-to-SQL and instruction data keep the same thing, likeliest first.
+_ALIASES = {
+    "question": ("instruction", "sql_prompt", "prompt", "utterance", "input", "text"),
+    "context": ("schema", "sql_context", "create_table", "full_context", "input"),
+    "answer": ("sql", "query", "output", "response", "completion", "target"),
+}
+
+
+def load(cfg: DataConfig) -> Parts:
+    """The rows of `cfg.path` (a file or a folder) or, without a path, of the Hub data set `cfg.hub_id`.
+
+    Raises DataError for files that are missing or hold rows that cannot be used.
+    """
+    if not cfg.path:
+        return _from_hub(cfg)
+    path = Path(cfg.path).expanduser()
+    found = _split_files(path) if path.is_dir() else {"train": [_existing(path)]}
+    examples = {
+        name: [row for file in files for row in _examples(file, cfg)] for name, files in found.items()
+    }
+    notes = [f"{name}: {len(examples[name]):,} rows from {_listed(files)}" for name, files in found.items()]
+    return _parts(examples, notes, cfg)
+
+
+def _from_hub(cfg: DataConfig) -> Parts:
+    tables, read_from = hub.tables(str(cfg.hub_id), cfg.hub_revision)
+    examples = {
+        name: parse(f"{cfg.hub_id} ({name})", "row", list(enumerate(table, start=1)), cfg, f"{name}:")
+        for name, table in tables.items()
+    }
+    notes = [f"{name}: {len(found):,} rows from {read_from}" for name, found in examples.items()]
+    return _parts(examples, notes, cfg)
+
+
+def _parts(examples: dict[str, list[Example]], notes: list[str], cfg: DataConfig) -> Parts:
+    named = any(row.group not in (row.context, row.question) for row in examples["train"])
+    return Parts(
+        examples["train"],
+        examples.get("validation"),
+        examples.get("test"),
+        notes,
+        cfg.columns.group if named else "context",
+    )
+
+
+def _existing(path: Path) -> Path:
+    if path.exists():
+        return path
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+    raise DataError(
+        f"data.path={path} does not exist.{hint}\n"
+        f"Name a file ({', '.join(rows.SUFFIXES)}) or a folder with train* and perhaps test* files."
+    )
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split of a folder, shards in order; a lone file of another name is all there is."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and rows.suffix(path)]
+    found = {name: [f for f in files if f.name.lower().startswith(known)] for name, known in PREFIXES.items()}
+    found = {name: paths for name, paths in found.items() if paths}
+    if not found and len(files) == 1:
+        found = {"train": files}
+    if not files and (folder / "data").is_dir():
+        return _split_files(folder / "data")
+    if "train" not in found:
+        held = ", ".join(path.name for path in sorted(folder.iterdir())[:8]) or "nothing"
+        raise DataError(
+            f"data.path={folder} holds no train* file ({', '.join(rows.SUFFIXES)}); it holds {held}.\n"
+            "Rename the training file to train.jsonl, or name one file: data.path=FILE"
+        )
+    for paths in found.values():
+        _refuse_copies(paths)
+    return found
+
+
+def _refuse_copies(paths: list[Path]) -> None:
+    """train.csv beside train.jsonl is one split twice, not two shards."""
+    stems: dict[str, Path] = {}
+    for path in paths:
+        stem = path.name[: -len(rows.suffix(path))].lower()
+        if stem in stems:
+            raise DataError(
+                f"{stems[stem]} and {path.name} look like two copies of one split.\n"
+                f"Keep one of them, or name the file to read: data.path={path}"
+            )
+        stems[stem] = path
+
+
+def _listed(files: list[Path]) -> str:
+    return str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+
+
+def _examples(file: Path, cfg: DataConfig) -> list[Example]:
+    return parse(str(file), rows.unit(file), rows.read(file), cfg, f"{file.name}:")
+
+
+def parse(name: str, unit: str, located: list[Located], cfg: DataConfig, prefix: str) -> list[Example]:
+    """Examples of all rows of the file `name`, or one DataError that places what is wrong with them.
+
+    `located` holds the rows with their numbers, counted in `unit`; ids are `prefix` and that number.
+    """
+    if not located:
+        raise DataError(
+            f"{name}: line 1: the file is empty, it holds no rows.\nFill it, or name another: data.path=FILE"
+        )
+    # Without {context} in the prompt a data set may do without schemas.
+    needs_context = uses_context(cfg.prompt)
+    _check_columns(name, located, cfg.columns, needs_context)
+    examples, faults = [], []
+    for number, row in located:
+        fault = row if isinstance(row, Fault) else _row_fault(row, cfg.columns, needs_context)
+        if fault:
+            faults.append((number, fault))
+        elif not isinstance(row, Fault):
+            examples.append(_example(f"{prefix}{number}", row, cfg.columns))
+    if faults:
+        raise rows.refuse(name, unit, faults, len(located))
+    return examples
+
+
+def _example(id: str, row: dict[str, Any], columns: ColumnsConfig) -> Example:
+    question, context = row[columns.question], row.get(columns.context) or ""
+    group = row.get(columns.group)
+    return Example(
+        id=id,
+        question=question,
+        context=context,
+        answer=row[columns.answer].strip(),
+        group=(context or question) if group in (None, "") else str(group),
+    )
+
+
+def _row_fault(row: dict[str, Any], columns: ColumnsConfig, needs_context: bool) -> Fault | None:
+    """The first thing that is wrong with a row's fields."""
+    for name in (columns.question, columns.context, columns.answer):
+        optional = name == columns.context and not needs_context
+        value = row.get(name)
+        if isinstance(value, str) and value.isascii() and value and not value.isspace():
+            continue
+        if name not in row and not optional:
+            return Fault(f"no column {name} (it has {', '.join(row) or 'none'})")
+        if (value is None or value == "") and optional:
+            continue
+        if fault := _field_fault(name, value, optional):
+            return fault
+    return None
+
+
+def _field_fault(name: str, value: Any, may_be_blank: bool) -> Fault | None:
+    if value is None:
+        return Fault(f"{name} is null", "Fill the empty fields, or delete these rows.")
+    if not isinstance(value, str):
+        return Fault(f"{name} is {rows.describe(value)}, not text", f"Write every {name} as text, in quotes.")
+    if not value.strip() and not may_be_blank:
+        return Fault(f"{name} is empty", "Fill the empty fields, or delete these rows.")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        return Fault(f"{name} holds half a character (a lone surrogate \\ud800 to \\udfff)")
+    return None
+
+
+def _check_columns(
+    name: str, located: Iterable[Located], columns: ColumnsConfig, needs_context: bool
+) -> None:
+    """Refuse a file none of whose rows has a column that is needed, naming those it has and the likeliest."""
+    present = list(dict.fromkeys(key for _, row in located if isinstance(row, dict) for key in row))
+    if not present:
+        return
+    default = {field.name: field.default for field in fields(ColumnsConfig)}
+    needed = ["question", "context", "answer"] if needs_context else ["question", "answer"]
+    # A group column may be absent, but not one that the user has named.
+    needed += [] if columns.group == default["group"] else ["group"]
+    missing = {role: getattr(columns, role) for role in needed if getattr(columns, role) not in present}
+    if not missing:
+        return
+    taken = {getattr(columns, role) for role in needed} - set(missing.values())
+    lines = [f"{name}: line 1: no column {', '.join(missing.values())}; the columns are {', '.join(present)}"]
+    for role, wanted in missing.items():
+        nearest = _nearest(role, wanted, [column for column in present if column not in taken])
+        taken.add(nearest)
+        lines.append(f"Name the column of the {role}: data.columns.{role}={nearest or 'NAME'}")
+    if "context" in missing:
+        lines.append("Data without schemas: leave {context} out of data.prompt")
+    raise DataError("\n".join(lines))
+
+
+def _nearest(role: str, wanted: str, free: list[str]) -> str:
+    """The free column that is likeliest meant: spelt alike, else an alias of the role, else an empty text."""
+    lower = {column.lower(): column for column in reversed(free)}
+    alike = difflib.get_close_matches(wanted.lower(), lower, n=1, cutoff=0.6)
+    known = [alias for alias in _ALIASES.get(role, ()) if alias in lower]
+    return lower[(alike + known)[0]] if alike or known else ""

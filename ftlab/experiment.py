@@ -1,0 +1,495 @@
+"""One experiment, top to bottom: data, base, its scores, adapter, training, scores again, records."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.utils import logging as transformers_logging
+
+from ftlab import data, models, trackers, weights
+from ftlab.composition import Composition, to_tree
+from ftlab.config import ExperimentConfig
+from ftlab.data import Splits
+from ftlab.data.encode import EncodedSet, encode
+from ftlab.errors import ConfigError, Stopped
+from ftlab.evaluate import Scores, Split, prediction_rows
+from ftlab.generate import generation_config
+from ftlab.run_dir import RunDir
+from ftlab.terminal import Terminal
+from ftlab.trackers.jsonl import JsonlTracker
+from ftlab.train.batches import Plan
+from ftlab.train.checkpoint import Checkpoint, Checkpoints
+from ftlab.train.loop import Metrics, Trainer
+from ftlab.train.loss import leaks
+from ftlab.train.signals import StopSignal
+from ftlab.vram import Meter, peak_flops
+from ftlab.weights import Located
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
+PRECISION = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves behind; `objective` is the validation metric that the configuration names."""
+
+    objective: float
+    summary: dict[str, Any]
+    folder: Path
+
+
+def run(experiment: ExperimentConfig | Composition, terminal: Terminal | None = None) -> Outcome:
+    """Run an experiment, resume it, or report it where its folder holds it finished.
+
+    Raises:
+        InputError: configuration, data, weights or run folder cannot be used.
+        TrainingError: training cannot go on; the last good checkpoint stays.
+        Stopped: SIGTERM or SIGINT; the same call resumes.
+    """
+    composition = experiment if isinstance(experiment, Composition) else bare(experiment)
+    terminal = terminal or Terminal()
+    folder = RunDir(composition.config.run_dir)
+    with folder.claim():
+        if composition.config.force:
+            folder.clear()
+        folder.check_same(composition.tree)
+        finished = finished_run(folder, composition.config)
+        if finished:
+            terminal.note(f"{folder.path} holds this run, finished; force=true runs it again")
+            report(folder, finished.summary, terminal)
+            return finished
+        folder.record(composition)
+        with StopSignal().caught() as stop:
+            return Experiment(composition, folder, terminal, stop).run()
+
+
+def bare(cfg: ExperimentConfig) -> Composition:
+    """A composition of a configuration made in Python, of which Hydra knows nothing."""
+    return Composition(cfg, to_tree(cfg), {}, [], set())
+
+
+def finished_run(folder: RunDir, cfg: ExperimentConfig) -> Outcome | None:
+    """The outcome that the folder already holds; None where there is still something to do."""
+    summary = folder.summary
+    if summary.get("status") != "finished":
+        return None
+    if cfg.trainer.max_steps is not None and cfg.trainer.max_steps > summary["planned_steps"]:
+        return None
+    return Outcome(float(summary["objective"]["value"]), summary, folder.path)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is read and checked before weights load."""
+
+    splits: Splits
+    train: EncodedSet
+    validation: Split
+    test: Split
+    tokenizer: PreTrainedTokenizerBase
+
+
+def prepare(cfg: ExperimentConfig) -> Prepared:
+    """Read data and tokenizer and check the adapter against the architecture.
+
+    Raises:
+        InputError: packages, data, tokenizer or module names that do not fit.
+    """
+    check_packages(cfg)
+    splits = data.load(cfg.data)
+    located = weights.find(cfg.model, what="tokenizer")
+    tokenizer = models.load_tokenizer(located, cfg.model.trust_remote_code)
+    models.check_adapter(models.skeleton(located, cfg.model.trust_remote_code), cfg.lora)
+    train = encode(splits.train, tokenizer, cfg.data.prompt, cfg.data.max_length, cfg.trainer.loss_on)
+    validation = Split("eval", splits.validation, tokenizer, cfg)
+    return Prepared(splits, train, validation, Split("test", splits.test, tokenizer, cfg), tokenizer)
+
+
+def check_packages(cfg: ExperimentConfig) -> None:
+    """bitsandbytes must be there where the configuration needs it."""
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        return
+    remedy = "needs the package bitsandbytes: pip install bitsandbytes, or"
+    if cfg.quant.load_in_4bit or cfg.quant.load_in_8bit:
+        kind = cfg.quant.bnb_4bit_quant_type if cfg.quant.load_in_4bit else "int8"
+        raise ConfigError(f"quant={kind} {remedy} choose quant=none")
+    if cfg.trainer.optim != "adamw":
+        raise ConfigError(f"trainer.optim={cfg.trainer.optim} {remedy} choose trainer.optim=adamw")
+
+
+class Experiment:
+    """One run under way: its parts, its records, and the order of things."""
+
+    def __init__(self, composition: Composition, folder: RunDir, terminal: Terminal, stop: StopSignal) -> None:
+        self.composition, self.cfg = composition, composition.config
+        self.folder, self.terminal, self.stop = folder, terminal, stop
+        self.accelerator = make_accelerator(self.cfg)
+        self.meter = Meter(self.accelerator.device)
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.cfg.trainer.keep, terminal.warn)
+        self.tracker: trackers.Trackers | None = None
+        self.flat = True
+        self.flops_per_token = 0.0
+        self.summary = self._first_summary()
+
+    def run(self) -> Outcome:
+        """Run to the end; summary.json tells how it ended, whatever happens."""
+        quiet()
+        try:
+            return self._run()
+        except BaseException as error:
+            self._ended_early(error)
+            raise
+
+    def _run(self) -> Outcome:
+        cfg = self.cfg
+        self.terminal.config(self.composition.tree, self.composition.changed)
+        with self._phase("data"):
+            prepared = prepare(cfg)
+        self._describe(prepared)
+        resumed = self.checkpoints.newest()
+        self._open_tracker(resumed)
+        with self._phase("load"):
+            located, base = self._load_base(prepared)
+        base_answers = self._base_answers(base, prepared)
+        model = self._adapted(base)
+        with self._phase("train"):
+            tuned_validation = self._train(model, prepared, resumed)
+        tuned = self._score(model, prepared.test, "evaluate tuned")
+        self._add_scores("tuned", tuned_validation)
+        self._add_scores("tuned", tuned)
+        self._save_result(model, prepared.tokenizer, located)
+        rows = prediction_rows(prepared.test, base_answers, tuned.answers)
+        return self._finish(rows)
+
+    # --- before training ------------------------------------------------------------------------------------
+
+    def _first_summary(self) -> dict[str, Any]:
+        before = self.folder.summary
+        return {
+            "status": "running",
+            "run_name": self.cfg.run_name,
+            "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "objective": {"name": self.cfg.objective, "value": None},
+            "base": before.get("base", {}),
+            "tuned": {},
+            "intervals": {"base": before.get("intervals", {}).get("base", {}), "tuned": {}},
+            "tracker_id": before.get("tracker_id"),
+            "seconds": {},
+            "vram": {},
+            "versions": versions(),
+            "device": device_name(self.accelerator.device),
+        }
+
+    def _describe(self, prepared: Prepared) -> None:
+        splits, train = prepared.splits, prepared.train
+        for note in splits.notes:
+            self.terminal.note(note)
+        if train.truncated or train.dropped:
+            self.terminal.warn(
+                f"data.max_length={self.cfg.data.max_length}: {train.truncated} prompts shortened, {train.dropped} rows "
+                f"dropped of {len(splits.train)} to train on (python -m ftlab data shows lengths)"
+            )
+        self.summary["data_sha256"] = splits.sha256
+        self.summary["data"] = {
+            "train_rows": len(train.rows),
+            "validation_rows": len(prepared.validation.rows),
+            "test_rows": len(prepared.test.rows),
+            "truncated": train.truncated,
+            "dropped": train.dropped,
+        }
+
+    def _open_tracker(self, resumed: Checkpoint | None) -> None:
+        jsonl = JsonlTracker(self.folder / "metrics.jsonl")
+        jsonl.truncate(resumed.step if resumed else -1)
+        config = {**self.composition.tree, "data_sha256": self.summary["data_sha256"]}
+        tracker = trackers.open(
+            self.cfg.tracker,
+            self.folder.path,
+            self.cfg.run_name,
+            config,
+            self.summary["tracker_id"],
+            self.terminal.warn,
+        )
+        self.tracker = trackers.Trackers(jsonl, tracker)
+        self.summary["tracker_id"] = tracker.id
+        self.folder.write_summary(self.summary)
+
+    def _load_base(self, prepared: Prepared) -> tuple[Located, PreTrainedModel]:
+        cfg = self.cfg
+        located = weights.find(cfg.model)
+        device = self.accelerator.device
+        base = models.load_base(located, cfg.model, cfg.quant, device=device, full=cfg.lora.r == 0)
+        if cfg.trainer.activation_checkpointing:
+            models.enable_activation_checkpointing(base)
+        self.summary["model"] = {"id": cfg.model.id, "revision": located.revision, "origin": located.origin}
+        with self.accelerator.autocast():
+            self.flat = not leaks(base, prepared.train.rows, device)
+        if not self.flat:
+            self.terminal.warn("this architecture lets rows of a flat batch see each other: one row a forward pass")
+        return located, base
+
+    def _base_answers(self, base: PreTrainedModel, prepared: Prepared) -> list[str]:
+        """The base's answers on test; those of an interrupted run are used again."""
+        written = self.folder.read_rows("predictions.jsonl")
+        answers = [str(row.get("base_pred")) for row in written]
+        ids = [row.get("id") for row in written]
+        known = self.summary["base"]
+        if ids == [row.id for row in prepared.test.rows] and "test/loss" in known and "eval/loss" in known:
+            return answers
+        for split in (prepared.validation, prepared.test):
+            scores = self._score(base, split, "evaluate base")
+            self._add_scores("base", scores)
+        self.folder.write_rows("predictions.jsonl", prediction_rows(prepared.test, scores.answers, None))
+        self.folder.write_summary(self.summary)
+        return scores.answers
+
+    def _adapted(self, base: PreTrainedModel) -> nn.Module:
+        """The base in its adapter, or the base itself where all weights are trained."""
+        set_seed(self.cfg.seed)
+        model: nn.Module = models.add_adapter(base, self.cfg.lora) if self.cfg.lora.r else base
+        trainable, total = models.count(model)
+        self.summary |= {"trainable_parameters": trainable, "parameters": total}
+        self.flops_per_token = flops_per_token(base, total, self.cfg)
+        self.terminal.note(f"{trainable:,} of {total:,} parameters are trained ({100 * trainable / total:.2f} %)")
+        return model
+
+    # --- training and evaluation ------------------------------------------------------------------------------
+
+    def _train(self, model: nn.Module, prepared: Prepared, resumed: Checkpoint | None) -> Scores:
+        """Train; the validation scores of the weights that are left in the model."""
+        trainer = Trainer(
+            model,
+            prepared.train.rows,
+            self.cfg,
+            accelerator=self.accelerator,
+            checkpoints=self.checkpoints,
+            evaluate=lambda step: self._validate(model, prepared.validation, step),
+            record=self._record,
+            note=self.terminal.note,
+            stop=self.stop,
+            flat=self.flat,
+            trace=self.folder / "profile" / "trace.json",
+        )
+        if resumed:
+            trainer.restore(resumed)
+            self.terminal.note(f"resumed from step {resumed.step} of {trainer.plan.steps}")
+        self.summary["planned_steps"] = trainer.plan.steps
+        with self.terminal.progress(trainer.plan.steps, trainer.progress.step) as self.bar:
+            progress = trainer.train()
+        self.summary |= {"step": progress.step, "best_step": progress.best, "epochs": trainer.plan.epochs}
+        return Scores(progress.metrics, progress.intervals, [])
+
+    def _record(self, metrics: Metrics, step: int) -> None:
+        limit = peak_flops(self.accelerator.device)
+        if limit and "perf/tokens_per_second" in metrics:
+            metrics = {**metrics, "perf/mfu": metrics["perf/tokens_per_second"] * self.flops_per_token / limit}
+        metrics = {**metrics, **self.meter.metrics()}
+        self.bar.update(step, metrics)
+        self._log(metrics, step)
+
+    def _log(self, metrics: Metrics, step: int) -> None:
+        if self.tracker:
+            self.tracker.log(metrics, step)
+
+    def _validate(self, model: nn.Module, split: Split, step: int) -> Scores:
+        with self.meter.phase("eval"), self._clock("eval"):
+            scores = split.score(model, self.accelerator, self.flat, self._heed_stop)
+        self.bar.update(step, scores.metrics)
+        self._log(scores.metrics, step)
+        return scores
+
+    def _score(self, model: nn.Module, split: Split, phase: str) -> Scores:
+        with self._phase(phase), self.terminal.progress(len(split.rows), what="evaluate") as bar:
+
+            def on_rows(done: int) -> None:
+                bar.update(done, {})
+                self._heed_stop(done)
+
+            return split.score(model, self.accelerator, self.flat, on_rows)
+
+    def _heed_stop(self, done: int) -> None:
+        if self.stop:
+            raise Stopped(f"{self.stop.name}: stopped during an evaluation")
+
+    # --- records --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """A part of the run with its seconds and its memory peaks."""
+        kind = "eval" if name.startswith("evaluate") else name
+        with self.terminal.phase(name), self.meter.phase(kind), self._clock(kind):
+            yield
+
+    @contextmanager
+    def _clock(self, kind: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.summary["seconds"]
+            seconds[kind] = round(seconds.get(kind, 0.0) + time.perf_counter() - started, 3)
+
+    def _add_scores(self, column: str, scores: Scores) -> None:
+        self.summary[column] = {**self.summary[column], **scores.metrics}
+        self.summary["intervals"][column] = {**self.summary["intervals"][column], **scores.intervals}
+
+    def _save_result(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, located: Located) -> None:
+        """adapter/ (or model/), whole or absent."""
+        name = "adapter" if self.cfg.lora.r else "model"
+        aside = self.folder / f"{name}.part"
+        shutil.rmtree(aside, ignore_errors=True)
+        models.save_result(model, aside, self.cfg.model.id)
+        prompt = {"template": self.cfg.data.prompt, "max_length": self.cfg.data.max_length}
+        generation = generation_config(tokenizer, self.cfg.eval.max_new_tokens)
+        models.save_beside(aside, tokenizer, prompt, generation, model_card(self.cfg, self.summary, located))
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        aside.rename(self.folder / name)
+
+    def _finish(self, rows: list[dict[str, Any]]) -> Outcome:
+        folder, summary = self.folder, self.summary
+        folder.write_rows("predictions.jsonl", rows)
+        value = summary["tuned"][self.cfg.objective]
+        step = int(summary["step"])
+        self._log({key: v for key, v in summary["tuned"].items() if key.startswith("test/")}, step)
+        summary |= {
+            "status": "finished",
+            "objective": {"name": self.cfg.objective, "value": value},
+            "vram": self.meter.peaks,
+        }
+        summary["seconds"]["total"] = round(sum(summary["seconds"].values()), 3)
+        line = self._close_tracker(rows, step)
+        folder.write_summary(summary)
+        report(folder, summary, self.terminal, line)
+        return Outcome(float(value), summary, folder.path)
+
+    def _close_tracker(self, rows: list[dict[str, Any]], step: int) -> str | None:
+        if self.tracker is None:
+            return None
+        columns = ["question", "gold", "base_pred", "pred", "exact_string"]
+        self.tracker.table("predictions", columns, [[row[c] for c in columns] for row in rows], step)
+        numbers = {f"base/{key}": value for key, value in self.summary["base"].items()}
+        kept = ("trainable_parameters", "parameters", "data_sha256", "model", "seconds", "vram", "objective")
+        self.tracker.summary({**numbers, **self.summary["tuned"], **{key: self.summary[key] for key in kept}})
+        return self.tracker.close()
+
+    def _ended_early(self, error: BaseException) -> None:
+        stopped = isinstance(error, Stopped)
+        self.summary |= {
+            "status": "stopped" if stopped else "failed",
+            "error": f"{type(error).__name__}: {error}",
+            "vram": self.meter.peaks,
+        }
+        if self.tracker:
+            self.tracker.close(exit_code=getattr(error, "exit_code", 1))
+        self.folder.write_summary(self.summary)
+
+
+def report(folder: RunDir, summary: dict[str, Any], terminal: Terminal, tracker_line: str | None = None) -> None:
+    """Answers, scores and what to do next."""
+    terminal.predictions(folder.read_rows("predictions.jsonl"))
+    terminal.scores(summary["base"], summary["tuned"], summary["intervals"])
+    where = folder.path
+    terminal.note(f"everything is in {where}/ (predictions.jsonl, summary.json, metrics.jsonl)")
+    commands = [
+        f'python -m ftlab predict run={where} context="CREATE TABLE city (name TEXT, people INT)" '
+        'question="Which cities have more than 1000 people?"',
+        f"python -m ftlab eval run={where} eval.max_rows=null",
+        "python -m ftlab runs",
+    ]
+    terminal.next_commands([*commands, *([tracker_line] if tracker_line else [])])
+
+
+def dry_run(composition: Composition, terminal: Terminal) -> None:
+    """Compose, read data, show what training would do; loads no weights and writes nothing."""
+    cfg = composition.config
+    terminal.config(composition.tree, composition.changed)
+    prepared = prepare(cfg)
+    for note in prepared.splits.notes:
+        terminal.note(note)
+    rows = prepared.train.rows
+    trainer = cfg.trainer
+    plan = Plan.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
+    lengths = [len(row.input_ids) for row in rows]
+    trained = sum(len(row.input_ids) - row.trained_from for row in rows)
+    mean = sum(lengths) / len(rows)
+    located = weights.find(cfg.model, what="tokenizer")
+    trainable, total = models.planned_parameters(models.skeleton(located, cfg.model.trust_remote_code), cfg.lora)
+    micro = trainer.micro_batch_size
+    for line in (
+        f"rows        train {len(rows):,} ({prepared.train.truncated} shortened, {prepared.train.dropped} dropped), "
+        f"validation {len(prepared.validation.rows):,}, test {len(prepared.test.rows):,}",
+        f"tokens      {mean:.0f} a row on average, {max(lengths):,} at most; {100 * trained / sum(lengths):.0f} % trained",
+        f"batch       {trainer.global_batch_size} rows a step (about {mean * trainer.global_batch_size:,.0f} tokens), "
+        f"micro-batch {micro}"
+        + ("" if micro == "auto" else f" x {trainer.global_batch_size // int(micro)} accumulated"),
+        f"steps       {plan.steps:,} = {plan.epochs:.2f} epochs; evaluation every {cfg.eval.every}, "
+        f"checkpoint every {trainer.save_every}",
+        f"parameters  {trainable:,} of {total:,} trained",
+        f"run_dir     {cfg.run_dir} (not written: dry run)",
+    ):
+        terminal.note(line)
+
+
+def model_card(cfg: ExperimentConfig, summary: dict[str, Any], located: Located) -> str:
+    """A short card beside the result: what it is, how to ask it, how it scored."""
+    tuned, base = summary["tuned"], summary["base"]
+    lines = [f"| {key} | {base.get(key, float('nan')):.4f} | {value:.4f} |" for key, value in sorted(tuned.items())]
+    table = "\n".join(["| metric | base | tuned |", "| --- | --- | --- |", *lines])
+    return (
+        f"---\nbase_model: {cfg.model.id}\nlibrary_name: {'peft' if cfg.lora.r else 'transformers'}\n---\n\n"
+        f"# {cfg.run_name}\n\n{cfg.model.id} (revision {located.revision}) tuned with ftlab on {cfg.data.name} "
+        f"(sha256 {summary['data_sha256'][:12]}), {summary['step']} steps of {cfg.trainer.global_batch_size} rows.\n\n"
+        f"## Prompt\n\n```\n{cfg.data.prompt}\n```\n\n## Scores\n\n{table}\n"
+    )
+
+
+def quiet() -> None:
+    """Keep the libraries' own notices and bars out of ftlab's output."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def make_accelerator(cfg: ExperimentConfig) -> Accelerator:
+    """Device and precision; a second run in the same process may use another precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=PRECISION[cfg.model.dtype])
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {"python": platform.python_version(), "ftlab": importlib.metadata.version("ftlab")}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
+
+
+def flops_per_token(base: PreTrainedModel, parameters: int, cfg: ExperimentConfig) -> float:
+    """Floating-point operations a token: 2 N forward, 2 N for the gradients of activations, 2 N for those of
+    weights where all are trained, 2 N for a second forward under activation checkpointing. An untied embedding
+    table does no arithmetic."""
+    embedding = base.get_input_embeddings().weight
+    if not base.config.tie_word_embeddings:
+        parameters -= embedding.numel()
+    passes = 2 + (cfg.lora.r == 0) + cfg.trainer.activation_checkpointing
+    return 2.0 * parameters * passes
+

@@ -1,0 +1,94 @@
+"""Batched generation, for evaluation and prediction."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+def generation_config(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Greedy decoding until the end-of-sequence token or `max_new_tokens`."""
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+@torch.inference_mode()
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """The model's answer to each prompt (token ids), in the order of the prompts, end marker removed.
+
+    Prompts are sorted by length so that a batch pads little; padding is on the left and masked by length,
+    since the pad token may be the end marker. A batch that does not fit on the GPU is halved. `on_batch`
+    hears how many prompts are done. The model's training mode is left as it was.
+    """
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: dict[int, str] = {}
+    settings = generation_config(tokenizer, max_new_tokens)
+    try:
+        for chosen in _chunks(order, batch_size):
+            for part, texts in _fitting(model, tokenizer, prompts, chosen, settings):
+                answers.update(zip(part, texts, strict=True))
+            on_batch(len(answers))
+    finally:
+        model.train(was_training)
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _fitting(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    chosen: list[int],
+    settings: GenerationConfig,
+) -> Iterable[tuple[list[int], list[str]]]:
+    try:
+        return [(chosen, _batch(model, tokenizer, [prompts[i] for i in chosen], settings))]
+    except torch.cuda.OutOfMemoryError:
+        if len(chosen) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(chosen) // 2
+    return [
+        *_fitting(model, tokenizer, prompts, chosen[:half], settings),
+        *_fitting(model, tokenizer, prompts, chosen[half:], settings),
+    ]
+
+
+def _batch(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], settings: GenerationConfig
+) -> list[str]:
+    device = next(model.parameters()).device
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), int(tokenizer.pad_token_id), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    written = model.generate(  # type: ignore[operator]
+        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings, use_cache=True
+    )[:, longest:]
+    return [tokenizer.decode(_until(row, settings.eos_token_id), skip_special_tokens=True) for row in written.tolist()]
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,365 @@
+"""Tokenizer, base weights, quantisation and adapters."""
+
+import difflib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ftlab.config import ExperimentConfig, LoraConfig, ModelConfig, QuantConfig
+from ftlab.errors import ConfigError, WeightsError
+from ftlab.weights import Located, find
+
+# A linear layer belongs to attention or to the MLP by the name of the module that holds it.
+ATTENTION_PARENTS = ("attn", "attention")
+MLP_PARENTS = ("mlp", "ffn", "feed_forward", "experts")
+QUERY_VALUE = ("q_proj", "v_proj", "query", "value", "wq", "wv", "q", "v")
+
+
+def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, with a pad token. Its eos token must exist: without it nothing can stop.
+
+    Raises:
+        WeightsError: no tokenizer, or one without an end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{located.folder}: no usable tokenizer ({first_line(error)})") from None
+    if tokenizer.eos_token_id is None:
+        raise WeightsError(
+            f"{located.folder}: the tokenizer has no end-of-sequence token, so a tuned model could never stop: "
+            "set eos_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: masks come from lengths, never from this id
+    return tokenizer
+
+
+def load_base(
+    located: Located, model: ModelConfig, quant: QuantConfig, *, device: torch.device, full: bool
+) -> PreTrainedModel:
+    """The base weights on `device`, quantised as asked and frozen unless `full`.
+
+    Full fine-tuning holds float32 weights (an update of bfloat16 weights rounds away); `model.dtype` is
+    then the dtype of the arithmetic only.
+
+    Raises:
+        WeightsError: files that cannot be read or are of no decoder architecture.
+    """
+    arguments: dict[str, Any] = {
+        "dtype": torch.float32 if full else getattr(torch, model.dtype),
+        "attn_implementation": model.attn_implementation,
+        "trust_remote_code": model.trust_remote_code,
+        "use_safetensors": True,
+        "local_files_only": True,
+    }
+    if quantization := quantization_config(quant):
+        arguments |= {"quantization_config": quantization, "device_map": {"": device}}
+    try:
+        base = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise WeightsError(f"model.id={model.id} cannot be loaded: {first_line(error)}") from None
+    if not quantization:
+        base = base.to(device)
+    _keep_weights_trainable(base)
+    base.requires_grad_(full)
+    base.config.use_cache = False
+    return base
+
+
+def enable_activation_checkpointing(base: PreTrainedModel) -> None:
+    """Keep layer inputs only and compute the rest again in the backward pass (newer transformers' name first)."""
+    name = "activation_checkpointing" if hasattr(base, "activation_checkpointing_enable") else "gradient_checkpointing"
+    getattr(base, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+
+
+def _keep_weights_trainable(base: nn.Module) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward pass in eval mode, for
+    good, and has no gradient for the packed form: training after an evaluation would go on without one."""
+    for module in base.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+
+
+def quantization_config(quant: QuantConfig) -> BitsAndBytesConfig | None:
+    """transformers' quantisation settings, or None where both flags are off."""
+    if not (quant.load_in_4bit or quant.load_in_8bit):
+        return None
+    return BitsAndBytesConfig(
+        load_in_8bit=quant.load_in_8bit,
+        load_in_4bit=quant.load_in_4bit,
+        bnb_4bit_quant_type=quant.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quant.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, quant.bnb_4bit_compute_dtype),
+        llm_int8_threshold=quant.llm_int8_threshold,
+    )
+
+
+def skeleton(located: Located, trust_remote_code: bool) -> PreTrainedModel:
+    """The architecture without weights (meta device): names and shapes, no memory."""
+    config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def linear_names(model: nn.Module) -> dict[str, list[str]]:
+    """Short names of the linear layers, each with the full names that end in it, in the model's order."""
+    found: dict[str, list[str]] = {}
+    for full, module in model.named_modules():
+        is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's linear
+        if is_linear and full:
+            found.setdefault(full.rpartition(".")[2], []).append(full)
+    return found
+
+
+def target_names(model: PreTrainedModel, targets: Any) -> list[str]:
+    """Module names for PEFT: a named set resolved on this model, or a list of which every entry exists.
+
+    Raises:
+        ConfigError: an entry that names no linear layer, or a set that this architecture does not have.
+    """
+    linears = linear_names(model)
+    head = model.get_output_embeddings()
+    inner = {name: full for name, full in linears.items() if not _is_head(model, full, head)}
+    if isinstance(targets, list):
+        return _checked(targets, linears)
+    chosen = [name for name, full in inner.items() if _in_set(targets, name, full[0])]
+    if not chosen:
+        raise ConfigError(
+            f"lora.target_modules={targets} names no linear layer of this model; it has: {', '.join(linears)}"
+        )
+    return chosen
+
+
+def _is_head(model: nn.Module, names: list[str], head: nn.Module | None) -> bool:
+    return head is not None and any(model.get_submodule(name) is head for name in names)
+
+
+def _in_set(targets: str, name: str, full: str) -> bool:
+    parents = full.lower().split(".")[:-1]
+    attention = any(mark in parent for parent in parents for mark in ATTENTION_PARENTS)
+    mlp = any(mark in parent for parent in parents for mark in MLP_PARENTS)
+    return {
+        "all-linear": True,
+        "attention": attention,
+        "mlp": mlp and not attention,
+        "qv": attention and name in QUERY_VALUE,
+    }[targets]
+
+
+def _checked(targets: list[str], linears: dict[str, list[str]]) -> list[str]:
+    problems = []
+    for target in targets:
+        full = [name for names in linears.values() for name in names]
+        if target in linears or any(name == target or name.endswith("." + target) for name in full):
+            continue
+        near = difflib.get_close_matches(target, linears, n=1, cutoff=0.3)
+        hint = f" (nearest: {near[0]})" if near else ""
+        problems.append(
+            f"lora.target_modules={target} is no linear layer of this model{hint}; it has: {', '.join(linears)}"
+        )
+    if problems:
+        raise ConfigError(*problems)
+    return targets
+
+
+def peft_config(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
+    """PEFT's configuration with every target set resolved to this model's names."""
+    for name in lora.modules_to_save or []:
+        if not any(full.rpartition(".")[2] == name for full, _ in model.named_modules()):
+            children = sorted({full.rpartition(".")[2] for full, _ in model.named_modules() if full})
+            near = difflib.get_close_matches(name, children, n=3, cutoff=0.3)
+            raise ConfigError(f"lora.modules_to_save={name} is no module of this model; nearest: {', '.join(near)}")
+    return PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=target_names(model, lora.target_modules),
+        bias=lora.bias,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=lora.init_lora_weights,
+        modules_to_save=lora.modules_to_save,
+    )
+
+
+def add_adapter(base: PreTrainedModel, lora: LoraConfig) -> PeftModel:
+    """Wrap the base in a fresh adapter, or in the one of `lora.init_from`. Seed torch before the call.
+
+    Raises:
+        ConfigError: module names this model does not have, or an adapter of another shape.
+    """
+    if lora.init_from:
+        return load_adapter(base, adapter_folder(lora.init_from), trainable=True, like=lora)
+    model = get_peft_model(base, peft_config(base, lora))
+    if str(lora.init_lora_weights).startswith("pissa"):
+        model.ftlab_initial = _initial_state(model)
+    return model
+
+
+def check_adapter(skeleton: PreTrainedModel, lora: LoraConfig) -> None:
+    """Check the adapter's settings against an architecture, before any weights load.
+
+    Raises:
+        ConfigError: names this architecture does not have, or an `init_from` that does not fit.
+    """
+    if not lora.r:
+        return
+    config = peft_config(skeleton, lora)
+    if lora.init_from:
+        folder = adapter_folder(lora.init_from)
+        _check_like(PeftConfig.from_pretrained(str(folder)), config, folder)
+
+
+def planned_parameters(skeleton: PreTrainedModel, lora: LoraConfig) -> tuple[int, int]:
+    """Trainable and all parameters of the model that `lora` makes of an architecture on the meta device."""
+    if not lora.r:
+        return count(skeleton)
+    config = peft_config(skeleton, lora)
+    config.init_lora_weights = True  # there is nothing to split on the meta device
+    return count(get_peft_model(skeleton, config))
+
+
+def _initial_state(model: PeftModel) -> tempfile.TemporaryDirectory[str]:
+    """PiSSA moves part of the base into the adapter; a plain adapter needs its start to subtract."""
+    folder = tempfile.TemporaryDirectory(prefix="ftlab-pissa-")
+    initial = model.peft_config["default"].init_lora_weights
+    model.peft_config["default"].init_lora_weights = True  # PEFT refuses to save a start that would split again
+    model.save_pretrained(folder.name, save_embedding_layers=False)
+    model.peft_config["default"].init_lora_weights = initial
+    return folder
+
+
+def adapter_folder(text: str) -> Path:
+    """The adapter in a run folder, or the folder itself where it is one.
+
+    Raises:
+        ConfigError: there is no adapter.
+    """
+    folder = Path(text).expanduser()
+    for candidate in (folder / "adapter", folder):
+        if (candidate / "adapter_config.json").is_file():
+            return candidate
+    raise ConfigError(f"lora.init_from={text} holds no adapter (adapter_config.json): name a run or adapter folder")
+
+
+def load_adapter(
+    base: PreTrainedModel, folder: Path, *, trainable: bool, like: LoraConfig | None = None
+) -> PeftModel:
+    """Put the adapter of `folder` on `base`; `like` must describe the same adapter.
+
+    Raises:
+        ConfigError: `like` asks for another adapter than the folder holds.
+        WeightsError: the adapter was made for another base, or its file is not readable.
+    """
+    config = PeftConfig.from_pretrained(str(folder))
+    if like is not None:
+        _check_like(config, peft_config(base, like), folder)
+        config.lora_dropout = like.lora_dropout
+    config.inference_mode = not trainable
+    config.init_lora_weights = True
+    try:
+        model = get_peft_model(base, config)
+        saved = load_file(str(folder / "adapter_model.safetensors"))
+    except (ValueError, OSError, RuntimeError) as error:
+        raise WeightsError(f"{folder}: the adapter does not fit this base: {first_line(error)}") from None
+    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    if expected != found:
+        wrong = sorted({name for name, shape in {**expected, **found}.items() if expected.get(name) != found.get(name)})
+        raise WeightsError(
+            f"{folder}: the adapter was made for another base: {len(wrong)} of {len(expected)} tensors differ, "
+            f"first {wrong[0]}: {found.get(wrong[0])} in the file, {expected.get(wrong[0])} in the model"
+        )
+    set_peft_model_state_dict(model, saved)
+    return model
+
+
+def _check_like(saved: PeftLoraConfig, asked: PeftLoraConfig, folder: Path) -> None:
+    problems = []
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "target_modules", "modules_to_save"):
+        mine, theirs = getattr(asked, name), getattr(saved, name)
+        if isinstance(mine, (set, list)) or isinstance(theirs, (set, list)):
+            mine, theirs = sorted(mine or []), sorted(theirs or [])
+        if mine != theirs:
+            problems.append(f"lora.{name}={mine} must be {theirs}, as in lora.init_from={folder}")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def save_result(model: nn.Module, folder: Path, base_id: str) -> None:
+    """Write a plain PEFT adapter (or, without one, the whole model) as safetensors."""
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(folder)  # type: ignore[operator]
+        return
+    config = model.peft_config["default"]
+    named, config.base_model_name_or_path = config.base_model_name_or_path, base_id
+    initial = getattr(model, "ftlab_initial", None)
+    extra = {"path_initial_model_for_weight_conversion": initial.name} if initial else {}
+    model.save_pretrained(str(folder), save_embedding_layers=False, **extra)
+    config.base_model_name_or_path = named
+
+
+def save_beside(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: dict[str, Any],
+    generation: GenerationConfig,
+    card: str,
+) -> None:
+    """Tokenizer, prompt template, generation settings and model card: all that prediction needs beside the
+    weights."""
+    tokenizer.save_pretrained(str(folder))
+    generation.save_pretrained(str(folder))
+    (folder / "prompt.json").write_text(json.dumps(prompt, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_result(run: Path, cfg: ExperimentConfig, device: torch.device) -> tuple[PreTrainedTokenizerBase, nn.Module]:
+    """Tokenizer and tuned model of a finished run.
+
+    Raises:
+        WeightsError: the folder holds no result, or its base cannot be found.
+    """
+    full = cfg.lora.r == 0
+    result = run / ("model" if full else "adapter")
+    if not result.is_dir():
+        raise WeightsError(f"run={run} holds no {result.name}/: the run has not finished (the same command resumes it)")
+    beside = Located(result, "folder", None, "the run's own")
+    tokenizer = load_tokenizer(beside, cfg.model.trust_remote_code)
+    located = beside if full else find(cfg.model)
+    base = load_base(located, cfg.model, cfg.quant, device=device, full=False)
+    return tokenizer, base if full else load_adapter(base, result, trainable=False)
+
+
+def count(model: nn.Module) -> tuple[int, int]:
+    """Trainable and all parameters; a packed 4-bit weight counts every number that it stands for."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        numbers = state.shape.numel() if state is not None else parameter.numel()
+        total += numbers
+        trainable += numbers if parameter.requires_grad else 0
+    return trainable, total
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

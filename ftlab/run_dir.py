@@ -1,0 +1,178 @@
+"""The run folder: whose it is, what it holds, and how its files are written.
+
+    config.yaml        the resolved configuration, secrets masked
+    .hydra/            what Hydra composed from: config.yaml, hydra.yaml, overrides.yaml, secrets masked
+    metrics.jsonl      every metric with its step
+    summary.json       the run in numbers; `status` says how it stands
+    predictions.jsonl  test rows with the base's and the tuned answer
+    adapter/ or model/ the result, with tokenizer, prompt template and generation settings
+    checkpoints/       what a resumed run needs
+"""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ftlab.composition import Composition, flatten, load_tree
+from ftlab.errors import RunDirError
+from ftlab.redact import redact, redact_tree
+
+# A run may go on although these differ: they do not change what is learnt.
+FREE_KEYS = ("trainer.log_every", "trainer.keep", "trainer.profile", "run_dir", "run_name", "force")
+FREE_NODES = ("tracker.",)
+
+
+class RunDir:
+    """One run's folder. `claim` must hold before anything else is written."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @contextmanager
+    def claim(self) -> Iterator["RunDir"]:
+        """Make the folder, prove that it can be written, and hold it for this process alone.
+
+        Raises:
+            RunDirError: it cannot be written, or another process holds it (the message names its pid).
+        """
+        lock = self / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise RunDirError(
+                f"run_dir={self.path} cannot be written ({reason}): choose another folder with run_dir=DIR"
+            ) from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+                raise RunDirError(
+                    f"run_dir={self.path} is in use by process {owner}: wait for it, or choose another run_dir=DIR"
+                ) from None
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+            try:
+                yield self
+            finally:
+                lock.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json, or an empty dict where there is none or it is broken."""
+        try:
+            found = json.loads((self / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_atomic(self / "summary.json", json.dumps(finite(redact_tree(summary)), indent=2) + "\n")
+
+    def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        write_atomic(self / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def read_rows(self, name: str) -> list[dict[str, Any]]:
+        """Rows of a JSON-lines file; an absent or torn file has none."""
+        try:
+            return [json.loads(line) for line in (self / name).read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError):
+            return []
+
+    def record(self, composition: Composition) -> None:
+        """Write config.yaml and .hydra/, secrets masked."""
+        write_yaml(self / "config.yaml", composition.tree)
+        hydra = self / ".hydra"
+        hydra.mkdir(exist_ok=True)
+        write_yaml(hydra / "config.yaml", composition.tree)
+        write_yaml(hydra / "hydra.yaml", {"hydra": composition.hydra})
+        write_yaml(hydra / "overrides.yaml", composition.overrides)
+
+    def check_same(self, tree: dict[str, Any]) -> None:
+        """Refuse to go on in a folder whose run was configured otherwise.
+
+        Raises:
+            RunDirError: lists every difference that matters.
+        """
+        if not (self / "config.yaml").exists():
+            return
+        mine = flatten(redact_tree(tree))
+        theirs = flatten(load_tree(self / "config.yaml"))
+        differing = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
+        refused = [key for key in differing if not _may_differ(key, theirs.get(key), mine.get(key))]
+        if refused:
+            lines = [f"  {key}: {theirs.get(key)} in the folder, {mine.get(key)} now" for key in refused]
+            raise RunDirError(
+                f"run_dir={self.path} holds a run of another configuration:\n"
+                + "\n".join(lines)
+                + "\nchoose another run_dir=DIR, or replace that run with force=true"
+            )
+
+    def clear(self) -> None:
+        """Remove what a run wrote here; files of others stay."""
+        for name in ("adapter", "model", "checkpoints", "wandb", ".hydra", "profile", "evaluations"):
+            shutil.rmtree(self / name, ignore_errors=True)
+        for name in ("config.yaml", "metrics.jsonl", "summary.json", "predictions.jsonl"):
+            (self / name).unlink(missing_ok=True)
+
+
+def _may_differ(key: str, before: Any, now: Any) -> bool:
+    if key == "trainer.max_steps":
+        return before is not None and now is not None and now > before
+    return key in FREE_KEYS or key.startswith(FREE_NODES)
+
+
+def find_run(text: str) -> RunDir:
+    """The run folder that a command's `run=DIR` names; a bare name is looked for in outputs/ too.
+
+    Raises:
+        RunDirError: there is no run.
+    """
+    for path in (Path(text).expanduser(), Path("outputs") / text):
+        if (path / "config.yaml").is_file():
+            return RunDir(path)
+    raise RunDirError(f"run={text} is no run folder (no config.yaml): list them with python -m ftlab runs")
+
+
+def tree_of(folder: RunDir) -> dict[str, Any]:
+    """The resolved configuration of a run."""
+    return load_tree(folder / "config.yaml")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old text or the new, never a part."""
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(aside, path)
+
+
+def write_yaml(path: Path, node: Any) -> None:
+    masked = [redact(item) for item in node] if isinstance(node, list) else redact_tree(node)
+    write_atomic(path, yaml.safe_dump(masked, sort_keys=False, allow_unicode=True))
+
+
+def finite(node: Any) -> Any:
+    """NaN and infinities as null: JSON has no word for them."""
+    if isinstance(node, dict):
+        return {key: finite(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node

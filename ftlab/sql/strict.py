@@ -1,0 +1,26 @@
+"""The strict score: equal texts but for white space outside quotes and trailing semicolons."""
+
+import re
+
+# A quoted part ('…', "…", `…`, […]; an unclosed one runs to the end) or a run of ASCII white space.
+TOKEN = re.compile(r"""('[^']*(?:'|$)|"[^"]*(?:"|$)|`[^`]*(?:`|$)|\[[^\]]*(?:\]|$))|([ \t\n\r\f\v]+)|(.)""", re.DOTALL)
+
+
+def normalise(query: str) -> str:
+    """White space outside quotes collapsed, ends stripped, trailing semicolons (with blanks) removed."""
+    parts: list[str] = []
+    for quoted, space, other in TOKEN.findall(query):
+        parts.append(" " if space else quoted or other)
+    while parts and parts[-1] in (" ", ";"):
+        parts.pop()
+    if parts and parts[0] == " ":
+        parts.pop(0)
+    return "".join(parts)
+
+
+def exact_string(gold: str, pred: object) -> bool:
+    """Whether two queries are the same text. An empty or non-text prediction never matches."""
+    if not isinstance(pred, str):
+        return False
+    normal = normalise(pred)
+    return normal != "" and normal == normalise(gold)

@@ -1,0 +1,301 @@
+"""Pretrain the embedded base model: it reads schemas and speaks SQL, but was never shown which query a question asks for.
+
+    python -m ftlab.tiny.pretrain --data shared/data/sql_create_context/train.jsonl.gz --out /tmp/tiny
+
+Documents are English questions, schemas, schemas with a query, and copy practice on all of them. A question and a query
+never stand in one document, and every document is a training row of its own (no packing), so that connecting the two
+is left for fine-tuning: the base scores near zero and LoRA has something to show. ``check`` asserts this.
+
+Sources: the ``train`` schemas of ``ftlab.data.sql_synth`` and the WikiSQL rows (BSD-3-Clause, (c) 2017 Salesforce
+Research) of the ``--data`` file; its Spider-derived rows (CC-BY-SA-4.0) are left out.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ftlab.data import sql_synth
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+MAX_TOKENS = 320
+"""Longer documents (under 1 %) are left out."""
+
+# Every linear layer's in_features is a multiple of 64, the block of bitsandbytes' NF4.
+SHAPE = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+
+Row = dict[str, str]
+Section = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One pretraining text, in the sections of the fine-tuning prompt: ``### Schema:``, ``### Question:``, ..."""
+
+    kind: str
+    sections: tuple[Section, ...]
+
+    @property
+    def text(self) -> str:
+        """The sections as the model reads them."""
+        return "\n\n".join(f"### {name}:\n{body}" for name, body in self.sections)
+
+
+def wikisql_rows(path: Path) -> list[Row]:
+    """The ``wikisql-converted`` rows of a gzip'd JSON Lines file; the others have a licence this model must not inherit."""
+    if not path.exists():
+        raise SystemExit(
+            f"--data {path}: no such file. It is train.jsonl.gz in the sql-create-context format with a `source` column, "
+            'of which the rows with source="wikisql-converted" are read (README.md beside this script says where from)'
+        )
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row["source"] == "wikisql-converted"]
+
+
+def documents(wikisql: Sequence[Row], count: int, seed: int) -> Iterator[Document]:
+    """``count`` documents of all kinds, shuffled. A row gives either its question or its query, never both."""
+    rng = Random(f"documents/{seed}")
+    synth = sql_synth.generate("train", count // 2, seed=1000 + seed)
+    words = _Words.of(wikisql)
+    makers = (_question, _question, _schema, _query, _query, _query, _links, _links)
+    for _ in range(count):
+        row = rng.choice(synth if rng.random() < 0.7 else wikisql)
+        make = rng.choice(makers)
+        # Strange names in familiar queries teach to copy from the schema instead of remembering it.
+        if make is not _question and rng.random() < 0.5:
+            row = words.renamed(row, rng)
+        yield make(row, words, rng)
+
+
+def check(texts: Sequence[Document], held_out: Sequence[Row]) -> None:
+    """Assert what the model card promises, for these documents; ``held_out`` are rows of test files."""
+    schemas = {s.context for split in ("validation", "test") for s in sql_synth.schemas(split)}
+    tables = {t.sql for split in ("validation", "test") for s in sql_synth.schemas(split) for t in s.tables}
+    questions = {row["question"] for row in held_out}
+    answers = {(row["context"], row["answer"]) for row in held_out}
+    for document in texts:
+        names = {name for name, _ in document.sections}
+        assert not names >= {"Question", "SQL"}, f"a question with a query: {document.text}"
+        assert not any("### " in body for _, body in document.sections), document.text
+        bodies = {body for _, body in document.sections}
+        parts = {part for name, body in document.sections if name == "Schema" for part in body.split("; ")}
+        assert not bodies & schemas and not parts & tables, f"a held-out schema: {document.text}"
+        assert not bodies & questions, f"a question of a test row: {document.text}"
+        by_name = dict(document.sections)
+        assert (by_name.get("Schema"), by_name.get("SQL")) not in answers, f"a query of a test row: {document.text}"
+
+
+# --- kinds of documents ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Names and literal values found in the WikiSQL rows, to rename with."""
+
+    names: tuple[str, ...]
+    values: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "_Words":
+        names = {name for row in rows for name in _names(row["context"])}
+        values = {value for row in rows for value in re.findall(r'"([^"%]+)"', row["answer"])}
+        plain = (name for name in names if re.fullmatch(r"[a-z][a-z]+(_[a-z]+){0,2}", name))
+        return cls(tuple(sorted(plain)), tuple(sorted(value for value in values if len(value) < 25)))
+
+    def renamed(self, row: Row, rng: Random) -> Row:
+        """``row`` with other tables, columns and text values; its question no longer fits, and goes."""
+        old = list(dict.fromkeys(_names(row["context"])))
+        new = rng.sample(self.names, len(old))
+        dress = rng.choice((str.lower, str.lower, str.title))
+        swap = {a: dress(b) for a, b in zip(old, new, strict=True)}
+        value: dict[str, str] = {}
+
+        def replace(match: re.Match[str]) -> str:
+            word = match[0]
+            if word[0] != '"':
+                return swap.get(word, word)
+            bare = word.strip('"%')
+            return word.replace(bare, value.setdefault(bare, rng.choice(self.values))) if bare else word
+
+        pattern = re.compile(r'"[^"]*"|\w+')
+        return {"context": pattern.sub(replace, row["context"]), "answer": pattern.sub(replace, row["answer"])}
+
+
+def _question(row: Row, words: _Words, rng: Random) -> Document:
+    asked = ("Question", row["question"])
+    if rng.random() < 0.3:
+        return Document("question", (asked,))
+    return Document("question, copied", (("Schema", row["context"]), asked, asked))
+
+
+def _schema(row: Row, words: _Words, rng: Random) -> Document:
+    schema = ("Schema", row["context"])
+    return Document("schema, copied", (schema, schema)) if rng.random() < 0.7 else Document("schema", (schema,))
+
+
+def _query(row: Row, words: _Words, rng: Random) -> Document:
+    schema, query = ("Schema", row["context"]), ("SQL", row["answer"])
+    if rng.random() < 0.2:
+        return Document("schema and query, copied", (schema, query, query))
+    return Document("schema and query", (schema, query))
+
+
+def _links(row: Row, words: _Words, rng: Random) -> Document:
+    """Words and values in one section, the same as SQL spells them in the next: ``net worth`` -> ``T1.Net_Worth``."""
+    pairs = [(name.replace("_", " ").lower(), rng.choice(("", "", "T1.", "T2.")) + name) for name in _names(row["context"])]
+    pairs = rng.sample(pairs, min(len(pairs), rng.randint(1, 4)))
+    for _ in range(rng.randint(0, 2)):
+        number = str(rng.randint(0, 10 ** rng.randint(1, 5)))
+        text = rng.choice(words.values)
+        pairs.append(rng.choice(((number, number), (text, f'"{text}"'), (text, f'"{text}"'))))
+    rng.shuffle(pairs)
+    said, spelt = zip(*pairs, strict=True)
+    return Document("links", (("Schema", row["context"]), ("Words", ", ".join(said)), ("Spelling", ", ".join(spelt))))
+
+
+def _names(context: str) -> list[str]:
+    """Tables and columns of a schema, in order."""
+    return re.findall(r"(?<=CREATE TABLE )\w+|\w+(?= VARCHAR| INTEGER)", context)
+
+
+# --- tokenizer ------------------------------------------------------------------------------------------------------
+
+_KEYWORDS = (
+    "CREATE TABLE|VARCHAR|INTEGER|SELECT DISTINCT|SELECT|FROM|WHERE NOT|WHERE|AS T1 JOIN|AS T2 ON|AND|OR|ORDER BY|"
+    "GROUP BY|HAVING|DESC LIMIT|DESC|LIMIT|LIKE|BETWEEN|INTERSECT|EXCEPT|UNION|IN|AS"
+)
+# A word is the same token after a space, a dot, a bracket or a quote: what is copied is spelt alike everywhere. So a space
+# stands alone, unless it belongs to a keyword of SQL or to punctuation; a digit always stands alone.
+_PIECES = rf" ?\b(?:{_KEYWORDS})\b ?|### \w+:\n|\n\n|[0-9]|[A-Z]?[a-z]+|[A-Z]+|, |; |\. | [=<>]+ | \(|\s|[^\sA-Za-z0-9]+?"
+
+
+def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; ``tokenizer(text)`` puts BOS first, nothing puts EOS last."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=SHAPE["vocab_size"],
+            special_tokens=[PAD, BOS, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    bpe.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bpe.token_to_id(BOS))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=1024, padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def batches(rows: list[list[int]], size: int, pad: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless ``(input_ids, labels)``, both ``(size, longest)`` int64, right-padded; rows of like length together."""
+    rng = Random(f"batches/{seed}")
+    while True:
+        rng.shuffle(rows)
+        pools = [sorted(rows[i : i + 32 * size], key=len) for i in range(0, len(rows), 32 * size)]
+        chunks = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
+        rng.shuffle(chunks)
+        for chunk in chunks:
+            longest = max(map(len, chunk))
+            ids = torch.tensor([row + [pad] * (longest - len(row)) for row in chunk])
+            yield ids, ids.masked_fill(ids == pad, -100)  # pad is a token of its own: EOS stays a label
+
+
+def train(model: LlamaForCausalLM, rows: list[list[int]], steps: int, batch: int, lr: float, seed: int) -> None:
+    """AdamW with a warm-up of 5 % and a cosine to zero; bf16 autocast on a GPU."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=device == "cuda")
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    )
+    started, tokens = time.perf_counter(), 0
+    for step, (ids, labels) in zip(range(1, steps + 1), batches(rows, batch, model.config.pad_token_id, seed), strict=False):
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            # Padding is on the right and causal attention never looks there: no mask, and the fast kernel.
+            loss = model(input_ids=ids.to(device, non_blocking=True), labels=labels.to(device, non_blocking=True)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        tokens += ids.numel()
+        if step % 100 == 0 or step in (1, steps):
+            seconds = time.perf_counter() - started
+            print(f"step {step}/{steps} loss {loss.item():.3f} {tokens / seconds:,.0f} tokens/s {seconds:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Build the documents, check them, train tokenizer and model, and save both in ``--out``."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="train.jsonl.gz with WikiSQL rows")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model and its tokenizer")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=512, help="documents a step")
+    parser.add_argument("--documents", type=int, default=400_000)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    wikisql = wikisql_rows(options.data)
+    test_file = options.data.with_name("test.jsonl.gz")
+    held_out = wikisql_rows(test_file) if test_file.exists() else []
+    held_out += [row for split in ("validation", "test") for row in sql_synth.generate(split, 2000)]
+    texts = list(documents(wikisql, options.documents, options.seed))
+    check(texts, held_out)
+    for kind, count in sorted(Counter(document.kind for document in texts).items()):
+        print(f"{count:>8,} {kind}")
+    print(f"{len(texts):>8,} documents; none pairs a question with a query or holds one of {len(held_out):,} test rows")
+
+    tokenizer = train_tokenizer([document.text for document in texts[:40_000]])
+    encoded = tokenizer([document.text + EOS for document in texts])["input_ids"]
+    rows = [ids for ids in encoded if len(ids) <= MAX_TOKENS]
+    print(f"{sum(map(len, rows)):,} tokens in {len(rows):,} documents; {len(encoded) - len(rows):,} too long")
+
+    torch.manual_seed(options.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            **SHAPE, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=SHAPE["hidden_size"] ** -0.5,
+            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    print(f"{model.num_parameters():,} parameters")
+    train(model, rows, options.steps, options.batch, options.lr, options.seed)
+    model.to("cpu", torch.bfloat16).save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""metrics.jsonl: one JSON object a line, `{"step": 40, "time": 1767225600.123, "train/loss": 0.81}`."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class JsonlTracker:
+    """Appends metrics to a file, a line each, on disk for readers as soon as `log` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` for appending; its folder is made, and a last line torn by a kill is cut off first."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(path)
+        self._file: TextIO | None = path.open("a", encoding="utf-8")
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Append one line; NaN and infinities become null, since JSON has neither. Raises OSError."""
+        if self._file is None:
+            raise ValueError(f"{self.path} is closed")
+        line = {"step": step, "time": round(time.time(), 3)}
+        finite = {key: _plain(value) for key, value in metrics.items()}
+        self._file.write(json.dumps(line | finite, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def truncate(self, step: int) -> None:
+        """Drop lines beyond `step`, which a resumed run writes anew; the file is replaced in one move."""
+        if self._file is not None:
+            self._file.close()
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _plain(value: Any) -> Any:
+    """A number JSON can hold: tensors and NumPy scalars unpacked, non-finite floats as None."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _step(line: str) -> float:
+    """The line's step; infinity for a line that is no record, so that it is dropped."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+    return float(step) if isinstance(step, (int, float)) else math.inf
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Without this, the first new line would be glued to half an old one and both lost."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)

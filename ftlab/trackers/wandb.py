@@ -1,0 +1,306 @@
+"""Weights & Biases: one W&B run a run folder, recorded below `run_dir/wandb`; its trouble ends no run."""
+
+import json
+import netrc
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from ftlab.config import TrackerConfig
+from ftlab.redact import redact, redact_tree
+
+# Error reports to the vendor hold the process for 20 s at its end when the server hangs.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+import wandb
+
+START_SECONDS = 15.0  # until a server that does not answer is given up
+FINISH_SECONDS = 30.0  # until uploads that do not end are left to `wandb sync`
+TABLE_SECONDS = 10.0  # W&B asks the server for an artifact's place; metrics go out without waiting
+
+Mode = Literal["online", "offline", "disabled"]
+T = TypeVar("T")
+
+
+class WandbTracker:
+    """Online when a key is set, otherwise offline; see `Tracker` for the methods.
+
+    A resumed run keeps its id. Its steps never fall and no value is recorded twice: `logged.json` beside the
+    record holds the last step of each key, and steps that are trained again after a resume are left out.
+    """
+
+    id: str | None
+
+    def __init__(
+        self,
+        cfg: TrackerConfig,
+        run_dir: Path,
+        run_name: str,
+        config: dict[str, Any],
+        run_id: str | None = None,
+        warn: Callable[[str], None] = print,
+    ) -> None:
+        """Start or resume the W&B run; returns within about `START_SECONDS`, and never raises or asks."""
+        self._warn = warn
+        self._warned = False
+        self._tables = True  # until one fails: waiting again and again would slow the run
+        self._folder = run_dir / "wandb"
+        self.id = run_id or secrets.token_hex(4)
+        self._before = _Logged.read(self._folder, self.id)
+        self._logged = _Logged(self.id, dict(self._before.steps), self._before.last)
+        self._run = self._start(cfg, run_name, config)
+        if self._run is None:
+            self.id = run_id
+        else:
+            self.id = self._run.id
+            self._try("define the step axis", self._define_axis)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record scalars; never waits for the network."""
+        self._try("log", lambda: self._record(dict(metrics), step))
+
+    def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
+        """Record a table; cells that are neither text nor numbers are shown as text."""
+
+        def record() -> None:
+            cells = [[_cell(value) for value in row] for row in rows]
+            self._record({name: wandb.Table(columns=columns, data=cells, allow_mixed_types=True)}, step)
+
+        if self._tables:
+            self._tables = self._try(f"log the table {name}", lambda: _within(TABLE_SECONDS, record))
+
+    def summary(self, values: dict[str, object]) -> None:
+        """Record values of the run as a whole; nested ones keep their shape."""
+        self._try("record the summary", lambda: self._run and self._run.summary.update(redact_tree(values)))
+
+    def close(self, exit_code: int = 0) -> str | None:
+        """End the record within `FINISH_SECONDS`; returns the run's URL, or the command that uploads it."""
+        run, self._run = self._run, None
+        if run is None:
+            return None
+        try:
+            _within(FINISH_SECONDS, lambda: run.finish(exit_code=exit_code))
+        except Exception as error:
+            self._warn(f"W&B: not everything was uploaded ({_line(error)}); metrics.jsonl is complete")
+            return self._sync_command()
+        return self._sync_command() if run.offline else f"W&B {run.url}"
+
+    def _start(self, cfg: TrackerConfig, run_name: str, config: dict[str, Any]) -> Any:
+        """The W&B run: online where that is wanted and works, else offline, else None."""
+        mode, parts = self._mode(cfg), set(self._parts())
+        if mode == "online":
+            try:
+                return self._init(cfg, run_name, config, mode)
+            except Exception as error:
+                self._warn(f"W&B cannot be reached ({_line(error)}); recording offline")
+                self._release(set(self._parts()) - parts)
+        if mode == "disabled":
+            return None
+        try:
+            return self._init(cfg, run_name, config, "offline")
+        except Exception as error:
+            self._warn(f"W&B cannot record ({_line(error)}); metrics.jsonl goes on")
+            return None
+
+    def _release(self, parts: set[Path]) -> None:
+        """Give up a run that did not start: W&B's service keeps its id, and an empty folder, otherwise."""
+        try:
+            wandb.setup().assert_service().inform_finish(run_id=self.id)
+        except Exception:
+            self.id = secrets.token_hex(4)  # no such call in this version: the id stays taken
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _mode(self, cfg: TrackerConfig) -> Mode:
+        """online, offline or disabled; of tracker.mode and WANDB_MODE, the one that sends less holds."""
+        asked = {cfg.mode, os.environ.get("WANDB_MODE", "auto").lower()}
+        if "disabled" in asked:
+            return "disabled"
+        if asked & {"offline", "dryrun"}:
+            return "offline"
+        if _has_key():
+            return "online"
+        if "online" in asked:
+            self._warn(
+                "W&B: no key is set for mode online (WANDB_API_KEY, or wandb login); recording offline"
+            )
+        return "offline"
+
+    def _init(self, cfg: TrackerConfig, run_name: str, config: dict[str, Any], mode: Mode) -> Any:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return _within(
+            START_SECONDS,
+            lambda: wandb.init(
+                dir=str(self._folder.parent),
+                id=self.id,
+                resume="allow",
+                reinit="create_new",
+                mode=mode,
+                name=redact(run_name),
+                project=cfg.project,
+                entity=cfg.entity,
+                group=cfg.group,
+                job_type=cfg.job_type,
+                tags=[redact(tag) for tag in cfg.tags],
+                config=redact_tree(config),
+                settings=_settings(),
+            ),
+        )
+
+    def _define_axis(self) -> None:
+        """Charts run over the optimizer step, whatever row of the record a value lies in."""
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+
+    def _record(self, values: dict[str, Any], step: int) -> None:
+        """Log what is new; a row's number must not fall, or W&B drops the row."""
+        new = {key: value for key, value in values.items() if step > self._before.steps.get(key, -1)}
+        if self._run is None or not new:
+            return
+        row = max(step, self._logged.last, self._before.last + 1)
+        self._run.log({"step": step, **new}, step=row)
+        self._logged.last = row
+        self._logged.steps.update(dict.fromkeys(new, step))
+        self._logged.write(self._folder)
+
+    def _try(self, what: str, act: Callable[[], object]) -> bool:
+        """Whether `act` went well; W&B's own failures are told once, and then left alone."""
+        if self._run is None:
+            return False
+        try:
+            act()
+            return True
+        except Exception as error:
+            if not self._warned:
+                self._warn(f"W&B could not {what} ({_line(error)}); metrics.jsonl goes on")
+            self._warned = True
+            return False
+
+    def _parts(self) -> list[Path]:
+        """The folders of this run's record, oldest first: each resume adds one."""
+        found = self._folder.glob(f"*run-*-{self.id}")
+        return sorted(found, key=lambda part: part.name.partition("run-")[2])
+
+    def _sync_command(self) -> str:
+        parts = self._parts()
+        online = ["--include-online"] if any(part.name.startswith("run-") for part in parts) else []
+        return shlex.join(["wandb", "sync", *online, *map(_short, parts)])
+
+
+class _Logged:
+    """The last step recorded of each key, and the last row, of the W&B run with this id."""
+
+    FILE = "logged.json"
+
+    def __init__(self, id: str | None, steps: dict[str, int], last: int) -> None:
+        self.id, self.steps, self.last = id, steps, last
+
+    @classmethod
+    def read(cls, folder: Path, id: str | None) -> "_Logged":
+        try:
+            found = json.loads((folder / cls.FILE).read_text(encoding="utf-8"))
+            if found["id"] == id:
+                steps = {str(key): int(step) for key, step in found["steps"].items()}
+                return cls(id, steps, int(found["last"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # nothing was recorded, or another run's: all is new
+        return cls(id, {}, -1)
+
+    def write(self, folder: Path) -> None:
+        temporary = folder / (self.FILE + ".tmp")
+        temporary.write_text(json.dumps(vars(self)), encoding="utf-8")
+        os.replace(temporary, folder / self.FILE)
+
+
+def _settings() -> wandb.Settings:
+    """Quiet, and nothing of the machine: code, command line and patches can hold secrets."""
+    wanted = {
+        "silent": True,
+        "quiet": True,
+        "console": "off",
+        "save_code": False,
+        "disable_code": True,
+        "disable_git": True,  # W&B itself would add a diff of all that is uncommitted to the commit
+        "git_commit": _commit(),
+        "disable_job_creation": True,
+        "x_disable_meta": True,
+        "x_save_requirements": False,
+        "x_transaction_log_flush_interval": 1.0,
+        "symlink": False,
+        "allow_val_change": True,
+        "init_timeout": START_SECONDS - 2,
+        "finish_timeout": FINISH_SECONDS - 5,
+        "finish_timeout_raises": True,
+    }
+    known = wandb.Settings.model_fields
+    return wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
+
+
+def _has_key() -> bool:
+    """Whether W&B has a key, from what lies on this machine: no call, no prompt."""
+    settings = wandb.setup(wandb.Settings(silent=True, quiet=True)).settings
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.api_key:
+        return True
+    host = urlsplit(settings.base_url).netloc
+    for path in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
+        try:
+            return netrc.netrc(os.path.expanduser(path)).authenticators(host) is not None
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this file belongs to; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """The result of `work`, or TimeoutError after `seconds`; W&B's own limits do not cover every wait."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:  # handed to the caller below
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="wandb")
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise RuntimeError(_line(failure[0])) from failure[0]
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return outcome[0]
+
+
+def _cell(value: object) -> object:
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
+
+
+def _line(error: BaseException) -> str:
+    """An error as part of one line."""
+    text = redact(str(error)).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".: ")[:160]
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

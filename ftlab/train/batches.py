@@ -1,0 +1,96 @@
+"""Which rows make a step, and how rows become one flat batch without padding.
+
+Order is a function of (rows, seed, step) alone, so a resumed run continues at any step without state.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ftlab.data.encode import Encoded
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows of every optimizer step: shuffled epochs one after another, cut into global batches."""
+
+    rows: int
+    global_batch_size: int
+    steps: int
+    total_rows: int | None  # where epochs end inside a batch, the last batch is shorter
+    seed: int
+
+    @classmethod
+    def of(cls, rows: int, global_batch_size: int, max_steps: int | None, epochs: float, seed: int) -> "Plan":
+        if max_steps is not None:
+            return cls(rows, global_batch_size, max_steps, None, seed)
+        total = max(1, round(rows * epochs))
+        return cls(rows, global_batch_size, math.ceil(total / global_batch_size), total, seed)
+
+    @property
+    def epochs(self) -> float:
+        """How often each row is seen."""
+        return (self.total_rows or self.steps * self.global_batch_size) / self.rows
+
+    def indices(self, step: int) -> list[int]:
+        """Row numbers of optimizer step `step` (0-based)."""
+        start = step * self.global_batch_size
+        end = start + self.global_batch_size
+        if self.total_rows is not None:
+            end = min(end, self.total_rows)
+        return [shuffled(self.rows, self.seed, p // self.rows)[p % self.rows] for p in range(start, end)]
+
+
+@lru_cache(maxsize=2)
+def shuffled(rows: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch sees the rows."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(rows, generator=generator).tolist()
+    return order
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows laid end to end. `input_ids` and `position_ids` are [1, tokens]; positions restart with each row,
+    which is what keeps attention inside a row (transformers, with attention_mask=None and use_cache=False).
+    `predict` [trained] are the positions whose output is scored, `targets` [trained] the tokens they should give.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    predict: Tensor
+    targets: Tensor
+    rows: int
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.numel()
+
+    @property
+    def trained(self) -> int:
+        return self.targets.numel()
+
+
+def flatten(rows: list[Encoded], device: torch.device) -> Batch:
+    """Lay rows end to end; no token of one row predicts a token of another."""
+    ids: list[int] = []
+    positions: list[int] = []
+    predict: list[int] = []
+    for row in rows:
+        start = len(ids)
+        predict.extend(range(start + row.trained_from - 1, start + len(row.input_ids) - 1))
+        ids.extend(row.input_ids)
+        positions.extend(range(len(row.input_ids)))
+    input_ids = torch.tensor([ids], device=device)
+    scored = torch.tensor(predict, dtype=torch.long, device=device)
+    return Batch(input_ids, torch.tensor([positions], device=device), scored, input_ids[0, scored + 1], len(rows))
+
+
+def micro_batches(rows: list[Encoded], size: int) -> Iterator[list[Encoded]]:
+    """Parts of a global batch that go through the model together."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

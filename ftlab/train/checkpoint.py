@@ -1,0 +1,183 @@
+"""Checkpoints that are complete or absent.
+
+A checkpoint is written into a folder aside, every file fsynced and listed with its sha256 in manifest.json,
+and the folder renamed last. Reading verifies the manifest: a damaged checkpoint is passed over with one
+warning that names the file, and the one before it is used.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder."""
+
+    path: Path
+    step: int
+
+    def restore_weights(self, model: nn.Module) -> None:
+        """Put the trainable tensors back."""
+        saved = load_file(str(self.path / "trainable.safetensors"))
+        with torch.no_grad():
+            for name, parameter in trainable(model).items():
+                parameter.copy_(saved[name])
+
+    def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
+        """Put weights, optimizer, schedule and random generators back; return the loop's own state."""
+        self.restore_weights(model)
+        saved = torch.load(self.path / "optimizer.pt", weights_only=True, map_location="cpu")
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        restore_rng(saved["rng"], state.pop("python_rng"))
+        return state
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run."""
+
+    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
+        self.folder, self.keep, self.warn = folder, keep, warn
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        state: dict[str, Any],
+        best: int | None,
+    ) -> None:
+        """Write the checkpoint of `state["step"]`, then remove old ones; that of step `best` stays."""
+        final = self._path(state["step"])
+        if final.exists():
+            shutil.rmtree(final)
+        aside = final.with_name(final.name + ".part")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        tensors = {name: p.detach().cpu().contiguous().clone() for name, p in trainable(model).items()}
+        save_file(tensors, str(aside / "trainable.safetensors"))
+        pieces = {"optimizer": optimizer.state_dict(), "schedule": _plain(schedule.state_dict()), "rng": rng_state()}
+        torch.save(pieces, aside / "optimizer.pt")
+        everything = {**state, "python_rng": list(map(_listed, random.getstate()))}
+        (aside / "state.json").write_text(json.dumps(everything), encoding="utf-8")
+        write_manifest(aside)
+        os.replace(aside, final)
+        sync(self.folder)
+        self._prune(best)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint whose files are whole."""
+        for step in sorted(self._steps(), reverse=True):
+            found = self.at(step)
+            if found:
+                return found
+        return None
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The checkpoint of one step, or None (with a warning) where a file of it is missing or damaged."""
+        path = self._path(step)
+        damaged = first_damage(path)
+        if damaged:
+            self.warn(f"checkpoint {path.name} is damaged ({damaged}); using an older one")
+            return None
+        return Checkpoint(path, step)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return [int(match[1]) for child in self.folder.iterdir() if (match := NAME.fullmatch(child.name))]
+
+    def _prune(self, best: int | None) -> None:
+        for leftover in self.folder.glob("*.part"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for step in sorted(self._steps())[: -self.keep]:
+            if step != best:
+                shutil.rmtree(self._path(step), ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """sha256 and size of every file, each fsynced, then the manifest itself."""
+    listed = {}
+    for file in sorted(folder.iterdir()):
+        sync(file)
+        listed[file.name] = {"sha256": sha256(file), "bytes": file.stat().st_size}
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps(listed, indent=1), encoding="utf-8")
+    sync(manifest)
+    sync(folder)
+
+
+def first_damage(folder: Path) -> str | None:
+    """The first file that is missing or differs from the manifest, with what is wrong; None if all is well."""
+    try:
+        listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        files = {str(name): (entry["sha256"], entry["bytes"]) for name, entry in listed.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return "manifest.json missing or unreadable"
+    for name, (digest, size) in files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} missing"
+        if file.stat().st_size != size or sha256(file) != digest:
+            return f"{name} changed or cut off"
+    return None
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_rng(saved: dict[str, Any], python: list[Any]) -> None:
+    torch.set_rng_state(saved["cpu"])
+    if saved["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(saved["cuda"])
+    version, internal, gauss = python
+    random.setstate((version, tuple(internal), gauss))
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A schedule's state without its functions, which are rebuilt from the configuration."""
+    return {key: value for key, value in state.items() if key != "lr_lambdas"} | {"lr_lambdas": [None]}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,83 @@
+"""The loss of a flat batch, and a check that rows in one batch do not see each other."""
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ftlab.data.encode import Encoded
+from ftlab.train.batches import Batch, flatten
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross entropy summed over the trained tokens, in float32.
+
+    The output layer runs on the scored positions only, where the model allows to say so (`logits_to_keep`):
+    for short answers after long prompts most of the vocabulary product is never computed.
+    """
+    arguments = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if keeps_logits(model):
+        logits = model(**arguments, logits_to_keep=batch.predict).logits[0]
+    else:
+        logits = model(**arguments).logits[0, batch.predict]
+    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+
+
+def keeps_logits(model: nn.Module) -> bool:
+    """Whether the model's forward takes the positions whose logits are wanted."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+@torch.no_grad()
+def leaks(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
+    """Whether a row's loss depends on its neighbours in a flat batch, as with architectures that do not
+    restart at position 0 (state-space models, absolute positions taken from the batch).
+
+    Two short rows are scored together and apart; they may differ by rounding only.
+    """
+    pair = sorted(rows, key=lambda row: len(row.input_ids))[:2]
+    if len(pair) < 2:
+        return False
+    was_training = model.training
+    model.eval()
+    try:
+        together = summed_loss(model, flatten(pair, device)).item()
+        apart = sum(summed_loss(model, flatten([row], device)).item() for row in pair)
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        return True
+    finally:
+        model.train(was_training)
+    return abs(together - apart) > 0.02 * max(1.0, abs(apart))
+
+
+def mean_loss(model: nn.Module, rows: list[Encoded], batch_tokens: int, device: torch.device, flat: bool) -> float:
+    """Mean cross entropy over the trained tokens of `rows`, without gradients."""
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    tokens = 0
+    try:
+        with torch.no_grad():
+            for part in _parts(rows, batch_tokens if flat else 0):
+                batch = flatten(part, device)
+                total += summed_loss(model, batch).double()
+                tokens += batch.trained
+    finally:
+        model.train(was_training)
+    return float(total) / max(1, tokens)
+
+
+def _parts(rows: list[Encoded], tokens: int) -> list[list[Encoded]]:
+    """Rows in runs of at most `tokens` tokens, at least one row each."""
+    parts: list[list[Encoded]] = []
+    filled = tokens
+    for row in rows:
+        if filled + len(row.input_ids) > tokens:
+            parts.append([])
+            filled = 0
+        parts[-1].append(row)
+        filled += len(row.input_ids)
+    return parts

@@ -1,0 +1,40 @@
+"""Optimizer and learning-rate schedule."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from ftlab.config import TrainerConfig
+
+
+def build_optimizer(parameters: list[torch.nn.Parameter], cfg: TrainerConfig) -> Optimizer:
+    """`adamw` is torch's; the 8-bit ones are bitsandbytes' (block-wise state, optionally paged to the host)."""
+    arguments: dict[str, Any] = {
+        "lr": cfg.lr,
+        "betas": (cfg.adam_beta1, cfg.adam_beta2),
+        "eps": cfg.adam_epsilon,
+        "weight_decay": cfg.weight_decay,
+    }
+    if cfg.optim == "adamw":
+        return torch.optim.AdamW(parameters, **arguments, fused=parameters[0].is_cuda)
+    import bitsandbytes as bnb
+
+    kind = {"adamw_8bit": bnb.optim.AdamW8bit, "paged_adamw_8bit": bnb.optim.PagedAdamW8bit}[cfg.optim]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without a GPU there is nothing to page to; the result is the same
+        optimizer: Optimizer = kind(parameters, **arguments)
+    return optimizer
+
+
+def build_schedule(optimizer: Optimizer, cfg: TrainerConfig, steps: int) -> LRScheduler:
+    """transformers' schedule of that name over `steps` optimizer steps."""
+    warmup = cfg.warmup_steps if cfg.warmup_steps >= 1 else cfg.warmup_steps * steps
+    schedule: LRScheduler = get_scheduler(
+        cfg.lr_scheduler_type, optimizer, num_warmup_steps=math.ceil(warmup), num_training_steps=max(1, steps)
+    )
+    return schedule
