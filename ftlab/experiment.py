@@ -140,6 +140,7 @@ class Experiment:
         self.meter = Meter(self.accelerator.device)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.cfg.trainer.keep, terminal.warn)
         self.tracker: trackers.Trackers | None = None
+        self.began = time.perf_counter()
         self.flat = True
         self.flops_per_token = 0.0
         self.summary = self._first_summary()
@@ -165,7 +166,7 @@ class Experiment:
             located, base = self._load_base(prepared)
         base_answers = self._base_answers(base, prepared)
         model = self._adapted(base)
-        with self._phase("train"):
+        with self.terminal.phase("train"), self.meter.phase("train"):
             tuned_validation = self._train(model, prepared, resumed)
         tuned = self._score(model, prepared.test, "evaluate tuned")
         self._add_scores("tuned", tuned_validation)
@@ -263,6 +264,8 @@ class Experiment:
         trainable, total = models.count(model)
         self.summary |= {"trainable_parameters": trainable, "parameters": total}
         self.flops_per_token = flops_per_token(base, total, self.cfg)
+        if models.adapts_tied_weights(base, model):
+            self.terminal.warn("the output layer shares its weights with the embedding; the adapter changes one of them")
         self.terminal.note(f"{trainable:,} of {total:,} parameters are trained ({100 * trainable / total:.2f} %)")
         return model
 
@@ -289,6 +292,7 @@ class Experiment:
         self.summary["planned_steps"] = trainer.plan.steps
         with self.terminal.progress(trainer.plan.steps, trainer.progress.step) as self.bar:
             progress = trainer.train()
+        self.summary["seconds"]["train"] = round(progress.seconds, 3)
         self.summary |= {"step": progress.step, "best_step": progress.best, "epochs": trainer.plan.epochs}
         return Scores(progress.metrics, progress.intervals, [])
 
@@ -369,7 +373,7 @@ class Experiment:
             "objective": {"name": self.cfg.objective, "value": value},
             "vram": self.meter.peaks,
         }
-        summary["seconds"]["total"] = round(sum(summary["seconds"].values()), 3)
+        summary["seconds"]["total"] = round(time.perf_counter() - self.began, 3)
         line = self._close_tracker(rows, step)
         folder.write_summary(summary)
         report(folder, summary, self.terminal, line)

@@ -304,6 +304,15 @@ def _check_like(saved: PeftLoraConfig, asked: PeftLoraConfig, folder: Path) -> N
         raise ConfigError(*problems)
 
 
+def adapts_tied_weights(base: PreTrainedModel, model: nn.Module) -> bool:
+    """Whether an adapter sits on the embedding or the output layer while both share their weights."""
+    if not isinstance(model, PeftModel) or not base.config.tie_word_embeddings:
+        return False
+    config = model.peft_config["default"]
+    ends = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Embedding)}
+    return bool((ends | {"lm_head"}) & {*config.target_modules, *(config.modules_to_save or [])})
+
+
 def save_result(model: nn.Module, folder: Path, base_id: str) -> None:
     """Write a plain PEFT adapter (or, without one, the whole model) as safetensors."""
     if not isinstance(model, PeftModel):

@@ -425,7 +425,8 @@ def _from_package(model: ModelConfig, reason: str) -> Located:
         _convert_once(model, model.package, target)
     except OSError as error:
         raise WeightsError(
-            f"model.id={model.id}: {target.parent} cannot be written ({error}): set FTLAB_CACHE=FOLDER"
+            f"model.id={model.id}: {target.parent} cannot be filled ({error}): set FTLAB_CACHE=FOLDER to a "
+            "writable folder with 1 GB free"
         ) from None
     return Located(target, "package", fingerprint(target), _provenance_note(target))
 
@@ -466,6 +467,11 @@ def _download(package: str, folder: Path) -> Path:
 
 
 def _pip_error(output: str) -> str:
+    """The cause in one line; after a lost connection pip's own last line only says that nothing matches."""
+    if "No module named pip" in output:
+        return "this Python has no pip: run `python -m ensurepip`"
+    if "Retrying (" in output:
+        return "the package index does not answer"
     lines = [line for line in output.splitlines() if line.strip()] or ["pip said nothing"]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")]
     return redact((errors or lines)[-1])
@@ -514,7 +520,6 @@ def _to_safetensors(model: ModelConfig, gguf: Path, folder: Path) -> None:
         raise WeightsError(
             f"model.package={model.package}: {gguf.name} cannot be converted ({_reason(error)})"
         ) from None
-    network.config._name_or_path = model.id
     network.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):  # written for the owner only, whatever the umask says
         shutil.copymode(folder / CONFIG, file)

@@ -1,11 +1,13 @@
 """`python -m ftlab doctor`: what this machine has for a run, what it lacks, and what to do about it.
 
-Every check stands alone and imports what it needs, so a missing or broken package costs one line, never
-the report.
+    python -m ftlab doctor model=NAME     also whether that model's weights are on this machine
+    python -m ftlab doctor run_dir=DIR    whether the run's folder can be written there
+
+Each line is marked ok, warn (some runs need it) or fail (every run needs it; the exit code is then 1).
+Every check imports what it needs, so a missing or broken package costs one line, never the report.
 """
 
 import importlib.metadata
-import logging
 import netrc
 import os
 import platform
@@ -205,7 +207,6 @@ def quantisation() -> Iterator[Line]:
     """Whether bitsandbytes really quantises: a small matrix to NF4 and back, on the device of a run."""
     import torch
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of optional CPU kernels
     try:
         import bitsandbytes.functional as bnb
 

@@ -1,4 +1,9 @@
-"""`python -m ftlab fetch model=NAME`: bring a model's weights and tokenizer to this machine."""
+"""`python -m ftlab fetch model=NAME`: bring a model's weights and tokenizer to this machine.
+
+    HF_ENDPOINT=URL python -m ftlab fetch model=NAME    from a mirror of the Hub
+
+What is here already is not downloaded again.
+"""
 
 import re
 from pathlib import Path

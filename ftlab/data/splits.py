@@ -80,8 +80,9 @@ def carve(
     if len(counts) < 2:
         raise DataError(
             f"data.{key}={size:g} cannot be taken from {len(rows):,} rows: all share one {grouped_by}, "
-            f"and rows of one {grouped_by} stay together.\nAdd a {key.removesuffix('_size')} file beside train, "
-            "or name a column that tells groups apart: data.columns.group=NAME"
+            f"and rows of one {grouped_by} stay together.\n"
+            f"Add a {key.removesuffix('_size')} file beside train, or name a column that tells groups apart: "
+            "data.columns.group=NAME"
         )
     if wanted >= len(rows):
         raise DataError(

@@ -253,7 +253,7 @@ class Table:
     @property
     def nouns(self) -> str:
         """The plural, for questions."""
-        return _plural(self.noun)
+        return plural(self.noun)
 
     @property
     def sql(self) -> str:
@@ -708,7 +708,8 @@ _MULTI: tuple[_Ask, ...] = (
 )  # fmt: skip
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
+    """The English plural of a regular noun."""
     if noun.endswith(("s", "sh", "ch", "x")):
         return noun + "es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
@@ -774,7 +775,7 @@ def _domains() -> list[list[str]]:
 
 def _tables(entities: list[str], rng: Random) -> tuple[Table, ...]:
     """One variant: the parent and one child (seldom the parent alone or the child alone), some columns of each."""
-    plural, style, plain_id = rng.random() < 0.5, rng.choice(("lower", "lower", "title")), rng.random() < 0.5
+    many, style, plain_id = rng.random() < 0.5, rng.choice(("lower", "lower", "title")), rng.random() < 0.5
     dress = str.title if style == "title" else str.lower
     parent, *children = entities
     chosen = [parent, rng.choice(children)] if rng.random() < 0.8 else [rng.choice(entities)]
@@ -791,6 +792,6 @@ def _tables(entities: list[str], rng: Random) -> tuple[Table, ...]:
         rng.shuffle(rest := kept[1:])
         key = Column(dress("id" if plain_id else f"{noun}_id"), f"{noun} id", "key")
         foreign = Column(dress(f"{owner}_id"), f"{owner} id", "key") if owner else None
-        name = dress(_plural(noun) if plural else noun)
+        name = dress(plural(noun) if many else noun)
         tables.append(Table(name, noun.replace("_", " "), (first, *rest), key, foreign))
     return tuple(tables)

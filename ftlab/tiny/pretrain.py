@@ -14,6 +14,7 @@ import argparse
 import gzip
 import json
 import math
+import multiprocessing
 import re
 import time
 from collections import Counter
@@ -30,16 +31,18 @@ from ftlab.data import sql_synth
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 MAX_TOKENS = 320
-"""Longer documents (under 1 %) are left out."""
+"""Longer documents are left out."""
+SHARDS = 16
+"""Documents are written in so many parts, by as many processes as there are cores."""
 
 # Every linear layer's in_features is a multiple of 64, the block of bitsandbytes' NF4.
 SHAPE = {
     "vocab_size": 4096,
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
+    "hidden_size": 320,
+    "intermediate_size": 832,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 10,
 }
 
 Row = dict[str, str]
@@ -76,14 +79,14 @@ def documents(wikisql: Sequence[Row], count: int, seed: int) -> Iterator[Documen
     rng = Random(f"documents/{seed}")
     synth = sql_synth.generate("train", count // 2, seed=1000 + seed)
     words = _Words.of(wikisql)
-    makers = (_question, _question, _schema, _query, _query, _query, _links, _links)
     for _ in range(count):
         row = rng.choice(synth if rng.random() < 0.7 else wikisql)
-        make = rng.choice(makers)
-        # Strange names in familiar queries teach to copy from the schema instead of remembering it.
-        if make is not _question and rng.random() < 0.5:
-            row = words.renamed(row, rng)
-        yield make(row, words, rng)
+        # Invented names in familiar sentences teach to copy what is there instead of remembering it.
+        yield rng.choice(KINDS)(words.renamed(row, rng) if rng.random() < 0.9 else row, words, rng)
+
+
+def _shard(wikisql: Sequence[Row], count: int, seed: int) -> list[Document]:
+    return list(documents(wikisql, count, seed))
 
 
 def check(texts: Sequence[Document], held_out: Sequence[Row]) -> None:
@@ -109,47 +112,54 @@ def check(texts: Sequence[Document], held_out: Sequence[Row]) -> None:
 
 @dataclass(frozen=True)
 class _Words:
-    """Names and literal values found in the WikiSQL rows, to rename with."""
+    """Words and literal values found in the WikiSQL rows, to rename with."""
 
-    names: tuple[str, ...]
+    words: tuple[str, ...]
     values: tuple[str, ...]
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "_Words":
-        names = {name for row in rows for name in _names(row["context"])}
+        words = {word.lower() for row in rows for word in re.findall(r"[A-Za-z]{3,10}", row["question"])}
         values = {value for row in rows for value in re.findall(r'"([^"%]+)"', row["answer"])}
-        plain = (name for name in names if re.fullmatch(r"[a-z][a-z]+(_[a-z]+){0,2}", name))
-        return cls(tuple(sorted(plain)), tuple(sorted(value for value in values if len(value) < 25)))
+        return cls(tuple(sorted(words)), tuple(sorted(value for value in values if len(value) < 25)))
+
+    def invented(self, rng: Random) -> str:
+        """A word, or the halves of two: endlessly many, so that no name can be learnt by heart."""
+        a, b = rng.choice(self.words), rng.choice(self.words)
+        return _stem(a if rng.random() < 0.4 else a[: len(a) // 2 + 1] + b[len(b) // 2 :])
 
     def renamed(self, row: Row, rng: Random) -> Row:
-        """``row`` with other tables, columns and text values; its question no longer fits, and goes."""
-        old = list(dict.fromkeys(_names(row["context"])))
-        new = rng.sample(self.names, len(old))
-        dress = rng.choice((str.lower, str.lower, str.title))
-        swap = {a: dress(b) for a, b in zip(old, new, strict=True)}
-        value: dict[str, str] = {}
+        """``row`` with most words of its table and column names and all its text values replaced, alike everywhere."""
+        stems = sorted({_stem(word) for name in _names(row["context"]) for word in name.lower().split("_")} - {"id", ""})
+        names = {stem: self.invented(rng) for stem in stems if rng.random() < 0.8}
+        values = {value: rng.choice(self.values) for value in re.findall(r'"%?([^"%]+)%?"', row["answer"])}
 
         def replace(match: re.Match[str]) -> str:
             word = match[0]
-            if word[0] != '"':
-                return swap.get(word, word)
-            bare = word.strip('"%')
-            return word.replace(bare, value.setdefault(bare, rng.choice(self.values))) if bare else word
+            if word in values or word.isupper():  # keywords, types and aliases are in capitals
+                return values.get(word, word)
+            stem = _stem(word.lower())
+            new = names.get(stem, stem)
+            if new == stem:
+                return word
+            new = new if stem == word.lower() else sql_synth.plural(new)
+            return new.capitalize() if word[0].isupper() else new
 
-        pattern = re.compile(r'"[^"]*"|\w+')
-        return {"context": pattern.sub(replace, row["context"]), "answer": pattern.sub(replace, row["answer"])}
+        literals = "|".join(re.escape(value) for value in sorted(values, key=len, reverse=True))
+        pattern = re.compile(rf"(?<!\w)(?:{literals})(?!\w)|[A-Za-z]+" if literals else r"[A-Za-z]+")
+        return {part: pattern.sub(replace, row[part]) for part in ("question", "context", "answer")}
 
 
 def _question(row: Row, words: _Words, rng: Random) -> Document:
     asked = ("Question", row["question"])
     if rng.random() < 0.3:
         return Document("question", (asked,))
-    return Document("question, copied", (("Schema", row["context"]), asked, asked))
+    return Document("schema and question, copied", (("Schema", row["context"]), asked, asked))
 
 
 def _schema(row: Row, words: _Words, rng: Random) -> Document:
     schema = ("Schema", row["context"])
-    return Document("schema, copied", (schema, schema)) if rng.random() < 0.7 else Document("schema", (schema,))
+    return Document("schema, copied", (schema, schema)) if rng.random() < 0.8 else Document("schema", (schema,))
 
 
 def _query(row: Row, words: _Words, rng: Random) -> Document:
@@ -160,16 +170,48 @@ def _query(row: Row, words: _Words, rng: Random) -> Document:
 
 
 def _links(row: Row, words: _Words, rng: Random) -> Document:
-    """Words and values in one section, the same as SQL spells them in the next: ``net worth`` -> ``T1.Net_Worth``."""
-    pairs = [(name.replace("_", " ").lower(), rng.choice(("", "", "T1.", "T2.")) + name) for name in _names(row["context"])]
-    pairs = rng.sample(pairs, min(len(pairs), rng.randint(1, 4)))
+    """Words and values in one section, the same as SQL spells them in the next: ``net worth`` -> ``Net_Worth``."""
+    names = _names(row["context"])
+    pairs = [(_said(name, rng), name) for name in rng.sample(names, min(len(names), rng.randint(1, 4)))]
     for _ in range(rng.randint(0, 2)):
-        number = str(rng.randint(0, 10 ** rng.randint(1, 5)))
-        text = rng.choice(words.values)
+        number, text = str(rng.randint(0, 10 ** rng.randint(1, 5))), rng.choice(words.values)
         pairs.append(rng.choice(((number, number), (text, f'"{text}"'), (text, f'"{text}"'))))
     rng.shuffle(pairs)
     said, spelt = zip(*pairs, strict=True)
-    return Document("links", (("Schema", row["context"]), ("Words", ", ".join(said)), ("Spelling", ", ".join(spelt))))
+    sections = ("Schema", row["context"]), ("Words", ", ".join(said)), ("Spelling", ", ".join(spelt))
+    return Document("words, spelt as in the schema", sections)
+
+
+def _bag(row: Row, words: _Words, rng: Random) -> Document:
+    """A query after the names and values it uses, shuffled: no wording, no order, no operator, no key of a join."""
+    joined = set(re.findall(r"\w+", " ".join(re.findall(r" ON T1\.\w+ = T2\.\w+", row["answer"]))))
+    used = set(re.findall(r"\w+", re.sub(r'"[^"]*"', "", row["answer"]))) - joined
+    bag = [_said(name, rng) for name in dict.fromkeys(_names(row["context"])) if name in used]
+    bag += [text or number for text, number in re.findall(r'"%?([^"%]+)%?"|\b(\d+)\b', row["answer"])]
+    rng.shuffle(bag)
+    sections = ("Schema", row["context"]), ("Words", ", ".join(bag)), ("SQL", row["answer"])
+    return Document("shuffled words and query", sections)
+
+
+KINDS = (_question, _question, _schema, _query, _query, _links, _links, _bag, _bag)
+"""Makers of documents; one named twice makes twice as many."""
+
+
+def _said(name: str, rng: Random) -> str:
+    """A name as people say it: small letters, spaces, now and then one instead of many."""
+    said = name.replace("_", " ").lower()
+    if rng.random() < 0.6:
+        return said
+    return _stem(said) if _stem(said) != said else sql_synth.plural(said)
+
+
+def _stem(word: str) -> str:
+    """The singular of a regular noun."""
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ses", "shes", "ches", "xes")):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
 def _names(context: str) -> list[str]:
@@ -262,9 +304,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="train.jsonl.gz with WikiSQL rows")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its tokenizer")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=512, help="documents a step")
-    parser.add_argument("--documents", type=int, default=400_000)
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--batch", type=int, default=256, help="documents a step")
+    parser.add_argument("--documents", type=int, default=320_000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -273,13 +315,16 @@ def main() -> None:
     test_file = options.data.with_name("test.jsonl.gz")
     held_out = wikisql_rows(test_file) if test_file.exists() else []
     held_out += [row for split in ("validation", "test") for row in sql_synth.generate(split, 2000)]
-    texts = list(documents(wikisql, options.documents, options.seed))
+    shards = [(wikisql, options.documents // SHARDS, options.seed * SHARDS + i) for i in range(SHARDS)]
+    with multiprocessing.Pool() as pool:
+        texts = [document for shard in pool.starmap(_shard, shards) for document in shard]
     check(texts, held_out)
     for kind, count in sorted(Counter(document.kind for document in texts).items()):
         print(f"{count:>8,} {kind}")
     print(f"{len(texts):>8,} documents; none pairs a question with a query or holds one of {len(held_out):,} test rows")
 
-    tokenizer = train_tokenizer([document.text for document in texts[:40_000]])
+    plain = [*wikisql, *sql_synth.generate("train", 10_000, seed=1000 + options.seed)]
+    tokenizer = train_tokenizer([row[part] for row in plain for part in ("context", "question", "answer")])
     encoded = tokenizer([document.text + EOS for document in texts])["input_ids"]
     rows = [ids for ids in encoded if len(ids) <= MAX_TOKENS]
     print(f"{sum(map(len, rows)):,} tokens in {len(rows):,} documents; {len(encoded) - len(rows):,} too long")

@@ -7,6 +7,7 @@ import secrets
 import shlex
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +33,8 @@ T = TypeVar("T")
 class WandbTracker:
     """Online when a key is set, otherwise offline; see `Tracker` for the methods.
 
-    A resumed run keeps its id. Its steps never fall and no value is recorded twice: `logged.json` beside the
-    record holds the last step of each key, and steps that are trained again after a resume are left out.
+    A resumed run keeps its id. Its rows never fall, and a value that an earlier process recorded is not
+    recorded again when its step is trained again.
     """
 
     id: str | None
@@ -53,9 +54,9 @@ class WandbTracker:
         self._tables = True  # until one fails: waiting again and again would slow the run
         self._folder = run_dir / "wandb"
         self.id = run_id or secrets.token_hex(4)
-        self._before = _Logged.read(self._folder, self.id)
-        self._logged = _Logged(self.id, dict(self._before.steps), self._before.last)
+        earlier = self._parts() if run_id else []
         self._run = self._start(cfg, run_name, config)
+        self._before, self._row = self._recorded(earlier)
         if self._run is None:
             self.id = run_id
         else:
@@ -110,11 +111,11 @@ class WandbTracker:
             return None
 
     def _release(self, parts: set[Path]) -> None:
-        """Give up a run that did not start: W&B's service keeps its id, and an empty folder, otherwise."""
-        try:
-            wandb.setup().assert_service().inform_finish(run_id=self.id)
-        except Exception:
-            self.id = secrets.token_hex(4)  # no such call in this version: the id stays taken
+        """Give up a run that did not start: W&B's service holds its id, and left an empty folder."""
+        if getattr(wandb.setup(), "most_recent_active_run", True):
+            self.id = secrets.token_hex(4)  # another run of this process needs the service
+        else:
+            wandb.teardown()
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -159,16 +160,32 @@ class WandbTracker:
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
+    def _recorded(self, parts: list[Path]) -> tuple[dict[str, int], int]:
+        """The last step of each key that the resumed record really holds, and the row to go on with.
+
+        Online the server's count is the truth: a killed process may have written more than it uploaded.
+        """
+        if self._run is None:
+            return {}, 0
+        rows = sorted((row for part in parts for row in _read(part)), key=lambda row: int(row["_step"]))
+        following = rows[-1]["_step"] + 1 if rows else 0
+        if not self._run.offline:
+            following = self._run.starting_step
+        steps = {
+            key.removesuffix("._type"): int(row["step"])
+            for row in rows
+            if row["_step"] < following
+            for key in row
+        }
+        return steps, following
+
     def _record(self, values: dict[str, Any], step: int) -> None:
         """Log what is new; a row's number must not fall, or W&B drops the row."""
-        new = {key: value for key, value in values.items() if step > self._before.steps.get(key, -1)}
+        new = {key: value for key, value in values.items() if step > self._before.get(key, -1)}
         if self._run is None or not new:
             return
-        row = max(step, self._logged.last, self._before.last + 1)
-        self._run.log({"step": step, **new}, step=row)
-        self._logged.last = row
-        self._logged.steps.update(dict.fromkeys(new, step))
-        self._logged.write(self._folder)
+        self._row = max(step, self._row)
+        self._run.log({"step": step, **new}, step=self._row)
 
     def _try(self, what: str, act: Callable[[], object]) -> bool:
         """Whether `act` went well; W&B's own failures are told once, and then left alone."""
@@ -194,29 +211,16 @@ class WandbTracker:
         return shlex.join(["wandb", "sync", *online, *map(_short, parts)])
 
 
-class _Logged:
-    """The last step recorded of each key, and the last row, of the W&B run with this id."""
-
-    FILE = "logged.json"
-
-    def __init__(self, id: str | None, steps: dict[str, int], last: int) -> None:
-        self.id, self.steps, self.last = id, steps, last
-
-    @classmethod
-    def read(cls, folder: Path, id: str | None) -> "_Logged":
-        try:
-            found = json.loads((folder / cls.FILE).read_text(encoding="utf-8"))
-            if found["id"] == id:
-                steps = {str(key): int(step) for key, step in found["steps"].items()}
-                return cls(id, steps, int(found["last"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # nothing was recorded, or another run's: all is new
-        return cls(id, {}, -1)
-
-    def write(self, folder: Path) -> None:
-        temporary = folder / (self.FILE + ".tmp")
-        temporary.write_text(json.dumps(vars(self)), encoding="utf-8")
-        os.replace(temporary, folder / self.FILE)
+def _read(part: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier part of the record; none where it cannot be read. W&B has no function for it."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS).stdout
+        records = [json.loads(line) for line in text.splitlines() if '"history"' in line]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+    rows = [record["history"]["item"] for record in records if record.get("type") == "history"]
+    return [row for row in rows if "_step" in row and "step" in row]
 
 
 def _settings() -> wandb.Settings:

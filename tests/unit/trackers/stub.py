@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Server(ThreadingHTTPServer):
-    """`rows` holds the history lines received; `fails` and `stall` (seconds an answer) can change at any time."""
+    """`rows` holds the history lines received; `fails` and `stall` (seconds before an answer) can change."""
 
     daemon_threads = True
 
@@ -72,9 +72,18 @@ class Handler(BaseHTTPRequestHandler):
             files = [{"name": name, "uploadUrl": f"{self.server.url}/put"} for name in given.get("files", [])]
             return {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files}}
         if "RunResumeStatus" in text:
-            return {"model": {"id": "m", "name": "p", "entity": {"id": "i", "name": "e"}, "bucket": self.earlier()}}
+            return {
+                "model": {
+                    "id": "m",
+                    "name": "p",
+                    "entity": {"id": "i", "name": "e"},
+                    "bucket": self.earlier(),
+                }
+            }
         if "viewer" in text:
-            return {"viewer": {"id": "v", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}}
+            return {
+                "viewer": {"id": "v", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}
+            }
         if "ArtifactType(" in text:
             return {"project": {"artifact": None}}
         return {}
@@ -97,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             "config": "{}",
             "tags": [],
             "notes": None,
-            "wandbConfig": "{}",
+            "wandbConfig": json.dumps({"t": {}}),
         }
 
     def stream(self, body: dict[str, Any]) -> None:

@@ -65,6 +65,7 @@ def start(run_dir: Path, heard: Heard, run_id: str | None = None, **cfg: Any) ->
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
     """What lies in the offline files, oldest first."""
+    wandb.teardown()  # its service closes a file a moment after the run has ended
     found: list[dict[str, Any]] = []
     for part in sorted((run_dir / "wandb").glob("offline-run-*")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
@@ -78,6 +79,7 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def everything(folder: Path) -> bytes:
+    wandb.teardown()
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
@@ -98,7 +100,7 @@ def test_offline_records_metrics_config_table_and_summary(run_dir: Path, heard: 
     assert run["config"]["update"]["lora"] == {"r": 16}
     rows = history(run_dir)
     assert [(row["_step"], row["step"], row["train/loss"]) for row in rows] == [(10, 10, 0.5), (20, 20, 0.25)]
-    assert rows[1]["predictions"]["nrows"] == 2
+    assert rows[1]["predictions.nrows"] == 2
     metrics = [record["metric"] for record in found if record["type"] == "metric"]
     assert {"glob_name": "*", "step_metric": "step"}.items() <= metrics[1].items()
     assert said is not None
@@ -144,6 +146,30 @@ def test_a_resumed_run_keeps_its_id_its_order_and_repeats_nothing(run_dir: Path,
     assert [row["step"] for row in rows if "eval/loss" in row] == [30]
     assert said is not None
     assert said.count("offline-run-") == 2
+
+
+def test_a_resumed_online_run_goes_on_from_what_the_server_has(
+    run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stub.serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        first = start(run_dir, heard)
+        for step in (10, 20, 30, 40):
+            first.log({"train/loss": step / 100}, step)
+        first.close()
+        del server.rows[3:]  # a kill can lose what was written down but not yet sent
+        wandb.teardown()
+        second = start(run_dir, heard, run_id=first.id)
+        for step in (20, 30, 40, 50):
+            second.log({"train/loss": step / 100}, step)
+        second.log({"eval/loss": 1.0}, 50)
+        second.close()
+        assert [row["step"] for row in server.rows] == [10, 20, 30, 40, 50]
+        assert [row["_step"] for row in server.rows] == sorted({row["_step"] for row in server.rows})
+        assert server.rows[-1]["eval/loss"] == 1.0
+        assert set(server.names) == {first.id}
+    assert heard == []
 
 
 def test_two_runs_in_one_process_do_not_mix(tmp_path: Path, heard: Heard) -> None:
@@ -233,7 +259,9 @@ def test_a_server_that_hangs_later_delays_neither_steps_nor_the_end(
     assert len(heard) == 2, heard
 
 
-def test_wandb_mode_disabled_records_nothing(run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_mode_disabled_records_nothing(
+    run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracker = start(run_dir, heard)
     tracker.log({"train/loss": 0.5}, 10)
@@ -243,7 +271,9 @@ def test_wandb_mode_disabled_records_nothing(run_dir: Path, heard: Heard, monkey
     assert heard == []
 
 
-def test_wandb_mode_offline_holds_against_a_key(run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_mode_offline_holds_against_a_key(
+    run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     tracker = start(run_dir, heard)
@@ -259,7 +289,9 @@ def test_online_without_a_key_goes_offline_and_does_not_ask(run_dir: Path, heard
     assert list((run_dir / "wandb").glob("offline-run-*"))
 
 
-def test_a_failure_while_logging_is_told_once(run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_while_logging_is_told_once(
+    run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracker = start(run_dir, heard)
 
     def fail(*_: Any, **__: Any) -> None:
@@ -298,7 +330,8 @@ def test_a_missing_package_is_one_line(run_dir: Path, heard: Heard, monkeypatch:
 
 def test_none_never_imports_wandb(run_dir: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from ftlab import trackers; from ftlab.config import TrackerConfig;"
+        "import sys; from pathlib import Path; from ftlab import trackers;"
+        "from ftlab.config import TrackerConfig;"
         "trackers.open(TrackerConfig(name='none'), Path('x'), 'x', {}).log({'a': 1.0}, 1);"
         "print('wandb' in sys.modules)"
     )
