@@ -16,7 +16,18 @@ from ftlab.errors import FtlabError, InputError
 PLAIN = ("predict", "eval", "doctor", "runs")  # their values are plain text
 COMPOSED = ("fetch", "data")  # their values are Hydra overrides
 ON_A_RUN = ("predict", "eval")  # their first bare word is the run
-SHOWING = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+SHOWING = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+)
 MULTIRUN = ("--multirun", "-m")
 
 
@@ -169,7 +180,7 @@ def multirun(words: list[str]) -> int:
         from ftlab.composition import of_job
         from ftlab.experiment import run
 
-        hydra = HydraConfig.get()
+        hydra: Any = HydraConfig.get()
         composition = of_job(cfg, hydra)
         print(f"\n== job {hydra.job.num}: {' '.join(hydra.overrides.task) or 'no overrides'}")
         return run(composition).objective

@@ -177,7 +177,11 @@ def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None)
         typed = to_typed(whole)
         changed = {key for key, value in flatten(tree).items() if flatten(base).get(key) != value}
         return Composition(
-            typed, tree, _hydra_record(whole), list(overrides), changed - {"run_dir", "run_name", "model.name"}
+            typed,
+            tree,
+            _hydra_record(whole),
+            list(overrides),
+            changed - {"run_dir", "run_name", "model.name"},
         )
 
 
@@ -346,7 +350,7 @@ def _problem(text: str, groups: dict[str, list[str]], multirun: bool) -> str | N
         return f"{text} names several values: add --multirun to try them all, or quote the value: {_quoted_form(text)}"
     if key in groups:
         return _option_problem(override, groups[key])
-    if key in config.keys():
+    if key in config.known_keys():
         return None
     near = suggestions(key, groups)
     return f"{key} is no key or group of the configuration. Did you mean: {', '.join(near)}?"
@@ -379,7 +383,7 @@ def _quoted_form(text: str) -> str:
 def suggestions(key: str, groups: dict[str, list[str]] | None = None, n: int = 3) -> list[str]:
     """The right keys nearest to a wrong one: other tools' names first, then the spelling of the whole key,
     then that of its last part."""
-    known = [*config.keys(), *(groups or {})]
+    known = [*config.known_keys(), *(groups or {})]
     last = key.rpartition(".")[2]
     lasts = {name.rpartition(".")[2]: name for name in known}
     alias = difflib.get_close_matches(last, ALIASES, n=1, cutoff=0.85)

@@ -170,13 +170,13 @@ def register() -> None:
     ConfigStore.instance().store(name="config_schema", node=ExperimentConfig)
 
 
-def keys(node: Any = ExperimentConfig, prefix: str = "") -> Dict[str, Any]:
+def known_keys(node: Any = ExperimentConfig, prefix: str = "") -> Dict[str, Any]:
     """Every dotted key of the schema with its annotated type; inner nodes included."""
     found: Dict[str, Any] = {}
     for f in fields(node):
         found[prefix + f.name] = f.type
         if is_dataclass(f.type):
-            found.update(keys(f.type, f"{prefix}{f.name}."))
+            found.update(known_keys(f.type, f"{prefix}{f.name}."))
     return found
 
 
@@ -224,7 +224,12 @@ def _check_lora(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         lora.r,
         "trains all weights, which quantised weights do not allow: add quant=none, or choose lora=r16",
     )
-    rule(lora.r > 0 or not lora.init_from, "lora.init_from", lora.init_from, "needs an adapter: choose lora=r16")
+    rule(
+        lora.r > 0 or not lora.init_from,
+        "lora.init_from",
+        lora.init_from,
+        "needs an adapter: choose lora=r16",
+    )
     rule(lora.r == 0 or lora.lora_alpha > 0, "lora.lora_alpha", lora.lora_alpha, "must be above 0")
     rule(0 <= lora.lora_dropout < 1, "lora.lora_dropout", lora.lora_dropout, "must lie in [0, 1)")
     one_of("lora.bias", lora.bias, ("none", "all", "lora_only"))
@@ -271,7 +276,12 @@ def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         "may hold {question} and {context} only; write {{ and }} for braces",
     )
     rule(data.max_length >= 8, "data.max_length", data.max_length, "must be at least 8 tokens")
-    rule(data.validation > 0, "data.validation", data.validation, "must be above 0: rows, or a fraction below 1")
+    rule(
+        data.validation > 0,
+        "data.validation",
+        data.validation,
+        "must be above 0: rows, or a fraction below 1",
+    )
     rule(data.test_size > 0, "data.test_size", data.test_size, "must be above 0: rows, or a fraction below 1")
     for key in ("train_rows", "test_rows"):
         value = getattr(data, key)
@@ -289,7 +299,9 @@ def _template_fields(template: str) -> List[Any]:
     try:
         return [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
-        raise ConfigError(f"data.prompt={template!r} is no template ({error}); write {{{{ and }}}} for braces") from None
+        raise ConfigError(
+            f"data.prompt={template!r} is no template ({error}); write {{{{ and }}}} for braces"
+        ) from None
 
 
 def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
@@ -306,7 +318,12 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         trainer.max_steps,
         "must be null (use trainer.epochs) or 0 and more",
     )
-    rule(trainer.epochs > 0, "trainer.epochs", trainer.epochs, "must be above 0; trainer.max_steps=0 trains nothing")
+    rule(
+        trainer.epochs > 0,
+        "trainer.epochs",
+        trainer.epochs,
+        "must be above 0; trainer.max_steps=0 trains nothing",
+    )
     for key in ("global_batch_size", "log_every", "save_every", "keep"):
         rule(getattr(trainer, key) >= 1, f"trainer.{key}", getattr(trainer, key), "must be at least 1")
     rule(trainer.profile >= 0, "trainer.profile", trainer.profile, "must be 0 (off) or a number of steps")

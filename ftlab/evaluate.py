@@ -53,9 +53,7 @@ class Split:
         ).rows
         self.tokenizer, self.cfg = tokenizer, cfg
 
-    def score(
-        self, model: nn.Module, accelerator: Accelerator, flat: bool, on_rows: Callable[[int], None]
-    ) -> Scores:
+    def score(self, model: nn.Module, accelerator: Accelerator, flat: bool, on_rows: Callable[[int], None]) -> Scores:
         """Generate an answer to every row and measure the gold answers' loss.
 
         The loss is the mean over trained tokens (`trainer.loss_on`), in nats.

@@ -200,8 +200,8 @@ class Experiment:
             self.terminal.note(note)
         if train.truncated or train.dropped:
             self.terminal.warn(
-                f"data.max_length={self.cfg.data.max_length}: {train.truncated} prompts shortened, {train.dropped} rows "
-                f"dropped of {len(splits.train)} to train on (python -m ftlab data shows lengths)"
+                f"data.max_length={self.cfg.data.max_length}: {train.truncated} prompts shortened, "
+                f"{train.dropped} rows dropped of {len(splits.train)} to train on (python -m ftlab data shows lengths)"
             )
         self.summary["data_sha256"] = splits.sha256
         self.summary["data"] = {
@@ -265,7 +265,9 @@ class Experiment:
         self.summary |= {"trainable_parameters": trainable, "parameters": total}
         self.flops_per_token = flops_per_token(base, total, self.cfg)
         if models.adapts_tied_weights(base, model):
-            self.terminal.warn("the output layer shares its weights with the embedding; the adapter changes one of them")
+            self.terminal.warn(
+                "the output layer shares its weights with the embedding; the adapter changes one of them"
+            )
         self.terminal.note(f"{trainable:,} of {total:,} parameters are trained ({100 * trainable / total:.2f} %)")
         return model
 
@@ -299,7 +301,10 @@ class Experiment:
     def _record(self, metrics: Metrics, step: int) -> None:
         limit = peak_flops(self.accelerator.device)
         if limit and "perf/tokens_per_second" in metrics:
-            metrics = {**metrics, "perf/mfu": metrics["perf/tokens_per_second"] * self.flops_per_token / limit}
+            metrics = {
+                **metrics,
+                "perf/mfu": metrics["perf/tokens_per_second"] * self.flops_per_token / limit,
+            }
         metrics = {**metrics, **self.meter.metrics()}
         self.bar.update(step, metrics)
         self._log(metrics, step)
@@ -435,7 +440,8 @@ def dry_run(composition: Composition, terminal: Terminal) -> None:
     for line in (
         f"rows        train {len(rows):,} ({prepared.train.truncated} shortened, {prepared.train.dropped} dropped), "
         f"validation {len(prepared.validation.rows):,}, test {len(prepared.test.rows):,}",
-        f"tokens      {mean:.0f} a row on average, {max(lengths):,} at most; {100 * trained / sum(lengths):.0f} % trained",
+        f"tokens      {mean:.0f} a row on average, {max(lengths):,} at most; "
+        f"{100 * trained / sum(lengths):.0f} % trained",
         f"batch       {trainer.global_batch_size} rows a step (about {mean * trainer.global_batch_size:,.0f} tokens), "
         f"micro-batch {micro}"
         + ("" if micro == "auto" else f" x {trainer.global_batch_size // int(micro)} accumulated"),
@@ -496,4 +502,3 @@ def flops_per_token(base: PreTrainedModel, parameters: int, cfg: ExperimentConfi
         parameters -= embedding.numel()
     passes = 2 + (cfg.lora.r == 0) + cfg.trainer.activation_checkpointing
     return 2.0 * parameters * passes
-

@@ -93,8 +93,8 @@ def _keep_weights_trainable(base: nn.Module) -> None:
     """On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward pass in eval mode, for
     good, and has no gradient for the packed form: training after an evaluation would go on without one."""
     for module in base.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (torch types attributes as modules)
 
 
 def quantization_config(quant: QuantConfig) -> BitsAndBytesConfig | None:
@@ -260,9 +260,7 @@ def adapter_folder(text: str) -> Path:
     raise ConfigError(f"lora.init_from={text} holds no adapter (adapter_config.json): name a run or adapter folder")
 
 
-def load_adapter(
-    base: PreTrainedModel, folder: Path, *, trainable: bool, like: LoraConfig | None = None
-) -> PeftModel:
+def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: LoraConfig | None = None) -> PeftModel:
     """Put the adapter of `folder` on `base`; `like` must describe the same adapter.
 
     Raises:
@@ -280,7 +278,9 @@ def load_adapter(
         saved = load_file(str(folder / "adapter_model.safetensors"))
     except (ValueError, OSError, RuntimeError) as error:
         raise WeightsError(f"{folder}: the adapter does not fit this base: {first_line(error)}") from None
-    expected = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    expected = {
+        name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     if expected != found:
         wrong = sorted({name for name, shape in {**expected, **found}.items() if expected.get(name) != found.get(name)})

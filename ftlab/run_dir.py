@@ -1,12 +1,12 @@
 """The run folder: whose it is, what it holds, and how its files are written.
 
-    config.yaml        the resolved configuration, secrets masked
-    .hydra/            what Hydra composed from: config.yaml, hydra.yaml, overrides.yaml, secrets masked
-    metrics.jsonl      every metric with its step
-    summary.json       the run in numbers; `status` says how it stands
-    predictions.jsonl  test rows with the base's and the tuned answer
-    adapter/ or model/ the result, with tokenizer, prompt template and generation settings
-    checkpoints/       what a resumed run needs
+config.yaml        the resolved configuration, secrets masked
+.hydra/            what Hydra composed from: config.yaml, hydra.yaml, overrides.yaml, secrets masked
+metrics.jsonl      every metric with its step
+summary.json       the run in numbers; `status` says how it stands
+predictions.jsonl  test rows with the base's and the tuned answer
+adapter/ or model/ the result, with tokenizer, prompt template and generation settings
+checkpoints/       what a resumed run needs
 """
 
 import fcntl

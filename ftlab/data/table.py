@@ -126,11 +126,11 @@ def parse(name: str, unit: str, located: list[Located], cfg: DataConfig, prefix:
     """
     if not located:
         raise DataError(
-            f"{name}: line 1: the file is empty, it holds no rows.\nFill it, or name another: data.path=FILE"
+            f"{name}: {unit} 1: the file is empty, it holds no rows.\nFill it, or name another: data.path=FILE"
         )
     # Without {context} in the prompt a data set may do without schemas.
     needs_context = uses_context(cfg.prompt)
-    _check_columns(name, located, cfg.columns, needs_context)
+    _check_columns(f"{name}: {unit} {located[0][0]}", located, cfg.columns, needs_context)
     examples, faults = [], []
     for number, row in located:
         fault = row if isinstance(row, Fault) else _row_fault(row, cfg.columns, needs_context)
@@ -184,7 +184,7 @@ def _field_fault(name: str, value: Any, may_be_blank: bool) -> Fault | None:
 
 
 def _check_columns(
-    name: str, located: Iterable[Located], columns: ColumnsConfig, needs_context: bool
+    place: str, located: Iterable[Located], columns: ColumnsConfig, needs_context: bool
 ) -> None:
     """Refuse a file none of whose rows has a column that is needed, naming those it has and the likeliest."""
     present = list(dict.fromkeys(key for _, row in located if isinstance(row, dict) for key in row))
@@ -198,7 +198,7 @@ def _check_columns(
     if not missing:
         return
     taken = {getattr(columns, role) for role in needed} - set(missing.values())
-    lines = [f"{name}: line 1: no column {', '.join(missing.values())}; the columns are {', '.join(present)}"]
+    lines = [f"{place}: no column {', '.join(missing.values())}; the columns are {', '.join(present)}"]
     for role, wanted in missing.items():
         nearest = _nearest(role, wanted, [column for column in present if column not in taken])
         taken.add(nearest)

@@ -77,7 +77,11 @@ class Checkpoints:
         aside.mkdir(parents=True)
         tensors = {name: p.detach().cpu().contiguous().clone() for name, p in trainable(model).items()}
         save_file(tensors, str(aside / "trainable.safetensors"))
-        pieces = {"optimizer": optimizer.state_dict(), "schedule": _plain(schedule.state_dict()), "rng": rng_state()}
+        pieces = {
+            "optimizer": optimizer.state_dict(),
+            "schedule": _plain(schedule.state_dict()),
+            "rng": rng_state(),
+        }
         torch.save(pieces, aside / "optimizer.pt")
         everything = {**state, "python_rng": list(map(_listed, random.getstate()))}
         (aside / "state.json").write_text(json.dumps(everything), encoding="utf-8")

@@ -16,7 +16,7 @@ from ftlab.config import OBJECTIVES, ExperimentConfig
 from ftlab.data.encode import Encoded
 from ftlab.errors import Stopped, TrainingError
 from ftlab.train.batches import Plan, flatten, micro_batches
-from ftlab.train.checkpoint import Checkpoint, Checkpoints, restore_rng, rng_state, trainable
+from ftlab.train.checkpoint import Checkpoint, Checkpoints, rng_state, trainable
 from ftlab.train.loss import summed_loss
 from ftlab.train.optim import build_optimizer, build_schedule
 from ftlab.train.signals import StopSignal

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 TEXT = [
-    "### Schema:\nCREATE TABLE singer (name VARCHAR, age INTEGER)\n\n### Question:\nHow many singers are there?",
+    "### Schema:\nCREATE TABLE singer (name VARCHAR, age INTEGER)\n\n### Question:\nHow many are there?",
     "### SQL:\nSELECT COUNT(*) FROM singer WHERE age > 30 ORDER BY name",
 ] * 20
 

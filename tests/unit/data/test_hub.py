@@ -67,7 +67,7 @@ def test_an_unreachable_hub_fails_within_seconds_and_says_what_to_do(run_python:
         "from ftlab import data\nfrom ftlab.config import DataConfig\nfrom ftlab.errors import DataError\n"
         "began = time.perf_counter()\n"
         "try:\n"
-        "    data.load(DataConfig(name='h', source='table', hub_id='some-org/some-rows', hub_revision='main'))\n"
+        "    data.load(DataConfig(name='h', source='table', hub_id='some-org/some-rows'))\n"
         "except DataError as error:\n"
         "    print(error)\n"
         "print(time.perf_counter() - began < 15)\n"

@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def test_the_bins_hold_every_row_once(name: str, count: int) -> None:
     assert sum(rows for _, _, rows in found) == len(lengths)
     assert found[0][0] <= lengths[0]
     assert found[-1][1] >= lengths[-1]
-    assert all(right[0] == left[1] + 1 for left, right in zip(found, found[1:], strict=False))
+    assert all(right[0] == left[1] + 1 for left, right in pairwise(found))
 
 
 def test_a_long_tail_does_not_squeeze_the_others() -> None:
@@ -57,12 +58,10 @@ def test_the_plot_tells_whole_truncated_and_dropped_rows_apart(
     drawn = figure(measured, "title", max_length)
     drawn.savefig(tmp_path / "plot.png")
     (axes,) = drawn.axes
-    assert sum(patch.get_height() for bars in axes.containers for patch in _patches(bars)) >= len(rows)
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    bars: Any = axes.patches
+    assert sum(bar.get_height() for bar in bars) == len(rows)
+    assert all(bar.get_x() > max_length or bar.get_x() + bar.get_width() <= max_length + 0.5 for bar in bars)
+    legend = axes.get_legend_handles_labels()[1]
     assert [text.split(":")[0] for text in legend] == [name for name, count in fate.items() if count]
     assert any(f"data.max_length={max_length:,}" in text.get_text() for text in axes.texts)
     assert (tmp_path / "plot.png").stat().st_size > 5000
-
-
-def _patches(bars: Any) -> list[Any]:
-    return list(bars)

@@ -33,8 +33,8 @@ def lines(rows: list[Any]) -> bytes:
 
 def write(path: Path, rows: list[Row]) -> Path:
     if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif path.suffix == ".csv":
@@ -49,7 +49,8 @@ def write(path: Path, rows: list[Row]) -> Path:
 
 
 def config(path: Path | str | None, **fields: Any) -> DataConfig:
-    return DataConfig(**{"name": "mine", "source": "table", "path": str(path), "validation": 2} | fields)
+    made: dict[str, Any] = {"name": "mine", "source": "table", "path": str(path), "validation": 2, **fields}
+    return DataConfig(**made)
 
 
 def text_of(splits: data.Splits) -> list[tuple[str, str, str]]:
@@ -143,7 +144,7 @@ def test_data_without_schemas_works_with_a_prompt_without_context(tmp_path: Path
     path = write(tmp_path / "rows.jsonl", [{"question": f"q{i}", "answer": "a"} for i in range(20)])
     splits = data.load(config(path, prompt="Q: {question}\nA: "))
     assert splits.train[0].context == ""
-    with pytest.raises(DataError, match="leave {context} out of data.prompt"):
+    with pytest.raises(DataError, match=r"leave {context} out of data\.prompt"):
         data.load(config(path))
 
 
@@ -221,11 +222,15 @@ def test_a_bad_file_is_refused_with_file_line_and_remedy(tmp_path: Path, name: s
 OTHER_FORMATS = {
     "list with a broken object": (
         "rows.json",
-        b'[\n{"question": "x"},\n{"question" "y"}\n]',
+        b'[\n{"question": "x", "context": "c", "answer": "a"},\n{"question" "y"}\n]',
         "line 3: broken JSON",
     ),
     "list cut off": ("rows.json", b'[\n{"question": "x", "context": "c",', "line 2: broken JSON"),
-    "list without comma": ("rows.json", b'[{"a": 1}\n{"a": 2}]', "line 2: broken JSON"),
+    "list without comma": (
+        "rows.json",
+        b'[{"question": "x", "context": "c", "answer": "a"}\n{"a": 2}]',
+        "line 2: broken JSON",
+    ),
     "list of texts": ("rows.json", b'[\n"a",\n"b"\n]', "line 2: text (a), not an object"),
     "list not UTF-8": ("rows.json", b'[\n{"question": "\xe9"}]', "line 2: not UTF-8"),
     "csv with a short row": ("rows.csv", b"question,context,answer\na,b,c\nx,y\n", "line 3: 2 fields"),
@@ -327,7 +332,7 @@ def test_chat_data_is_refused_before_anything_is_read_into_a_prompt(shared: Path
         data.load(config(shared / "multiturn/glaive_toolcall_en_sharegpt.jsonl.gz"))
 
 
-@pytest.mark.parametrize("rows, validation, test_rows", [(50, 7, 9), (40, 0.1, None)])
+@pytest.mark.parametrize(("rows", "validation", "test_rows"), [(50, 7, 9), (40, 0.1, None)])
 def test_generated_rows_have_schemas_of_their_own_in_each_split(
     rows: int, validation: float, test_rows: int | None
 ) -> None:
