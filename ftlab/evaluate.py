@@ -41,10 +41,10 @@ def score_answers(prefix: str, golds: list[str], answers: list[str]) -> Scores:
 
 
 class Split:
-    """The rows of a split that are scored, tokenised once."""
+    """The rows of a split that are scored, tokenised once. `name` prefixes its metrics: eval or test."""
 
     def __init__(self, name: str, rows: list[Example], tokenizer: PreTrainedTokenizerBase, cfg: ExperimentConfig):
-        self.name = name
+        self.name, self.title = name, "validation" if name == "eval" else name
         self.rows = subset(rows, cfg.eval.max_rows, cfg.data.split_seed)
         self.golds = [row.answer for row in self.rows]
         self.prompts = [prompt_ids(tokenizer, cfg.data.prompt, row.question, row.context) for row in self.rows]

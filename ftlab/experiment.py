@@ -168,7 +168,7 @@ class Experiment:
         model = self._adapted(base)
         with self.terminal.phase("train"), self.meter.phase("train"):
             tuned_validation = self._train(model, prepared, resumed)
-        tuned = self._score(model, prepared.test, "evaluate tuned")
+        tuned = self._score(model, prepared.test, "evaluate tuned on test")
         self._add_scores("tuned", tuned_validation)
         self._add_scores("tuned", tuned)
         self._save_result(model, prepared.tokenizer, located)
@@ -251,7 +251,7 @@ class Experiment:
         if ids == [row.id for row in prepared.test.rows] and "test/loss" in known and "eval/loss" in known:
             return answers
         for split in (prepared.validation, prepared.test):
-            scores = self._score(base, split, "evaluate base")
+            scores = self._score(base, split, f"evaluate base on {split.title}")
             self._add_scores("base", scores)
         self.folder.write_rows("predictions.jsonl", prediction_rows(prepared.test, scores.answers, None))
         self.folder.write_summary(self.summary)

@@ -38,9 +38,7 @@ def load(cfg: DataConfig) -> Parts:
         return _from_hub(cfg)
     path = Path(cfg.path).expanduser()
     found = _split_files(path) if path.is_dir() else {"train": [_existing(path)]}
-    examples = {
-        name: [row for file in files for row in _examples(file, cfg)] for name, files in found.items()
-    }
+    examples = {name: [row for file in files for row in _examples(file, cfg)] for name, files in found.items()}
     notes = [f"{name}: {len(examples[name]):,} rows from {_listed(files)}" for name, files in found.items()]
     return _parts(examples, notes, cfg)
 
@@ -125,9 +123,7 @@ def parse(name: str, unit: str, located: list[Located], cfg: DataConfig, prefix:
     `located` holds the rows with their numbers, counted in `unit`; ids are `prefix` and that number.
     """
     if not located:
-        raise DataError(
-            f"{name}: {unit} 1: the file is empty, it holds no rows.\nFill it, or name another: data.path=FILE"
-        )
+        raise DataError(f"{name}: {unit} 1: the file is empty: no rows.\nFill it, or name another: data.path=FILE")
     # Without {context} in the prompt a data set may do without schemas.
     needs_context = uses_context(cfg.prompt)
     _check_columns(f"{name}: {unit} {located[0][0]}", located, cfg.columns, needs_context)
@@ -183,9 +179,7 @@ def _field_fault(name: str, value: Any, may_be_blank: bool) -> Fault | None:
     return None
 
 
-def _check_columns(
-    place: str, located: Iterable[Located], columns: ColumnsConfig, needs_context: bool
-) -> None:
+def _check_columns(place: str, located: Iterable[Located], columns: ColumnsConfig, needs_context: bool) -> None:
     """Refuse a file none of whose rows has a column that is needed, naming those it has and the likeliest."""
     present = list(dict.fromkeys(key for _, row in located if isinstance(row, dict) for key in row))
     if not present:

@@ -42,7 +42,7 @@ def config(max_length: int = 512, **fields: Any) -> ExperimentConfig:
         for i in range(60)
     ]
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = {
+    made: dict[str, Any] = {
         "name": "my rows",
         "source": "table",
         "path": ".",
@@ -73,9 +73,7 @@ def test_splits_notes_hash_and_lengths_are_shown(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("loss_on", ["completion", "all"])
-def test_three_samples_mark_what_is_trained(
-    capsys: pytest.CaptureFixture[str], tokenizer: Any, loss_on: str
-) -> None:
+def test_three_samples_mark_what_is_trained(capsys: pytest.CaptureFixture[str], tokenizer: Any, loss_on: str) -> None:
     cfg = config()
     cfg.trainer.loss_on = loss_on
     out = show(capsys, cfg, tokenizer)
@@ -139,9 +137,7 @@ def test_a_plot_that_cannot_be_written_does_not_end_the_command(
     assert "No plot: outputs/data-my_rows-org_tiny.png cannot be written" in show(capsys, config(), tokenizer)
 
 
-def test_everything_is_shown_before_no_row_fits_ends_it(
-    capsys: pytest.CaptureFixture[str], tokenizer: Any
-) -> None:
+def test_everything_is_shown_before_no_row_fits_ends_it(capsys: pytest.CaptureFixture[str], tokenizer: Any) -> None:
     with pytest.raises(TrainingError, match=r"data\.max_length=16 leaves nothing to train on"):
         command.main(config(max_length=16), tokenizer)
     out = capsys.readouterr().out
@@ -157,7 +153,5 @@ def test_bad_data_is_an_error_of_the_data(tokenizer: Any) -> None:
 
 def test_generated_data_are_shown_too(capsys: pytest.CaptureFixture[str], tokenizer: Any) -> None:
     cfg = config()
-    cfg.data = DataConfig(
-        name="s", source="sql_synth", train_rows=20, validation=4, test_rows=5, max_length=2048
-    )
+    cfg.data = DataConfig(name="s", source="sql_synth", train_rows=20, validation=4, test_rows=5, max_length=2048)
     assert re.search(r"train +20 ", show(capsys, cfg, tokenizer))

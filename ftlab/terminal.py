@@ -1,0 +1,368 @@
+"""What a run shows: its configuration, phases, progress, scores and next commands.
+
+In a terminal there is colour and a bar that moves; elsewhere (a pipe, a log file) every line is plain and final.
+Data is never read as markup: SQL is full of [brackets].
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from ftlab.redact import redact, redact_tree
+
+PLAIN_WIDTH = 100  # columns of tables where the output is no terminal
+SILENCE_SECONDS = 30.0  # plain output tells at least so often where a long phase stands
+SPLITS = {"eval": "validation", "test": "test"}  # the prefix of a metric's key, and what it was measured on
+
+Metrics = Mapping[str, float]
+
+
+class Bar(Protocol):
+    """Progress towards a known total."""
+
+    def update(self, step: int, metrics: Metrics) -> None:
+        """`step` of the total is done; `metrics` by key (`train/loss`, `eval/sql_exact_match`), maybe empty."""
+
+
+class Terminal:
+    """Writes to `file`, by default stdout."""
+
+    def __init__(self, file: TextIO | None = None, width: int | None = None) -> None:
+        file = file or sys.stdout
+        if "utf" not in (getattr(file, "encoding", None) or "utf-8").lower() and hasattr(file, "reconfigure"):
+            file.reconfigure(errors="replace")
+        self.console = Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+        self.plain = not self.console.is_terminal
+        if self.plain and width is None:
+            self.console.width = PLAIN_WIDTH
+        self._waiting: Status | None = None
+
+    def note(self, text: str) -> None:
+        """One line of information."""
+        self._line(Text(_one_line(redact(text))))
+
+    def warn(self, text: str) -> None:
+        """One line about something that may not be what the user wants."""
+        self._line(Text.assemble(("warning: ", "yellow"), _one_line(redact(text))))
+
+    def config(self, tree: Mapping[str, Any], changed: set[str]) -> None:
+        """The configuration by node; `changed` holds the dotted keys that differ from the defaults.
+
+        Secrets are masked. Changed keys are bold and carry a `*`.
+        """
+        groups: dict[str, list[_Entry]] = {"": []}
+        for key, value in redact_tree(dict(tree)).items():
+            if isinstance(value, dict):
+                groups[key] = [_Entry(name, text, f"{key}.{name}" in changed) for name, text in _flat(value)]
+            else:
+                groups[""].append(_Entry(key, _value(value), key in changed))
+        for name, entries in groups.items():
+            if entries:
+                self._line(Text(name or "experiment", style="bold cyan"))
+                for line in _columns(entries, self.console.width - 2):
+                    self._line(Text("  ") + line)
+        self._line(Text(""))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show that `name` runs, and its seconds once it is done; an error passes without a line."""
+        began = time.perf_counter()
+        if self.plain:
+            self._line(Text(f"{name} ..."))
+        with self._waits(name):
+            yield
+        seconds = time.perf_counter() - began
+        self._line(Text.assemble(f"{name:<16}", (f"{seconds:8.1f} s", "dim")))
+
+    @contextmanager
+    def progress(self, total: int, start: int = 0, what: str = "train") -> Iterator[Bar]:
+        """Progress from `start` to `total`: optimizer steps of a training, otherwise rows."""
+        if self.plain:
+            yield _Lines(self, what, total, start)
+            return
+        waiting, self._waiting = self._waiting, None
+        if waiting:
+            waiting.stop()
+        bar = _LiveBar(self, what, total, start)
+        try:
+            with bar.live:
+                yield bar
+        finally:
+            if waiting:
+                self._waiting = waiting
+                waiting.start()
+
+    def scores(
+        self,
+        base: Metrics,
+        tuned: Metrics,
+        intervals: Mapping[str, Any] | None,
+        columns: tuple[str, str] = ("base", "tuned"),
+    ) -> None:
+        """Both models' scores side by side, validation and test apart.
+
+        `intervals` holds, by `base` and `tuned` or for the tuned model alone, (low, high) by metric key. Rates
+        are shown in percent and their difference in percentage points, losses as they are.
+        """
+        keys = list(dict.fromkeys([*tuned, *base]))
+        ranges = (intervals or {}).get("tuned", intervals or {})
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column("")
+        for title in (*columns, "difference"):
+            table.add_column(title, justify="right")
+        if ranges:
+            table.add_column(f"95 % of {columns[1]}", justify="right")
+        for prefix, split in SPLITS.items():
+            mine = sorted(key for key in keys if key.startswith(f"{prefix}/"))
+            if mine:
+                table.add_row(Text(split, style="bold"))
+            for key in mine:
+                table.add_row(*_score_cells(key, base.get(key), tuned.get(key), ranges.get(key)))
+        with self.console.capture() as captured:
+            self.console.print(table)
+        self._line(Text(""))
+        for line in captured.get().splitlines():
+            self.console.out(line.rstrip(), highlight=False)
+
+    def predictions(self, rows: Sequence[Mapping[str, Any]], limit: int = 5) -> None:
+        """The first rows: `question`, `gold`, `base_pred` and `pred` under each other, a line each.
+
+        `exact_string` and `base_exact_string` say which answers are right; without them the texts are compared.
+        """
+        for row in rows[:limit]:
+            self._line(Text(""))
+            self._answer("question", "", row.get("question"), "")
+            self._answer("gold", "", row.get("gold"), "")
+            for label, key, right in (("base", "base_pred", "base_exact_string"), ("tuned", "pred", "exact_string")):
+                if row.get(key) is not None:
+                    good = row[right] if row.get(right) is not None else row[key].strip() == row["gold"].strip()
+                    self._answer(label, "right" if good else "wrong", row[key], "green" if good else "red")
+
+    def next_commands(self, commands: Sequence[str]) -> None:
+        """At most four commands, each whole on its own line, to be copied."""
+        self._line(Text(""))
+        self._line(Text("next:", style="dim"))
+        for command in commands[:4]:
+            self._line(Text(command))
+
+    def _line(self, text: Text) -> None:
+        """Neither wrapped nor cut: paths and commands stay whole."""
+        self.console.print(text, soft_wrap=True)
+
+    @contextmanager
+    def _waits(self, name: str) -> Iterator[None]:
+        """A spinner, which `progress` replaces for its time."""
+        if self.plain or self._waiting:
+            yield
+            return
+        self._waiting = Status(Text(name), console=self.console, spinner="line", refresh_per_second=4)
+        self._waiting.start()
+        try:
+            yield
+        finally:
+            self._waiting.stop()
+            self._waiting = None
+
+    def _answer(self, label: str, verdict: str, text: Any, style: str) -> None:
+        line = Text.assemble(
+            (f"{label:<9}", "dim"), (f"{verdict:<6}", style), Text(" ".join(_one_line(str(text)).split()))
+        )
+        line.truncate(self.console.width, overflow="ellipsis")
+        self._line(line)
+
+
+class _Pace:
+    """The time left, from the pace since the start."""
+
+    def __init__(self, total: int, start: int) -> None:
+        self.total, self.start, self.began = total, start, time.monotonic()
+        self.ends: float | None = None
+
+    def update(self, step: int) -> None:
+        now, done = time.monotonic(), step - self.start
+        self.ends = now + (now - self.began) / done * (self.total - step) if done > 0 else None
+
+    def __str__(self) -> str:
+        return "" if self.ends is None else f"eta {_clock(max(0.0, self.ends - time.monotonic()))}"
+
+
+class _Lines:
+    """A line for each update with metrics, and now and then one for those without."""
+
+    def __init__(self, terminal: Terminal, what: str, total: int, start: int) -> None:
+        self._terminal, self._total, self._pace = terminal, total, _Pace(total, start)
+        self._unit = "step" if what == "train" else "row"
+        self._told = time.monotonic()
+
+    def update(self, step: int, metrics: Metrics) -> None:
+        self._pace.update(step)
+        parts = _evaluation(metrics) or _training(metrics)
+        now = time.monotonic()
+        if not parts and (now - self._told < SILENCE_SECONDS or step >= self._total):
+            return
+        self._told = now
+        eta = str(self._pace) if step < self._total else ""
+        words = [f"{self._unit} {step:,}/{self._total:,}", *parts, *([eta] if eta else [])]
+        self._terminal.note("  ".join(words))
+
+
+class _LiveBar:
+    """One line that moves; evaluations stay above it."""
+
+    def __init__(self, terminal: Terminal, what: str, total: int, start: int) -> None:
+        self._terminal, self._total, self._pace = terminal, total, _Pace(total, start)
+        self.live = Progress(
+            TextColumn(what, markup=False),
+            BarColumn(bar_width=None, style="dim", complete_style="cyan", finished_style="cyan"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}", markup=False),
+            _Tail(self._pace),
+            console=terminal.console,
+            refresh_per_second=4,
+            transient=True,
+            expand=True,
+        )
+        self._task = self.live.add_task(what, total=total, completed=start, tail="")
+
+    def update(self, step: int, metrics: Metrics) -> None:
+        self._pace.update(step)
+        scores = _evaluation(metrics)
+        if scores:
+            self._terminal.note("  ".join([f"step {step:,}/{self._total:,}", *scores]))
+        training = _training(metrics)
+        if training:
+            self.live.update(self._task, tail="  ".join(training))
+        self.live.update(self._task, completed=step)
+
+
+class _Tail(ProgressColumn):
+    """Time left, counting down, and the latest numbers; cut where the line is too narrow, never wrapped."""
+
+    def __init__(self, pace: _Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        words = [word for word in (str(self._pace), task.fields["tail"]) if word]
+        return Text("  ".join(words), no_wrap=True, overflow="ellipsis")
+
+
+class _Entry:
+    """A key of the configuration as it is shown."""
+
+    def __init__(self, key: str, value: str, changed: bool) -> None:
+        self.key, self.value, self.changed = key, value, changed
+
+    def text(self, key_width: int, value_width: int) -> Text:
+        mark, bold = ("*", "bold") if self.changed else (" ", "")
+        return Text.assemble(
+            (mark, "bold yellow"),
+            (f"{self.key:<{key_width}} ", bold or "dim"),
+            (f"{self.value:<{value_width}}", bold),
+        )
+
+
+def _columns(entries: list[_Entry], width: int) -> Iterator[Text]:
+    """Entries down the columns of as many as fit; a long value gets a line of its own, whole, at the end."""
+    short = [entry for entry in entries if len(entry.value) <= 28]
+    for count in (3, 2, 1):
+        height = math.ceil(len(short) / count)
+        columns = [short[i : i + height] for i in range(0, len(short), height or 1)]
+        sizes = [(max(len(e.key) for e in col), max(len(e.value) for e in col)) for col in columns]
+        if count == 1 or sum(sum(size) + 5 for size in sizes) - 3 <= width:
+            break
+    for i in range(height):
+        cells = [(col[i], size) for col, size in zip(columns, sizes, strict=True) if i < len(col)]
+        line = Text("   ").join(entry.text(*size) for entry, size in cells)
+        line.rstrip()
+        yield line
+    for entry in entries:
+        if len(entry.value) > 28:
+            yield entry.text(len(entry.key), 0)
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _value(value)
+
+
+def _value(value: Any) -> str:
+    """A value as an override on the command line would write it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_value, value))}]"
+    text = str(value)
+    return text if text.isprintable() and text == text.strip() and text else json.dumps(text, ensure_ascii=False)
+
+
+def _score_cells(key: str, before: float | None, after: float | None, ranges: Any) -> list[Text]:
+    rate = "/sql_" in key
+    cells = [Text("  " + key.partition("/")[2]), Text(_number(before, rate)), Text(_number(after, rate), "bold")]
+    if _is_number(before) and _is_number(after):
+        gain = float(after) - float(before)  # type: ignore[arg-type]
+        better = gain > 0 if rate else gain < 0
+        style = "" if gain == 0 else "green" if better else "red"
+        cells.append(Text(f"{100 * gain:+.1f} pp" if rate else f"{gain:+.3f}", style))
+    else:
+        cells.append(Text(""))
+    if ranges:
+        low, high = ranges
+        cells.append(Text(f"{100 * low:.1f} to {100 * high:.1f}" if rate else f"{low:.3f} to {high:.3f}", "dim"))
+    return cells
+
+
+def _number(value: float | None, rate: bool) -> str:
+    if not _is_number(value):
+        return "-"
+    return f"{100 * float(value):.1f} %" if rate else f"{float(value):.3f}"  # type: ignore[arg-type]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _training(metrics: Metrics) -> list[str]:
+    """The numbers one watches while training, each with its unit."""
+    memory = "vram/peak_reserved_gib" if "vram/peak_reserved_gib" in metrics else "vram/peak_allocated_gib"
+    formats = {
+        "train/loss": "loss {:.4f}",
+        "train/lr": "lr {:.1e}",
+        "perf/tokens_per_second": "{:,.0f} tok/s",
+        memory: "{:.1f} GiB",
+    }
+    return [text.format(metrics[key]) for key, text in formats.items() if key in metrics]
+
+
+def _evaluation(metrics: Metrics) -> list[str]:
+    """Scores of an evaluation during training; the string match stays away where it is the headline itself."""
+    keys = [key for key in metrics if key.partition("/")[0] in SPLITS]
+    if any(key.endswith("/sql_exact_match") for key in keys):
+        keys = [key for key in keys if not key.endswith("/sql_string_match")]
+    return [f"{key} {_number(metrics[key], '/sql_' in key)}" for key in keys]
+
+
+def _clock(seconds: float) -> str:
+    """m:ss, or h:mm:ss from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _one_line(text: str) -> str:
+    """No line breaks and no control characters: data must not move the cursor."""
+    return "".join(char if char.isprintable() else " " for char in text.strip())
