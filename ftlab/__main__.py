@@ -6,6 +6,7 @@ composed, and run; `--help`, `--cfg`, `--info`, `--multirun` and shell completio
 
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -159,11 +160,12 @@ def split_options(words: list[str]) -> tuple[list[str], dict[str, Any]]:
 def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
     from ftlab.composition import composition
 
-    for override in overrides:
-        if override.startswith("sweep=") and override not in ("sweep=", "sweep=null"):
-            command = " ".join(["python -m ftlab --multirun", *overrides])
-            raise InputError(f"{override} is a sweep: it tries several experiments. Run {command}")
-    return composition(overrides, config_dir=options["config_dir"])
+    found = composition(overrides, config_dir=options["config_dir"])
+    sweep = found.hydra["runtime"]["choices"].get("sweep")
+    if sweep:
+        command = " ".join(["python -m ftlab --multirun", *map(shlex.quote, overrides)])
+        raise InputError(f"sweep={sweep} is a sweep: it tries several experiments. Run {command}")
+    return found
 
 
 def show(words: list[str]) -> int:
@@ -193,6 +195,7 @@ def multirun(words: list[str]) -> int:
 def through_hydra(words: list[str], job: Callable[[Any], Any]) -> int:
     """Check the overrides, then let Hydra's main act on the words."""
     import hydra
+    import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -208,7 +211,7 @@ def through_hydra(words: list[str], job: Callable[[Any], Any]) -> int:
     before, sys.argv = sys.argv, [sys.argv[0], *words]
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(explain(error)) from None
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2

@@ -6,6 +6,7 @@ with the nearest right one, and `+key` of an unknown key is refused instead of d
 
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -190,7 +191,7 @@ def of_job(cfg: DictConfig, hydra: DictConfig) -> Composition:
     tree = _plain(cfg)
     tree["run_dir"] = str(hydra.runtime.output_dir)
     tree["run_name"] = f"{Path(hydra.sweep.dir).name}-{hydra.job.num}"
-    record = cast(dict[str, Any], OmegaConf.to_container(hydra, resolve=False))
+    record = cast(dict[str, Any], OmegaConf.to_container(hydra, resolve=False, enum_to_str=True))
     changed = {override.partition("=")[0] for override in hydra.overrides.task}
     return Composition(typed_from_tree(tree), tree, record, list(hydra.overrides.task), changed)
 
@@ -217,17 +218,17 @@ def search_path(config_dir: str | None) -> list[str]:
 def _composed(overrides: list[str]) -> DictConfig:
     try:
         return hydra_compose("config", overrides=overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(explain(error)) from None
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     """Resolved plain containers without Hydra's node; missing and unresolvable values are errors."""
     job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    missing = OmegaConf.missing_keys(job)
-    if missing:
-        raise ConfigError(*(f"{key} has no value: set {key}=VALUE" for key in sorted(missing)))
     try:
+        missing = OmegaConf.missing_keys(job)
+        if missing:
+            raise ConfigError(*(f"{key} has no value: set {key}=VALUE" for key in sorted(missing)))
         return cast(dict[str, Any], OmegaConf.to_container(job, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
@@ -235,7 +236,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 def _hydra_record(cfg: DictConfig) -> dict[str, Any]:
     """Hydra's own node, unresolved: parts of it exist only while Hydra runs a job."""
-    return cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False))
+    return cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False, enum_to_str=True))
 
 
 def to_typed(cfg: DictConfig) -> ExperimentConfig:
@@ -295,9 +296,10 @@ def with_home(overrides: Sequence[str]) -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """`value` as a quoted string of Hydra's grammar."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    """`value` as a quoted string of Hydra's grammar, where backslashes count as escapes before a quote only."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    trailing = len(value) - len(value.rstrip("\\"))
+    return '"' + escaped + "\\" * trailing + '"'
 
 
 def check_overrides(overrides: Sequence[str], *, multirun: bool = False, extra: Sequence[str] = ()) -> None:
@@ -360,8 +362,8 @@ def _option_problem(override: Override, options: list[str]) -> str | None:
     group = override.key_or_group
     values = [override.value()] if not override.is_sweep_override() else list(override.sweep_string_iterator())
     for value in values:
-        if value is None and group in ("experiment", "sweep"):
-            continue
+        if value is None:
+            return f"{group}=null chooses nothing: leave {group}= out, or take one of: {', '.join(options)}"
         if str(value).strip("'\"") not in options:
             near = difflib.get_close_matches(str(value), options, n=3, cutoff=0.3)
             hint = f" Did you mean: {', '.join(near)}?" if near else ""
@@ -404,10 +406,18 @@ TYPE_WORDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true
 
 
 def explain(error: Exception) -> str:
-    """One or two plain sentences for an exception of Hydra or OmegaConf."""
+    """One or two plain sentences for an exception of Hydra, OmegaConf or YAML, with the file it speaks of."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: not YAML ({error.problem})"
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    file = re.match(r"In '[^']*': ", first)
+    return (file[0] if file else "") + _cause(error)
+
+
+def _cause(error: Exception) -> str:
     cause = error
-    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cast(Exception, cause.__cause__)
+    while not isinstance(cause, OmegaConfBaseException) and (cause.__cause__ or cause.__context__):
+        cause = cast(Exception, cause.__cause__ or cause.__context__)
     key = getattr(cause, "full_key", None) or ""
     message = str(getattr(cause, "msg", None) or cause).strip().splitlines()[0]
     if isinstance(cause, ValidationError) and key:
@@ -419,9 +429,7 @@ def explain(error: Exception) -> str:
         if "not Optional" in message:
             return f"{key}=null must have a value"
     if "not in '" in message and key:
-        where = str(error).strip().splitlines()[0]
-        prefix = where.split(":")[0] + ": " if where.startswith("In ") else ""
-        return f"{prefix}{key} is no key of the configuration. Did you mean: {', '.join(suggestions(key))}?"
+        return f"{key} is no key of the configuration. Did you mean: {', '.join(suggestions(key))}?"
     return f"{key}: {message}" if key and key not in message else message
 
 

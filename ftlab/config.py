@@ -344,8 +344,15 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         rule(value is None or value >= 1, f"eval.{key}", value, "must be null or at least 1")
     for key in ("batch_size", "max_new_tokens"):
         rule(getattr(evaluation, key) >= 1, f"eval.{key}", getattr(evaluation, key), "must be at least 1")
+    rule(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must lie in [0, 2**32)")
     one_of("objective", cfg.objective, tuple(OBJECTIVES))
     one_of("tracker.name", cfg.tracker.name, ("wandb", "none"))
     one_of("tracker.mode", cfg.tracker.mode, ("auto", "online", "offline"))
-    outside = Path(cfg.run_name).is_absolute() or ".." in Path(cfg.run_name).parts
-    rule(not outside, "run_name", cfg.run_name, "must stay inside outputs/; name any folder with run_dir=DIR")
+    name = Path(cfg.run_name)
+    inside = name.parts and not name.is_absolute() and ".." not in name.parts
+    rule(
+        bool(inside),
+        "run_name",
+        cfg.run_name,
+        "must name a folder inside outputs/; name any other with run_dir=DIR",
+    )

@@ -38,7 +38,7 @@ from ftlab.train.signals import StopSignal
 from ftlab.vram import Meter, peak_flops
 from ftlab.weights import Located
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
+PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
 PRECISION = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
 
 
@@ -480,7 +480,7 @@ def make_accelerator(cfg: ExperimentConfig) -> Accelerator:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
-    found = {"python": platform.python_version(), "ftlab": importlib.metadata.version("ftlab")}
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -139,7 +139,7 @@ def target_names(model: PreTrainedModel, targets: Any) -> list[str]:
     inner = {name: full for name, full in linears.items() if not _is_head(model, full, head)}
     if isinstance(targets, list):
         return _checked(targets, linears)
-    chosen = [name for name, full in inner.items() if _in_set(targets, name, full[0])]
+    chosen = [found for name, full in inner.items() for found in _members(targets, name, full)]
     if not chosen:
         raise ConfigError(
             f"lora.target_modules={targets} names no linear layer of this model; it has: {', '.join(linears)}"
@@ -149,6 +149,15 @@ def target_names(model: PreTrainedModel, targets: Any) -> list[str]:
 
 def _is_head(model: nn.Module, names: list[str], head: nn.Module | None) -> bool:
     return head is not None and any(model.get_submodule(name) is head for name in names)
+
+
+def _members(targets: str, name: str, full: list[str]) -> list[str]:
+    """The name where all layers so called are in the set; where some are (GPT-2's attention and MLP both have a
+    `c_proj`), the name together with the module that holds it."""
+    members = [layer for layer in full if _in_set(targets, name, layer)]
+    if len(members) == len(full):
+        return [name]
+    return list(dict.fromkeys(".".join(layer.split(".")[-2:]) for layer in members))
 
 
 def _in_set(targets: str, name: str, full: str) -> bool:
@@ -271,6 +280,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
     if like is not None:
         _check_like(config, peft_config(base, like), folder)
         config.lora_dropout = like.lora_dropout
+    config.base_model_name_or_path = None  # PEFT would warn of a base that lies elsewhere; shapes are checked below
     config.inference_mode = not trainable
     config.init_lora_weights = True
     try:

@@ -46,30 +46,39 @@ class RunDir:
         Raises:
             RunDirError: it cannot be written, or another process holds it (the message names its pid).
         """
-        lock = self / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = self._locked()
         except OSError as error:
             reason = error.strerror or str(error)
             raise RunDirError(
                 f"run_dir={self.path} cannot be written ({reason}): choose another folder with run_dir=DIR"
             ) from None
         try:
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+            yield self
+        finally:
+            (self / ".lock").unlink(missing_ok=True)
+            os.close(handle)
+
+    def _locked(self) -> int:
+        """An open and locked handle of `.lock`. A file that its holder removed between our opening and locking
+        it locks nothing: then there is a new one to try."""
+        while True:
+            handle = os.open(self / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(handle), os.stat(self / ".lock")):
+                    return handle
             except BlockingIOError:
                 owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+                os.close(handle)
                 raise RunDirError(
                     f"run_dir={self.path} is in use by process {owner}: wait for it, or choose another run_dir=DIR"
                 ) from None
-            os.ftruncate(handle, 0)
-            os.write(handle, str(os.getpid()).encode())
-            try:
-                yield self
-            finally:
-                lock.unlink(missing_ok=True)
-        finally:
+            except FileNotFoundError:
+                pass
             os.close(handle)
 
     @property

@@ -174,9 +174,8 @@ class Terminal:
             self._waiting = None
 
     def _answer(self, label: str, verdict: str, text: Any, style: str) -> None:
-        line = Text.assemble(
-            (f"{label:<9}", "dim"), (f"{verdict:<6}", style), Text(" ".join(_one_line(str(text)).split()))
-        )
+        shown = " ".join(_one_line(str(text)).split())
+        line = Text.assemble((f"{label:<9}", "dim"), (f"{verdict:<6}", style), shown or ("(empty)", "dim"))
         line.truncate(self.console.width, overflow="ellipsis")
         self._line(line)
 
@@ -221,15 +220,16 @@ class _LiveBar:
 
     def __init__(self, terminal: Terminal, what: str, total: int, start: int) -> None:
         self._terminal, self._total, self._pace = terminal, total, _Pace(total, start)
+        numbers = 76 if what == "train" else 32  # columns they need; they come first
+        room = min(40, max(6, terminal.console.width - numbers))
         self.live = Progress(
             TextColumn(what, markup=False),
-            BarColumn(bar_width=None, style="dim", complete_style="cyan", finished_style="cyan"),
+            BarColumn(bar_width=room, style="dim", complete_style="cyan", finished_style="cyan"),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}", markup=False),
             _Tail(self._pace),
             console=terminal.console,
             refresh_per_second=4,
             transient=True,
-            expand=True,
         )
         self._task = self.live.add_task(what, total=total, completed=start, tail="")
 

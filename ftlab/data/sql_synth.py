@@ -163,6 +163,55 @@ beekeeper name=person county=Kent,Devon,Surrey,Essex experience=1-50 hives=1-90 
 colony>beekeeper queen=pet temperament=calm,nervous,aggressive bees=1000-60000 origin=city mite_count=0-90
 """
 
+_COMPOSED = 160
+_NOUNS = """
+lamp lantern carpet pillow mattress sofa cabinet shelf mirror clock radio camera tripod printer scanner router server
+keyboard monitor tablet laptop satellite rocket drone robot sensor battery engine turbine boiler pump valve pipeline tank
+crane bulldozer truck trailer van scooter motorcycle bicycle tram ferry canoe kayak yacht submarine glider balloon
+helicopter airport runway hangar garage depot warehouse factory workshop mill quarry mine well dam canal tunnel road
+highway street avenue square park garden fountain statue monument castle palace temple church chapel abbey cemetery
+village county province kingdom island peninsula lake waterfall glacier desert canyon cave forest orchard vineyard
+meadow pasture barn stable kennel aquarium fern flower shrub vegetable fruit cheese sausage soup salad sandwich pizza
+noodle sauce spice drink juice beer cocktail perfume shampoo toothbrush towel blanket curtain ladder hammer drill saw
+screw bolt brick tile beam pillar column window door gate fence roof attic cellar kitchen bathroom balcony elevator
+lawsuit contract invoice receipt voucher coupon ticket passport visa permit certificate diploma exam quiz lecture seminar
+workshop conference webinar newsletter blog article essay poem novel diary atlas dictionary comic puzzle toy doll kite
+drum guitar violin piano flute trumpet choir band festival parade carnival circus casino theater gallery exhibition
+auction market shop supermarket kiosk bazaar mall salon spa gym stadium arena rink pool court league season match team
+coach referee sponsor fan gymnast boxer wrestler swimmer runner archer golfer surfer sailor pilot astronaut mechanic
+plumber electrician carpenter painter sculptor potter weaver tailor barber butcher grocer florist jeweler optician
+dentist surgeon nurse midwife therapist veterinarian professor tutor pupil scholar scientist chemist physicist engineer
+programmer analyst accountant auditor broker banker investor tenant landlord janitor guard soldier officer sergeant
+detective suspect witness prisoner judge senator minister ambassador diplomat monarch knight pirate wizard dragon
+""".split()
+_NUMBERS = """
+length width volume mileage tuition rent tax profit loss margin discount bonus pension points wins defeats laps visits
+clicks likes desks doors wheels pixels memory voltage frequency temperature pressure humidity rainfall density mass radius
+slope perimeter protein fiber salt hours days weeks delay interval streak tier mark credit debt deposit refund toll fine
+income expense turnover payroll headcount members readers listeners installs errors crashes commits lines chapters words
+letters stamps medals trophies assists saves blocks fouls penalties passengers luggage cargo range altitude latitude
+injuries deaths births marriages voters jurors appeals charges convictions patents papers citations grants loans shares
+dividends bonds coupons yield inflation wage overtime absences warnings complaints returns reviews ranking lifespan
+thickness diameter curvature brightness contrast loudness tempo pitch beats strings keys pedals pieces layers branches
+leaves roots seeds blossoms harvests eggs cubs bites stings legs wings teeth claws
+total_cost unit_price daily_wage max_load top_speed water_depth ticket_price page_count word_count shelf_life
+""".split()
+_TEXTS = """
+color brand owner sponsor supplier vendor dealer builder inventor founder editor critic referee captain trainer nurse
+mentor guardian guide translator province street suburb island continent ocean planet dialect religion currency mood
+terrain soil texture pattern metal gem wood shape logo motto slogan nickname alias surname initials occupation hobby
+talent rival partner spouse sibling ally enemy employer landlord witness judge suspect motive weapon alibi clue outcome
+result phase stage priority urgency category topic theme plot ending mascot anthem flag_color emblem symbol icon font
+layout template license warranty battery_type fuel_type engine_type road_type skin_type hair_color eye_color home_town
+birth_place work_place main_office sales_region time_zone market_segment target_group access_level payment_method
+""".split()
+_OPTIONS = """
+red blue green yellow black white silver gold small large tiny huge light dark soft hard rough smooth fast slow early late
+fresh dry wet hot cold warm cool open closed active idle broken fixed new old rare common cheap costly public private local
+global urban rural round square oval flat steep deep shallow basic premium standard deluxe manual automatic digital analog
+""".split()
+_KINDS = ("1-40", "1-100", "10-900", "50-900", "100-9000", "500-90000")
+
 _WORDS = {
     "first": "Anna Ben Carla David Elena Frank Grace Hugo Irene Jonas Kate Leo Maria Nils Olga Paul Quinn Rosa Sven Tara",
     "last": "Adams Baker Castro Diaz Evans Fischer Garcia Hansen Ito Jensen Keller Lopez Meyer Novak Olsen Park Rossi "
@@ -193,17 +242,17 @@ _PAIRS = {
 }
 
 _COMPARISONS = (
-    (">", ("greater than", "above", "over", "more than", "higher than")),
-    ("<", ("less than", "below", "under", "lower than")),
+    (">", ("above", "more than", "greater than")),
+    ("<", ("below", "less than")),
     (">=", ("at least",)),
     ("<=", ("at most",)),
 )
-_YEARS = ((">", ("after", "later than")), ("<", ("before", "earlier than")))
+_YEARS = ((">", ("after",)), ("<", ("before",)))
 _AGGREGATES = (
-    ("AVG", ("average", "mean")),
-    ("MAX", ("maximum", "highest", "largest")),
-    ("MIN", ("minimum", "lowest", "smallest")),
-    ("SUM", ("total", "combined")),
+    ("AVG", ("average",)),
+    ("MAX", ("maximum", "highest")),
+    ("MIN", ("minimum", "lowest")),
+    ("SUM", ("total",)),
 )
 _ADJECTIVES = {  # column -> (comparative for >, for <, superlative for the most, for the least)
     "age": ("older than", "younger than", "oldest", "youngest"),
@@ -431,7 +480,7 @@ class _Asker:
         order = column.name if least else f"{column.name} DESC"
         if column.words in _ADJECTIVES and self.rng.random() < 0.5:
             return f"{_ADJECTIVES[column.words][2 + least]} {{}}", order
-        extreme = self.pick("lowest", "smallest") if least else self.pick("highest", "largest")
+        extreme = "lowest" if least else "highest"
         return f"{{}} with the {extreme} {column.words}", order
 
     # --- questions on one table -----------------------------------------------------------------------------------
@@ -758,13 +807,36 @@ def _schemas() -> dict[str, tuple[str, Schema]]:
     found: dict[str, tuple[str, Schema]] = {}
     for block in _domains():
         (split, domain), entities = block[0].split(), block[1:]
-        for variant in range(VARIANTS):
+        for variant in range(VARIANTS if not domain.startswith("composed") else 2):
             db_id = f"{domain}_{variant}"
             found[db_id] = split, Schema(db_id, _tables(entities, Random(f"schema/{db_id}")))
     return found
 
 
 def _domains() -> list[list[str]]:
+    """Blocks of lines like those of _DOMAINS: these, and composed ones whose words go together by chance.
+
+    With the composed ones a model cannot learn by heart which columns a noun has: it must read the schema.
+    """
+    return _written() + [_composed(i) for i in range(_COMPOSED)]
+
+
+def _composed(number: int) -> list[str]:
+    rng = Random(f"composed/{number}")
+    nouns = rng.sample(sorted(set(_NOUNS)), 2)
+    numbers, texts = iter(rng.sample(_NUMBERS, 6)), iter(rng.sample(_TEXTS, 6))
+    lines = [f"train composed{number}"]
+    for i, noun in enumerate(nouns):
+        name = rng.choice(("name", "title", f"{noun}_name", "code", f"{noun}_code"))
+        fields = [f"{name}={'code' if name.endswith('code') else rng.choice(('person', 'title', 'thing', 'firm'))}"]
+        fields += [f"{next(numbers)}={rng.choice(_KINDS)}" for _ in range(3)]
+        choices = (",".join(rng.sample(_OPTIONS, 4)), ",".join(rng.sample(_OPTIONS, 3)), "city", "country", "person")
+        fields += [f"{next(texts)}={rng.choice(choices)}" for _ in range(3)]
+        lines.append(" ".join([f"{noun}>{nouns[0]}" if i else noun, *fields]))
+    return lines
+
+
+def _written() -> list[list[str]]:
     blocks: list[list[str]] = []
     for line in _DOMAINS.strip().splitlines():
         if line.startswith(SPLITS) and len(line.split()) == 2:
@@ -775,8 +847,7 @@ def _domains() -> list[list[str]]:
 
 def _tables(entities: list[str], rng: Random) -> tuple[Table, ...]:
     """One variant: the parent and one child (seldom the parent alone or the child alone), some columns of each."""
-    many, style, plain_id = rng.random() < 0.5, rng.choice(("lower", "lower", "title")), rng.random() < 0.5
-    dress = str.title if style == "title" else str.lower
+    many, plain_id = rng.random() < 0.5, rng.random() < 0.5
     parent, *children = entities
     chosen = [parent, rng.choice(children)] if rng.random() < 0.8 else [rng.choice(entities)]
     tables = []
@@ -784,14 +855,14 @@ def _tables(entities: list[str], rng: Random) -> tuple[Table, ...]:
         head, *fields = line.split()
         noun, _, owner = head.partition(">")
         pairs = [field.split("=") for field in fields]
-        columns = [Column(dress(name), name.replace("_", " "), kind) for name, kind in pairs]
+        columns = [Column(name, name.replace("_", " "), kind) for name, kind in pairs]
         first, numbers, texts = columns[0], [c for c in columns if c.numeric], [c for c in columns[1:] if not c.numeric]
         kept = [first, rng.choice(numbers), rng.choice(texts)]  # every table can be averaged and grouped
         spare = [c for c in columns if c not in kept]
         kept += rng.sample(spare, min(len(spare), rng.randint(0, 2)))
         rng.shuffle(rest := kept[1:])
-        key = Column(dress("id" if plain_id else f"{noun}_id"), f"{noun} id", "key")
-        foreign = Column(dress(f"{owner}_id"), f"{owner} id", "key") if owner else None
-        name = dress(plural(noun) if many else noun)
+        key = Column("id" if plain_id else f"{noun}_id", f"{noun} id", "key")
+        foreign = Column(f"{owner}_id", f"{owner} id", "key") if owner else None
+        name = plural(noun) if many else noun
         tables.append(Table(name, noun.replace("_", " "), (first, *rest), key, foreign))
     return tuple(tables)

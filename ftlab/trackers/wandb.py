@@ -129,9 +129,7 @@ class WandbTracker:
         if _has_key():
             return "online"
         if "online" in asked:
-            self._warn(
-                "W&B: no key is set for mode online (WANDB_API_KEY, or wandb login); recording offline"
-            )
+            self._warn("W&B: no key is set for mode online (WANDB_API_KEY, or wandb login); recording offline")
         return "offline"
 
     def _init(self, cfg: TrackerConfig, run_name: str, config: dict[str, Any], mode: Mode) -> Any:
@@ -172,10 +170,7 @@ class WandbTracker:
         if not self._run.offline:
             following = self._run.starting_step
         steps = {
-            key.removesuffix("._type"): int(row["step"])
-            for row in rows
-            if row["_step"] < following
-            for key in row
+            key.removesuffix("._type"): int(row["step"]) for row in rows if row["_step"] < following for key in row
         }
         return steps, following
 

@@ -118,7 +118,5 @@ def test_a_tree_is_masked_by_key_and_by_value_and_keeps_its_shape() -> None:
 
 
 def test_the_module_needs_nothing_heavy() -> None:
-    code = (
-        "import sys, ftlab.redact; print(sorted({'torch', 'wandb', 'rich', 'omegaconf'} & set(sys.modules)))"
-    )
+    code = "import sys, ftlab.redact; print(sorted({'torch', 'wandb', 'rich', 'omegaconf'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

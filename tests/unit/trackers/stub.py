@@ -81,9 +81,7 @@ class Handler(BaseHTTPRequestHandler):
                 }
             }
         if "viewer" in text:
-            return {
-                "viewer": {"id": "v", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}
-            }
+            return {"viewer": {"id": "v", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}}
         if "ArtifactType(" in text:
             return {"project": {"artifact": None}}
         return {}

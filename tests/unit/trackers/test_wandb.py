@@ -259,9 +259,7 @@ def test_a_server_that_hangs_later_delays_neither_steps_nor_the_end(
     assert len(heard) == 2, heard
 
 
-def test_wandb_mode_disabled_records_nothing(
-    run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_mode_disabled_records_nothing(run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     tracker = start(run_dir, heard)
     tracker.log({"train/loss": 0.5}, 10)
@@ -271,9 +269,7 @@ def test_wandb_mode_disabled_records_nothing(
     assert heard == []
 
 
-def test_wandb_mode_offline_holds_against_a_key(
-    run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_mode_offline_holds_against_a_key(run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     tracker = start(run_dir, heard)
@@ -289,9 +285,7 @@ def test_online_without_a_key_goes_offline_and_does_not_ask(run_dir: Path, heard
     assert list((run_dir / "wandb").glob("offline-run-*"))
 
 
-def test_a_failure_while_logging_is_told_once(
-    run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_while_logging_is_told_once(run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = start(run_dir, heard)
 
     def fail(*_: Any, **__: Any) -> None:

@@ -1,0 +1,386 @@
+"""python -m ftlab runs [FOLDER] [KEY=VALUE ...]: the runs below outputs/ (or FOLDER), newest first.
+
+status=finished  model=tiny  trainer.lr=1e-3   only runs where a column or configuration key has this value;
+                                               numbers compare as numbers, text may hold * and ?
+min.eval/sql_exact_match=0.5  max.eval/loss=1  only runs whose number is at least, or at most, this
+sort=eval/sql_exact_match  sort=-trainer.lr    order by a column, a configuration key or a score (best first)
+limit=20  json=true                            at most so many; one JSON object a line, with configuration
+"""
+
+import difflib
+import fnmatch
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ftlab.config import OBJECTIVES, known_keys
+from ftlab.errors import InputError
+
+OUTPUTS = Path("outputs")
+DEPTH = 5  # folders below FOLDER that are looked into
+MOST_FOLDERS = 20_000
+MARKS = ("config.yaml", "summary.json", "metrics.jsonl", "checkpoints", "adapter", ".hydra")
+OPTIONS = ("sort", "limit", "json")
+COLUMNS = ("name", "status", "model", "lora.r", "trainer.lr", "steps", "score", "objective", "seconds", "started")
+
+
+@dataclass
+class Run:
+    """A run folder as far as it can be read; `values` holds columns, configuration keys and tuned scores."""
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def main(args: dict[str, str], words: list[str]) -> int:
+    """List run folders, or print them as JSON lines. Raises InputError for a filter that means nothing."""
+    if len(words) > 1:
+        raise InputError(f"{words[1]!r} is one folder too many: python -m ftlab runs [FOLDER] [KEY=VALUE ...]")
+    root = Path(words[0]).expanduser() if words else OUTPUTS
+    if words and not root.is_dir():
+        raise InputError(f"{root} is no folder: python -m ftlab runs [FOLDER] lists the runs below FOLDER")
+    runs = [read(path, root) for path in find(root)]
+    keep, order, limit, as_json = _asked(args, runs)
+    chosen = order([run for run in runs if all(test(run) for test in keep)])
+    if as_json:
+        for run in chosen[:limit]:
+            print(json.dumps(_record(run), ensure_ascii=False))
+    elif chosen:
+        _show(chosen[:limit], len(chosen))
+    else:
+        print(f"no run matches ({len(runs)} in {root})" if runs else f"no runs in {root} yet: python -m ftlab")
+    return 0
+
+
+def find(root: Path) -> Iterator[Path]:
+    """Run folders at or below `root`, at most `DEPTH` deep; nothing inside a run is looked at."""
+    level, seen = [root], 0
+    for _ in range(DEPTH + 1):
+        below: list[Path] = []
+        for folder in level:
+            seen += 1
+            if seen > MOST_FOLDERS:
+                return
+            names = _names(folder)
+            if any(mark in names for mark in MARKS):
+                yield folder
+            else:
+                below += [folder / name for name, is_folder in names.items() if is_folder and name[0] != "."]
+        level = below
+
+
+def read(path: Path, root: Path) -> Run:
+    """A run folder; what is missing or broken in it becomes a problem, never an error."""
+    run = Run(path)
+    run.config = _load(run, "config.yaml", _yaml)
+    run.summary = _load(run, "summary.json", json.loads)
+    run.values = {**_flat(run.config), **_scores(run, "tuned"), **_columns(run, root)}
+    return run
+
+
+def _names(folder: Path) -> dict[str, bool]:
+    """What lies in a folder, and whether it is a folder itself; links are not followed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    except OSError:
+        return {}
+
+
+def _load(run: Run, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        found = parse((run.path / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        run.problems.append(f"{name} is missing")
+        return {}
+    except Exception as error:  # a parser's own error, whatever it is called
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        run.problems.append(f"{name} cannot be read ({reason})")
+        return {}
+    if not isinstance(found, dict):
+        run.problems.append(f"{name} holds no keys")
+        return {}
+    return found
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the one in C is ten times faster
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _part(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    found = tree.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _scores(run: Run, which: str) -> dict[str, float]:
+    return {key: value for key, value in _part(run.summary, which).items() if _number(value) is not None}
+
+
+def _columns(run: Run, root: Path) -> dict[str, Any]:
+    """The columns of the table that are not simply a configuration key."""
+    objective = _part(run.summary, "objective")
+    name = objective.get("name") or run.config.get("objective")
+    # A name that `run=NAME` finds again: relative to outputs/, otherwise the path as it was reached.
+    shown = run.path.relative_to(root) if root == OUTPUTS and run.path != root else run.path
+    return {
+        "name": str(shown),
+        "status": _status(run),
+        "model": _part(run.config, "model").get("name") or _part(run.summary, "model").get("id"),
+        "steps": run.summary.get("step"),
+        "objective": name if isinstance(name, str) else None,
+        "score": objective.get("value"),
+        "seconds": _part(run.summary, "seconds").get("total"),
+        "started": _started(run),
+    }
+
+
+def _status(run: Run) -> str:
+    if any("cannot be read" in problem or "holds no" in problem for problem in run.problems):
+        return "broken"
+    status = run.summary.get("status")
+    if not isinstance(status, str):
+        return "partial"
+    return "killed" if status == "running" and not _alive(run.path) else status
+
+
+def _alive(path: Path) -> bool:
+    """Whether the process that holds the folder still runs on this machine."""
+    try:
+        os.kill(int((path / ".lock").read_text()), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _started(run: Run) -> float:
+    """Seconds since the epoch; the folder's own time where the summary does not say."""
+    try:
+        return datetime.fromisoformat(run.summary["started"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        try:
+            return run.path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+
+# --- what is asked for --------------------------------------------------------------------------------------
+
+Tests = list[Callable[[Run], bool]]
+Order = Callable[[list[Run]], list[Run]]
+
+
+def _asked(args: dict[str, str], runs: list[Run]) -> tuple[Tests, Order, int | None, bool]:
+    """Tests that a run must pass, the order, how many, and whether as JSON."""
+    known = {*_leaves(), *OBJECTIVES, *(key.replace("eval/", "test/") for key in OBJECTIVES)}
+    known |= {*COLUMNS, *(key for run in runs for key in run.values)}
+    _refuse_unknown(args, known)
+    tests = [_test(key, text) for key, text in args.items() if key not in OPTIONS]
+    as_json = args.get("json", "false").lower()
+    if as_json not in ("true", "false"):
+        raise InputError(f"json={as_json} must be true or false")
+    limit = args.get("limit", "null" if as_json == "true" else "50")
+    if limit != "null" and not limit.isdigit():
+        raise InputError(f"limit={limit} must be a whole number, or null for all")
+    return tests, _order(args.get("sort", "started")), None if limit == "null" else int(limit), as_json == "true"
+
+
+def _leaves() -> set[str]:
+    """Keys of the configuration that hold a value, not further keys."""
+    keys = list(known_keys())
+    return {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
+
+
+def _refuse_unknown(args: dict[str, str], known: set[str]) -> None:
+    for key, text in args.items():
+        prefix = key[:4] if key.startswith(("min.", "max.")) and key not in known else ""
+        if key not in OPTIONS and key[len(prefix) :] not in known:
+            near = ", ".join(prefix + name for name in _nearest(key[len(prefix) :], known | set(OPTIONS)))
+            raise InputError(f"{key}={text}: {key} is neither a column nor a configuration key. Did you mean: {near}?")
+        if key == "sort" and text.removeprefix("-") not in known:
+            near = ", ".join(_nearest(text.removeprefix("-"), known))
+            raise InputError(f"sort={text}: there is nothing of this name to sort by. Did you mean: {near}?")
+
+
+def _nearest(key: str, known: set[str]) -> list[str]:
+    """Three names like `key`, as a whole or in their last part: `lr` is near `trainer.lr`."""
+
+    def likeness(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, name).ratio()
+        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], name.rpartition(".")[2]).ratio()
+        return max(whole, 0.9 * last)
+
+    return sorted(known, key=lambda name: (-likeness(name), name))[:3]
+
+
+def _test(key: str, text: str) -> Callable[[Run], bool]:
+    if key.startswith(("min.", "max.")):
+        bound, sign = _number(text), 1 if key.startswith("min.") else -1
+        if bound is None:
+            raise InputError(f"{key}={text} must be a number")
+        return lambda run: (value := _number(run.values.get(key[4:]))) is not None and sign * (value - bound) >= 0
+    if key == "model":
+        return lambda run: _same(run.values["model"], text) or _same(run.values.get("model.id"), text)
+    return lambda run: _same(run.values.get(key), text)
+
+
+def _same(value: Any, text: str) -> bool:
+    """Whether a value is what was written: numbers by value, `null` and `true` as in YAML, text with * and ?."""
+    number, asked = _number(value), _number(text)
+    if number is not None and asked is not None:
+        return math.isclose(number, asked, rel_tol=1e-9)
+    if value is None or isinstance(value, bool):
+        return text.lower() == json.dumps(value)
+    if isinstance(value, list):
+        return [item.strip() for item in text.strip("[]").split(",")] == [str(item) for item in value]
+    return str(value) == text or fnmatch.fnmatchcase(str(value), text)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or the one a text writes."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _order(text: str) -> Order:
+    """Newest and best first, other keys from low to high; a `-` turns it round, absent values stay last."""
+    key = text.removeprefix("-")
+    down = key in ("started", "score") or "/sql_" in key
+    down = down != text.startswith("-")
+
+    def ordered(runs: list[Run]) -> list[Run]:
+        runs = sorted(runs, key=lambda run: run.values["started"], reverse=True)
+        there = [run for run in runs if run.values.get(key) is not None]
+        absent = [run for run in runs if run.values.get(key) is None]
+        numbers = all(_number(run.values[key]) is not None for run in there)
+
+        def rank(run: Run) -> Any:
+            return float(run.values[key]) if numbers else str(run.values[key])
+
+        return sorted(there, key=rank, reverse=down) + absent
+
+    return ordered
+
+
+# --- what is shown ------------------------------------------------------------------------------------------
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """A run for other programs."""
+    started = datetime.fromtimestamp(run.values["started"]).astimezone().isoformat(timespec="seconds")
+    record = {"run": str(run.path), "status": run.values["status"], "started": started, "problems": run.problems}
+    return {key: _finite(value) for key, value in {**run.summary, **record, "config": run.config}.items()}
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): _finite(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_finite(value) for value in node]
+    plain = node is None or isinstance(node, (str, bool, int)) or (isinstance(node, float) and math.isfinite(node))
+    return node if plain else None if isinstance(node, float) else str(node)
+
+
+def _show(runs: list[Run], total: int) -> None:
+    """The table; on a narrow terminal the least telling columns give way."""
+    from rich.cells import cell_len
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    shared = {run.values["objective"] for run in runs if run.values["objective"]}
+    columns = _table(runs, shared.pop() if len(shared) == 1 else "")
+    width = console.width if console.is_terminal else 10_000
+    sizes = {title: max(map(cell_len, [title, *cells])) for title, cells in columns.items()}
+    fitting = _fitting(sizes, width)
+    left = ("name", "status", "model", "objective")
+    for i in range(-1, len(runs)):
+        cells = []
+        for title in fitting:
+            text = title if i < 0 else columns[title][i]
+            gap = " " * (sizes[title] - cell_len(text))
+            cells.append(text + gap if title in left else gap + text)
+        console.print("  ".join(cells).rstrip(), style="dim" if i < 0 else "", soft_wrap=True)
+    for run in runs:
+        if run.values["status"] == "broken":
+            console.print(f"{run.values['name']}: {'; '.join(run.problems)}", style="yellow", soft_wrap=True)
+    if total > len(runs):
+        console.print(f"{total - len(runs)} more: limit=null shows all", style="dim")
+
+
+def _fitting(sizes: dict[str, int], width: int) -> list[str]:
+    """The titles of the columns that fit, the most telling ones first in line for the room."""
+    optional = ["model", "lr", "lora", "objective", "started", "steps", "seconds"]
+    chosen = [title for title in sizes if title not in optional]
+    for title in optional:
+        if title in sizes and sum(sizes[name] + 2 for name in [*chosen, title]) - 2 <= width:
+            chosen.append(title)
+    return [title for title in sizes if title in chosen]
+
+
+def _table(runs: list[Run], objective: str) -> dict[str, list[str]]:
+    """Cells by column title; an objective that all runs share is the title of their scores."""
+    columns = {
+        "name": [run.values["name"] for run in runs],
+        "status": [run.values["status"] for run in runs],
+        "model": [_text(run.values["model"]) for run in runs],
+        "lora": [_lora(run.values.get("lora.r")) for run in runs],
+        "lr": [_text(run.values.get("trainer.lr")) for run in runs],
+        "steps": [_text(run.values["steps"]) for run in runs],
+        objective.removeprefix("eval/") or "base -> tuned": [_headline(run) for run in runs],
+    }
+    if not objective:
+        columns["objective"] = [_text(run.values["objective"]) for run in runs]
+    seconds = [_number(run.values["seconds"]) for run in runs]
+    columns["seconds"] = ["-" if value is None else f"{value:,.0f}" for value in seconds]
+    columns["started"] = [time.strftime("%Y-%m-%d %H:%M", time.localtime(run.values["started"])) for run in runs]
+    return {title: [_printable(cell) for cell in cells] for title, cells in columns.items()}
+
+
+def _headline(run: Run) -> str:
+    """The objective before and after: `1.0 -> 63.0 %`."""
+    key = run.values["objective"]
+    base, tuned = (_number(_part(run.summary, which).get(key)) for which in ("base", "tuned"))
+    tuned = _number(run.values["score"]) if tuned is None else tuned
+    if base is None and tuned is None:
+        return "-"
+    rate = key is not None and "/sql_" in key
+    before, after = ("" if n is None else f"{100 * n:.1f}" if rate else f"{n:.3f}" for n in (base, tuned))
+    return f"{before} -> {after}{' %' if rate and after else ''}".strip()
+
+
+def _lora(r: Any) -> str:
+    return "full" if r == 0 and not isinstance(r, bool) else "-" if r is None else f"r{r}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)

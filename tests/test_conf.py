@@ -1,0 +1,163 @@
+"""Every file of conf/ and sweeps/ composes, is short, and says what its name promises."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ftlab import compose
+from ftlab.composition import (
+    CONF,
+    SWEEPS,
+    check_overrides,
+    composition,
+    config_groups,
+    flatten,
+    hydra_session,
+    to_tree,
+)
+from ftlab.config import ExperimentConfig, known_keys
+
+FILES = sorted(CONF.rglob("*.yaml"))
+GROUPS = ("model", "quant", "lora", "data", "trainer", "eval", "tracker")
+OPTIONS = sorted((file.parent.name, file.stem) for file in FILES if file.parent.name in GROUPS)
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+SWEEP_FILES = sorted(SWEEPS.glob("*.yaml"))
+
+PROMISED = {
+    "model": "tiny smollm2_135m smollm2_360m qwen3_0_6b qwen3_4b llama3_2_1b llama3_1_8b mistral7b",
+    "quant": "none int8 nf4 fp4",
+    "lora": "none r4 r8 r16 r32 r64 tutorial qlora_paper rslora dora pissa",
+    "data": "sql_synth sql_create_context jsonl",
+    "trainer": "default quick tutorial",
+    "tracker": "wandb none",
+    "experiment": "quickstart smollm2_sql mistral7b_tutorial",
+}
+
+
+def typed(group: str, option: str) -> ExperimentConfig:
+    """The defaults with one option replaced; what the option cannot stand beside is taken away."""
+    needs = {
+        ("data", "jsonl"): ["data.path=rows.jsonl"],
+        ("lora", "none"): ["quant=none"],
+        ("lora", "pissa"): ["quant=none"],
+    }
+    return compose([f"{group}={option}", *needs.get((group, option), [])])
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda part: str(part))
+def test_every_option_composes_alone(group: str, option: str) -> None:
+    cfg = typed(group, option)
+    assert flatten(to_tree(cfg)).keys() == flatten(dataclasses.asdict(cfg)).keys()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name: str) -> None:
+    assert compose([f"experiment={name}"]).objective == "eval/sql_exact_match"
+
+
+@pytest.mark.parametrize("file", SWEEP_FILES, ids=lambda file: file.stem)
+def test_every_sweep_composes_for_each_of_its_jobs(file: Path) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    with hydra_session():
+        loader: Any = GlobalHydra.instance().hydra
+        whole = loader.compose_config("config", [f"sweep={file.stem}"], run_mode=RunMode.MULTIRUN)
+        space = whole.hydra.sweeper.params
+        experiment = whole.hydra.runtime.choices.experiment
+    jobs = [f"{key}={value}" for key, values in space.items() for value in str(values).split(",")]
+    assert len(jobs) >= 2
+    for job in jobs:
+        compose([f"experiment={experiment}", job])
+
+
+@pytest.mark.parametrize("file", [*FILES, *SWEEP_FILES], ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_files_are_short_and_readable(file: Path) -> None:
+    limit = 40 if file in SWEEP_FILES or file.parent.name in ("help", "conf") else 15
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= limit
+    assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict)
+
+
+def test_a_sweep_starts_with_its_command() -> None:
+    for file in SWEEP_FILES:
+        head = file.read_text(encoding="utf-8").split("defaults:")[0]
+        assert f"# python -m ftlab --multirun sweep={file.stem}" in head
+
+
+def test_the_promised_options_are_there() -> None:
+    with hydra_session():
+        groups = config_groups()
+    for group, names in PROMISED.items():
+        assert set(names.split()) <= set(groups[group]), group
+    assert set(groups["sweep"]) == {file.stem for file in SWEEP_FILES}
+
+
+def test_the_schema_knows_every_key_of_every_file() -> None:
+    known = known_keys()
+    for file in FILES:
+        group = file.parent.name
+        if group not in (*GROUPS, "experiment"):
+            continue
+        text = file.read_text(encoding="utf-8")
+        tree = {key: value for key, value in yaml.safe_load(text).items() if key != "defaults"}
+        prefix = "" if group == "experiment" or "@package _global_" in text else f"{group}."
+        assert {prefix + key for key in flatten(tree)} <= known.keys(), file
+
+
+def test_config_yaml_holds_the_defaults_that_the_command_means() -> None:
+    cfg = compose(["model=mistral7b", "lora=r32"])
+    assert (cfg.model.id, cfg.lora.r, cfg.lora.lora_alpha) == ("mistralai/Mistral-7B-v0.1", 32, 64)
+    assert (cfg.quant.load_in_4bit, cfg.quant.bnb_4bit_quant_type) == (True, "nf4")
+    assert (cfg.data.name, cfg.model.trust_remote_code, cfg.tracker.name) == (
+        "sql_create_context",
+        False,
+        "wandb",
+    )
+    assert compose([]).lora.r == 16
+
+
+def test_the_tutorial_recipe_is_the_published_one() -> None:
+    cfg = compose(["experiment=mistral7b_tutorial"])
+    trainer = cfg.trainer
+    assert (trainer.optim, trainer.lr, trainer.lr_scheduler_type, trainer.warmup_steps) == (
+        "paged_adamw_8bit",
+        2e-5,
+        "constant_with_warmup",
+        5,
+    )
+    assert (trainer.micro_batch_size, trainer.global_batch_size, trainer.max_steps) == (2, 8, 500)
+    assert (trainer.save_every, trainer.log_every, trainer.loss_on) == (100, 100, "all")
+    assert (trainer.activation_checkpointing, cfg.data.max_length, cfg.model.dtype) == (True, 256, "bfloat16")
+    assert (cfg.lora.r, cfg.lora.lora_alpha, cfg.lora.lora_dropout, cfg.lora.bias) == (32, 64, 0.1, "none")
+    assert "lm_head" in cfg.lora.target_modules
+    assert len(cfg.lora.target_modules) == 8
+
+
+def test_the_tutorial_trainer_alone_sets_its_length_too() -> None:
+    assert compose(["trainer=tutorial", "data=sql_synth"]).data.max_length == 256
+
+
+def test_the_tutorial_adapter_has_the_published_number_of_parameters() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, MistralConfig
+
+    from ftlab.models import planned_parameters
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(MistralConfig(vocab_size=32000))
+    lora = compose(["experiment=mistral7b_tutorial"]).lora
+    assert planned_parameters(model, lora) == (85_041_152, 7_326_773_248)
+
+
+def test_every_group_option_survives_the_check_of_overrides() -> None:
+    with hydra_session():
+        check_overrides([f"{group}={option}" for group, option in OPTIONS])
+
+
+def test_values_that_differ_from_the_defaults_are_marked() -> None:
+    found = composition(["lora=r32", "trainer.lr=1e-3"])
+    assert found.changed == {"lora.r", "lora.lora_alpha", "trainer.lr"}

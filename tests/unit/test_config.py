@@ -1,0 +1,118 @@
+"""Rules across keys: each message names key, value, rule and remedy, and all are told at once."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ftlab import compose
+from ftlab.config import ExperimentConfig, check, known_keys
+from ftlab.errors import ConfigError
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["trainer.global_batch_size=6", "trainer.micro_batch_size=4"], ["=6", "multiple", "=4"]),
+        (["trainer.micro_batch_size=0"], ["auto"]),
+        (["trainer.micro_batch_size=some"], ["auto"]),
+        (["trainer.micro_batch_size=true"], ["auto"]),
+        (["trainer.lr=0"], ["trainer.lr=0", "above 0"]),
+        (["trainer.lr=-1e-3"], ["above 0"]),
+        (["trainer.lr=nan"], ["trainer.lr=nan"]),
+        (["trainer.max_steps=-1"], ["null"]),
+        (["trainer.epochs=0"], ["trainer.max_steps=0"]),
+        (["trainer.keep=0"], ["at least 1"]),
+        (["trainer.optim=sgd"], ["adamw"]),
+        (["trainer.lr_scheduler_type=cos"], ["cosine"]),
+        (["trainer.loss_on=answer"], ["completion"]),
+        (["trainer.early_stopping=0"], ["null"]),
+        (["lora=none"], ["quant=none"]),
+        (["lora=pissa"], ["quant=none"]),
+        (["lora=pissa", "quant=none", "lora.use_dora=true"], ["lora.use_dora"]),
+        (["lora.r=-1"], ["lora=none"]),
+        (["lora.lora_dropout=1"], ["[0, 1)"]),
+        (["lora.target_modules=q_proj"], ["all-linear", "'lora.target_modules=[q_proj]'"]),
+        (["lora.target_modules=[]"], ["list of module names"]),
+        (["lora.target_modules=[1]"], ["list of module names"]),
+        (["lora.init_lora_weights=random"], ["gaussian"]),
+        (["lora=none", "quant=none", "lora.init_from=x"], ["lora=r16"]),
+        (["quant.load_in_8bit=true"], ["quant.load_in_4bit"]),
+        (["quant.bnb_4bit_quant_type=int4"], ["nf4"]),
+        (["model.dtype=fp16"], ["bfloat16"]),
+        (["data.prompt=ask"], ["{question}"]),
+        (["data.prompt='{question} {schema}'"], ["{context}", "{{"]),
+        (["data.prompt='{question} {'"], ["{{"]),
+        (["data.max_length=4"], ["at least 8"]),
+        (["data.validation=0"], ["above 0"]),
+        (["data.test_rows=0"], ["null"]),
+        (["eval.every=0"], ["null"]),
+        (["eval.batch_size=0"], ["at least 1"]),
+        (["objective=accuracy"], ["eval/sql_exact_match"]),
+        (["objective=test/sql_exact_match"], ["eval/loss"]),
+        (["tracker.mode=always"], ["offline"]),
+    ],
+)
+def test_a_broken_rule_is_told_with_its_remedy(overrides: list[str], parts: list[str]) -> None:
+    message = refusal(*overrides)
+    assert [part for part in parts if part not in message] == []
+
+
+def test_all_broken_rules_are_told_at_once() -> None:
+    message = refusal("trainer.lr=0", "data.max_length=2", "eval.batch_size=0")
+    assert len(message.splitlines()) == 3
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/../../x", "/x", "..", "''", "."])
+def test_a_run_name_stays_below_outputs(name: str) -> None:
+    assert "run_name" in refusal(f"run_name={name}")
+
+
+def test_a_model_name_cannot_lead_out_either() -> None:
+    assert "run_name" in refusal("model.name=../../x")
+
+
+def test_an_explicit_run_dir_is_the_users_choice() -> None:
+    assert compose(["run_dir=../elsewhere"]).run_dir == "../elsewhere"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["lora.target_modules=[q_proj,v_proj]"],
+        ["lora.init_lora_weights=pissa_niter_4", "quant=none"],
+        ["trainer.micro_batch_size=4", "trainer.global_batch_size=8"],
+        ["trainer.max_steps=0"],
+        ["data.validation=0.1"],
+        ["data.prompt='{question} {{braces}}'"],
+        ["run_name=mine/first"],
+        ["eval.every=null"],
+    ],
+)
+def test_what_is_allowed_passes(overrides: list[str]) -> None:
+    compose(overrides)
+
+
+def test_check_returns_the_same_configuration() -> None:
+    cfg = compose(["model=tiny"])
+    assert check(cfg) is cfg
+    with pytest.raises(ConfigError, match="seed"):
+        check(replace(cfg, seed=-1))
+
+
+def test_known_keys_hold_nodes_and_leaves() -> None:
+    known: dict[str, Any] = known_keys(ExperimentConfig)
+    assert {"seed", "trainer", "trainer.lr", "data.columns.question", "eval.every"} <= known.keys()
+
+
+def test_the_schema_does_not_import_torch() -> None:
+    program = "import sys, ftlab.config, ftlab.composition; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,273 @@
+"""The command line: who gets which words, what is answered, and the exit codes."""
+
+import gzip
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftlab.__main__ import COMPOSED, PLAIN
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# --- answers without torch --------------------------------------------------------------------------------
+
+
+def light(words: list[str]) -> tuple[int, float, str]:
+    """Exit code, CPU seconds and output of a command line that must not import torch."""
+    program = (
+        "import sys, atexit\n"
+        "from ftlab.__main__ import main\n"
+        "code = main(sys.argv[1:])\n"
+        "sys.exit(99 if 'torch' in sys.modules else code)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
+    return done.returncode, seconds, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "smollm2_135m"),
+        (["--cfg", "job"], 0, "lora_alpha: 32"),
+        (["--cfg", "job", "lora=r64"], 0, "r: 64"),
+        (["--info", "config"], 0, "trainer"),
+        (["predict", "--help"], 0, "run=DIR"),
+        (["modle=tiny"], 2, "model"),
+        (["trainer.lrr=1"], 2, "trainer.lr"),
+        (["lora.r=abc"], 2, "whole number"),
+        (["sweep=lr_grid"], 2, "python -m ftlab --multirun sweep=lr_grid"),
+        (["traain"], 2, "Commands:"),
+        (["predict"], 2, "run=DIR"),
+        (["predict", "run=absent", "question=x"], 2, "python -m ftlab runs"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_it_is_answered_at_once_and_without_torch(words: list[str], code: int, said: str) -> None:
+    found, seconds, output = light(words)
+    assert found == code, output
+    assert said in output
+    assert "Traceback" not in output
+    assert seconds <= 2
+
+
+def test_help_lists_every_group_and_five_commands(cli: Cli) -> None:
+    code, out, _ = cli("--help")
+    assert code == 0
+    for word in ("model:", "quant:", "lora:", "data:", "trainer:", "eval:", "tracker:", "experiment:", "sweep:"):
+        assert word in out
+    assert sum("python -m ftlab" in line for line in out.split("== Commands ==")[0].splitlines()) >= 6
+    assert all(command in out for command in (*PLAIN, *COMPOSED))
+
+
+def test_cfg_job_works_from_a_folder_of_ones_own_options(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("name: mine\nid: org/mine\n")
+    code, out, _ = cli("--cfg", "job", "--config-dir", "conf", "model=mine")
+    assert (code, "org/mine" in out) == (0, True)
+
+
+# --- bad input --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pedict", "run=x"], "predict"),
+        (["fecth"], "fetch"),
+        (["--dri-run"], "--dry-run"),
+        (["model=tinny"], "tiny"),
+        (["model=tiny", "+lora.rr=4"], "lora.r"),
+        (["--multirun", "lora.rr=4,8"], "lora.r"),
+        (["--multirun", "model=tinny,tiny"], "tiny"),
+        (["--cfg", "job", "trainer.lrr=1"], "trainer.lr"),
+        (["--cfg", "job", "lora.r=x"], "whole number"),
+        (["--cfg", "job", "data.path=a(b"], """'data.path="a(b"'"""),
+        (["+sweep=lr_grid"], "sweep"),
+        (["sweep=lr_gird"], "lr_grid"),
+        (["predict", "run=x", "qestion=y"], "question"),
+        (["eval", "nothing"], "no run folder"),
+        (["predict", "run=x", "run=y"], "twice"),
+        (["predict", "x", "y"], "key=value"),
+        (["doctor", "x"], "key=value"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_bad_input_is_answered_with_exit_code_2(cli: Cli, words: list[str], said: str) -> None:
+    code, _, err = cli(*words)
+    assert code == 2
+    assert said in err
+    assert err.startswith("ftlab:")
+
+
+def test_nothing_is_written_for_bad_input(cli: Cli, tmp_path: Path) -> None:
+    cli("model=tinny")
+    cli("--multirun", "lora.rr=1,2")
+    cli("data.max_length=2", "run_dir=here")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- plain text -------------------------------------------------------------------------------------------
+
+HARD = [
+    "",
+    " ",
+    "=",
+    "a=b",
+    "what's (this), \"that\"; and ~/it~?",
+    "SELECT * FROM t WHERE a = 'x' -- {${oops}} [1,2]",
+    "Wie viele Zeilen? 多少行？ كم صفا؟ \U0001f642",
+    "two\nlines\tand\ttabs",
+    "--help me",
+    "back\\slash\\",
+    "!@#$%^&*()|<>",
+    "null",
+]
+
+
+def heard(monkeypatch: pytest.MonkeyPatch, command: str) -> list[dict[str, str]]:
+    module = importlib.import_module(f"ftlab.commands.{command}")
+    calls: list[dict[str, str]] = []
+
+    def main(arguments: dict[str, str]) -> int:
+        calls.append(arguments)
+        return 0
+
+    monkeypatch.setattr(module, "main", main)
+    return calls
+
+
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_values_of_a_command_on_a_run_are_plain_text(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    calls = heard(monkeypatch, command)
+    for text in HARD:
+        assert cli(command, "run=somewhere (1)", f"question={text}", f"context={text}")[0] == 0
+    assert calls == [{"run": "somewhere (1)", "question": text, "context": text} for text in HARD]
+
+
+def test_five_hundred_real_questions_and_contexts_arrive_unchanged(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, shared: Path
+) -> None:
+    calls = heard(monkeypatch, "predict")
+    with gzip.open(shared / "data/sql_create_context/test.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for _, line in zip(range(500), lines, strict=False)]
+    assert len(rows) == 500
+    for row in rows:
+        words = [f"question={row['question']}", f"context={row['context']}"]
+        assert cli("predict", "run=r", *words)[0] == 0
+    assert [(call["question"], call["context"]) for call in calls] == [
+        (row["question"], row["context"]) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_the_run_may_be_the_first_word(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    calls = heard(monkeypatch, command)
+    cli(command, "outputs/a run", "question=x")
+    assert calls == [{"run": "outputs/a run", "question": "x"}]
+
+
+# --- runs -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_0_and_its_scores_and_next_commands(cli: Cli, small: list[str]) -> None:
+    code, out, err = cli(*small, "run_dir=done")
+    assert code == 0, err
+    assert json.loads(Path("done/summary.json").read_text())["status"] == "finished"
+    assert "python -m ftlab predict run=done" in out
+    assert "python -m ftlab eval run=done" in out
+
+
+def test_a_run_that_fails_ends_with_1_and_one_message(cli: Cli, small: list[str]) -> None:
+    code, _, err = cli(*small, "run_dir=bad", "trainer.lr=1e30", "trainer.max_grad_norm=0")
+    assert code == 1
+    assert err.startswith("ftlab: loss=")
+    assert json.loads(Path("bad/summary.json").read_text())["status"] == "failed"
+
+
+def test_a_signal_ends_a_run_with_75_and_the_same_command_goes_on(
+    cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftlab.train.loop import Trainer
+
+    step = Trainer._step
+
+    def interrupted(self: Any) -> Any:
+        if self.progress.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        code, _, err = cli(*small, "run_dir=r")
+    assert code == 75
+    assert "SIGTERM: stopped" in err
+    assert json.loads(Path("r/summary.json").read_text())["status"] == "stopped"
+    code, out, _ = cli(*small, "run_dir=r")
+    assert code == 0
+    assert "resumed from step 2 of 4" in out
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(cli: Cli, small: list[str], tmp_path: Path) -> None:
+    code, out, err = cli("--dry-run", *small, "run_dir=dry")
+    assert code == 0, err
+    assert "4 rows a step" in out
+    assert "micro-batch 2 x 2" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_runs_get_a_folder_each(cli: Cli, small: list[str]) -> None:
+    code, out, err = cli("--multirun", *small, "seed=0,1", "trainer.max_steps=1", "run_dir=many")
+    assert code == 0, err
+    found = {int(file.parent.name): file for file in Path("many").glob("*/config.yaml")}
+    assert sorted(found) == [0, 1]
+    assert "seed: 1" in found[1].read_text()
+    assert "== job 1: " in out
+    assert not [path for path in Path().iterdir() if path.name != "many"]
+
+
+def test_no_argument_means_the_quickstart(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    module = importlib.import_module("ftlab.experiment")
+    monkeypatch.setattr(module, "run", ran.append)
+    code, out, _ = cli()
+    assert code == 0
+    assert "experiment=quickstart" in out
+    assert ran[0].config.model.id == "embedded:tiny"
+    assert ran[0].config.data.source == "sql_synth"
+
+
+def test_python_offers_the_same_two_steps(small: list[str], tmp_path: Path) -> None:
+    from ftlab import compose, run
+
+    outcome = run(compose([*small, f"run_dir={tmp_path / 'py'}", "trainer.max_steps=1"]))
+    assert outcome.folder == tmp_path / "py"
+    assert outcome.objective == outcome.summary["tuned"]["eval/sql_exact_match"]
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
+    import ftlab
+
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = ftlab.nothing
