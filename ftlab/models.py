@@ -2,13 +2,16 @@
 
 import difflib
 import json
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -73,7 +76,7 @@ def load_base(
         arguments |= {"quantization_config": quantization, "device_map": {"": device}}
     try:
         base = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise WeightsError(f"model.id={model.id} cannot be loaded: {first_line(error)}") from None
     if not quantization:
         base = base.to(device)
@@ -201,6 +204,7 @@ def peft_config(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=target_names(model, lora.target_modules),
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         bias=lora.bias,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
@@ -220,6 +224,7 @@ def add_adapter(base: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     model = get_peft_model(base, peft_config(base, lora))
     if str(lora.init_lora_weights).startswith("pissa"):
         model.ftlab_initial = _initial_state(model)
+        weakref.finalize(model, shutil.rmtree, model.ftlab_initial, ignore_errors=True)
     return model
 
 
@@ -246,12 +251,12 @@ def planned_parameters(skeleton: PreTrainedModel, lora: LoraConfig) -> tuple[int
     return count(get_peft_model(skeleton, config))
 
 
-def _initial_state(model: PeftModel) -> tempfile.TemporaryDirectory[str]:
-    """PiSSA moves part of the base into the adapter; a plain adapter needs its start to subtract."""
-    folder = tempfile.TemporaryDirectory(prefix="ftlab-pissa-")
+def _initial_state(model: PeftModel) -> str:
+    """PiSSA moves part of the base into the adapter; a plain adapter needs its start to subtract: its folder."""
+    folder = tempfile.mkdtemp(prefix="ftlab-pissa-")
     initial = model.peft_config["default"].init_lora_weights
     model.peft_config["default"].init_lora_weights = True  # PEFT refuses to save a start that would split again
-    model.save_pretrained(folder.name, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False)
     model.peft_config["default"].init_lora_weights = initial
     return folder
 
@@ -286,7 +291,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
     try:
         model = get_peft_model(base, config)
         saved = load_file(str(folder / "adapter_model.safetensors"))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{folder}: the adapter does not fit this base: {first_line(error)}") from None
     expected = {
         name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()
@@ -328,12 +333,13 @@ def save_result(model: nn.Module, folder: Path, base_id: str) -> None:
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder)  # type: ignore[operator]
         return
-    config = model.peft_config["default"]
-    named, config.base_model_name_or_path = config.base_model_name_or_path, base_id
     initial = getattr(model, "ftlab_initial", None)
-    extra = {"path_initial_model_for_weight_conversion": initial.name} if initial else {}
+    extra = {"path_initial_model_for_weight_conversion": initial} if initial else {}
     model.save_pretrained(str(folder), save_embedding_layers=False, **extra)
-    config.base_model_name_or_path = named
+    # Written last: PEFT would look a Hub id up while it saves.
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_id}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def save_beside(

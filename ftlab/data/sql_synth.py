@@ -165,51 +165,57 @@ colony>beekeeper queen=pet temperament=calm,nervous,aggressive bees=1000-60000 o
 
 _COMPOSED = 160
 _NOUNS = """
-lamp lantern carpet pillow mattress sofa cabinet shelf mirror clock radio camera tripod printer scanner router server
-keyboard monitor tablet laptop satellite rocket drone robot sensor battery engine turbine boiler pump valve pipeline tank
-crane bulldozer truck trailer van scooter motorcycle bicycle tram ferry canoe kayak yacht submarine glider balloon
-helicopter airport runway hangar garage depot warehouse factory workshop mill quarry mine well dam canal tunnel road
-highway street avenue square park garden fountain statue monument castle palace temple church chapel abbey cemetery
-village county province kingdom island peninsula lake waterfall glacier desert canyon cave forest orchard vineyard
-meadow pasture barn stable kennel aquarium fern flower shrub vegetable fruit cheese sausage soup salad sandwich pizza
-noodle sauce spice drink juice beer cocktail perfume shampoo toothbrush towel blanket curtain ladder hammer drill saw
-screw bolt brick tile beam pillar column window door gate fence roof attic cellar kitchen bathroom balcony elevator
-lawsuit contract invoice receipt voucher coupon ticket passport visa permit certificate diploma exam quiz lecture seminar
-workshop conference webinar newsletter blog article essay poem novel diary atlas dictionary comic puzzle toy doll kite
-drum guitar violin piano flute trumpet choir band festival parade carnival circus casino theater gallery exhibition
-auction market shop supermarket kiosk bazaar mall salon spa gym stadium arena rink pool court league season match team
-coach referee sponsor fan gymnast boxer wrestler swimmer runner archer golfer surfer sailor pilot astronaut mechanic
-plumber electrician carpenter painter sculptor potter weaver tailor barber butcher grocer florist jeweler optician
-dentist surgeon nurse midwife therapist veterinarian professor tutor pupil scholar scientist chemist physicist engineer
-programmer analyst accountant auditor broker banker investor tenant landlord janitor guard soldier officer sergeant
-detective suspect witness prisoner judge senator minister ambassador diplomat monarch knight pirate wizard dragon
-""".split()
+lamp lantern carpet pillow mattress sofa cabinet shelf mirror clock radio camera tripod printer scanner
+router server keyboard monitor tablet laptop satellite rocket drone robot sensor battery engine turbine
+boiler pump valve pipeline tank crane bulldozer truck trailer van scooter motorcycle bicycle tram ferry
+canoe kayak yacht submarine glider balloon helicopter airport runway hangar garage depot warehouse factory
+workshop mill quarry mine well dam canal tunnel road highway street avenue square park garden fountain
+statue monument castle palace temple church chapel abbey cemetery village county province kingdom island
+peninsula lake waterfall glacier desert canyon cave forest orchard vineyard meadow pasture barn stable
+kennel aquarium fern flower shrub vegetable fruit cheese sausage soup salad sandwich pizza noodle sauce
+spice drink juice beer cocktail perfume shampoo toothbrush towel blanket curtain ladder hammer drill saw
+screw bolt brick tile beam pillar column window door gate fence roof attic cellar kitchen bathroom balcony
+elevator lawsuit contract invoice receipt voucher coupon ticket passport visa permit certificate diploma
+exam quiz lecture seminar conference webinar newsletter blog article essay poem novel diary atlas dictionary
+comic puzzle toy doll kite drum guitar violin piano flute trumpet choir band festival parade carnival circus
+casino theater gallery exhibition auction market shop supermarket kiosk bazaar mall salon spa gym stadium
+arena rink pool court league season match team coach referee sponsor fan gymnast boxer wrestler swimmer
+runner archer golfer surfer sailor pilot astronaut mechanic plumber electrician carpenter painter sculptor
+potter weaver tailor barber butcher grocer florist jeweler optician dentist surgeon nurse midwife therapist
+veterinarian professor tutor pupil scholar scientist chemist physicist engineer programmer analyst
+accountant auditor broker banker investor tenant landlord janitor guard soldier officer sergeant detective
+suspect witness prisoner judge senator minister ambassador diplomat monarch knight pirate wizard dragon
+"""
 _NUMBERS = """
-length width volume mileage tuition rent tax profit loss margin discount bonus pension points wins defeats laps visits
-clicks likes desks doors wheels pixels memory voltage frequency temperature pressure humidity rainfall density mass radius
-slope perimeter protein fiber salt hours days weeks delay interval streak tier mark credit debt deposit refund toll fine
-income expense turnover payroll headcount members readers listeners installs errors crashes commits lines chapters words
-letters stamps medals trophies assists saves blocks fouls penalties passengers luggage cargo range altitude latitude
-injuries deaths births marriages voters jurors appeals charges convictions patents papers citations grants loans shares
-dividends bonds coupons yield inflation wage overtime absences warnings complaints returns reviews ranking lifespan
-thickness diameter curvature brightness contrast loudness tempo pitch beats strings keys pedals pieces layers branches
-leaves roots seeds blossoms harvests eggs cubs bites stings legs wings teeth claws
-total_cost unit_price daily_wage max_load top_speed water_depth ticket_price page_count word_count shelf_life
-""".split()
+length width volume mileage tuition rent tax profit loss margin discount bonus pension points wins defeats
+laps visits clicks likes desks doors wheels pixels memory voltage frequency temperature pressure humidity
+rainfall density mass radius slope perimeter protein fiber salt hours days weeks delay interval streak tier
+mark credit debt deposit refund toll fine income expense turnover payroll headcount members readers
+listeners installs errors crashes commits lines chapters words letters stamps medals trophies assists saves
+blocks fouls penalties passengers luggage cargo range altitude latitude injuries deaths births marriages
+voters jurors appeals charges convictions patents papers citations grants loans shares dividends bonds
+coupons yield inflation wage overtime absences warnings complaints returns reviews ranking lifespan
+thickness diameter curvature brightness contrast loudness tempo pitch beats strings keys pedals pieces
+layers branches leaves roots seeds blossoms harvests eggs cubs bites stings legs wings teeth claws
+total_cost unit_price daily_wage max_load top_speed water_depth ticket_price page_count word_count
+shelf_life
+"""
 _TEXTS = """
-color brand owner sponsor supplier vendor dealer builder inventor founder editor critic referee captain trainer nurse
-mentor guardian guide translator province street suburb island continent ocean planet dialect religion currency mood
-terrain soil texture pattern metal gem wood shape logo motto slogan nickname alias surname initials occupation hobby
-talent rival partner spouse sibling ally enemy employer landlord witness judge suspect motive weapon alibi clue outcome
-result phase stage priority urgency category topic theme plot ending mascot anthem flag_color emblem symbol icon font
-layout template license warranty battery_type fuel_type engine_type road_type skin_type hair_color eye_color home_town
-birth_place work_place main_office sales_region time_zone market_segment target_group access_level payment_method
-""".split()
+color brand owner sponsor supplier vendor dealer builder inventor founder editor critic referee captain
+trainer nurse mentor guardian guide translator province street suburb island continent ocean planet dialect
+religion currency mood terrain soil texture pattern metal gem wood shape logo motto slogan nickname alias
+surname initials occupation hobby talent rival partner spouse sibling ally enemy employer landlord witness
+judge suspect motive weapon alibi clue outcome result phase stage priority urgency category topic theme plot
+ending mascot anthem flag_color emblem symbol icon font layout template license warranty battery_type
+fuel_type engine_type road_type skin_type hair_color eye_color home_town birth_place work_place main_office
+sales_region time_zone market_segment target_group access_level payment_method
+"""
 _OPTIONS = """
-red blue green yellow black white silver gold small large tiny huge light dark soft hard rough smooth fast slow early late
-fresh dry wet hot cold warm cool open closed active idle broken fixed new old rare common cheap costly public private local
-global urban rural round square oval flat steep deep shallow basic premium standard deluxe manual automatic digital analog
-""".split()
+red blue green yellow black white silver gold small large tiny huge light dark soft hard rough smooth fast
+slow early late fresh dry wet hot cold warm cool open closed active idle broken fixed new old rare common
+cheap costly public private local global urban rural round square oval flat steep deep shallow basic premium
+standard deluxe manual automatic digital analog
+"""
 _KINDS = ("1-40", "1-100", "10-900", "50-900", "100-9000", "500-90000")
 
 _WORDS = {
@@ -450,9 +456,6 @@ class _Asker:
 
     def _compare(self, column: Column, name: str, value: int | str) -> tuple[str, str]:
         if self.rng.random() < 0.1:
-            low, high = sorted((int(value), int(value) + self.rng.choice((5, 10, 20))))
-            return f"whose {column.words} is between {low} and {high}", f"{name} BETWEEN {low} AND {high}"
-        if self.rng.random() < 0.1:
             return f"whose {column.words} is {value}", f"{name} = {value}"
         op, phrases = self.rng.choice(_YEARS if column.year else _COMPARISONS)
         if column.words in _ADJECTIVES and op in "<>" and self.rng.random() < 0.4:
@@ -616,27 +619,11 @@ class _Asker:
         side = self.pick("above", "higher than", "more than") if above else self.pick("below", "lower than", "less than")
         question = self.pick("Which {2} have {1} {3} the average? Give the {0}.",
                              "List the {0} of {2} whose {1} is {3} the average.",
-                             "Show the {0} of the {2} with {1} {3} the mean {1}.")  # fmt: skip
+                             "Show the {0} of the {2} with {1} {3} the average {1}.")  # fmt: skip
         return question.format(shown.words, column.words, table.nouns, side), (
             f"SELECT {shown.name} FROM {table.name} WHERE {column.name} {'>' if above else '<'} "
             f"(SELECT AVG({column.name}) FROM {table.name})"
         )
-
-    def ask_set(self) -> tuple[str, str]:
-        table = self.table()
-        shown = self.group(table)
-        column = self.rng.choice([c for c in table.columns if c not in (shown, table.columns[0])])
-        a, b = self.value(table, column), self.value(table, column)
-        while a == b:  # every column has two different values: see _values
-            b = self.value(table, column)
-        x, y = (str(v) if column.numeric else f'"{v}"' for v in (a, b))
-        word, question = self.rng.choice([
-            ("EXCEPT", "Which {} has {} with {} {} but none with {}?"),
-            ("INTERSECT", "Which {} has both {} with {} {} and with {}?"),
-            ("UNION", "Show each {} that has {} with {} {} or {}, using a union."),
-        ])  # fmt: skip
-        select = f"SELECT {shown.name} FROM {table.name} WHERE {column.name} ="
-        return question.format(shown.words, table.nouns, column.words, a, b), f"{select} {x} {word} {select} {y}"
 
     # --- questions on a parent and its children -------------------------------------------------------------------
 
@@ -715,8 +702,8 @@ class _Asker:
         assert child.foreign is not None
         shown = self.column(parent)
         question = self.pick("What are the {} of the {} without any {}?", "List the {} of {} that have no {}.",
-                             "Which {1} do not have a {n}? Show the {0}.")  # fmt: skip
-        return question.format(shown.words, parent.nouns, child.nouns, n=child.noun), (
+                             "Which {1} do not have {a} {n}? Show the {0}.")  # fmt: skip
+        return question.format(shown.words, parent.nouns, child.nouns, a=_article(child.noun), n=child.noun), (
             f"SELECT {shown.name} FROM {parent.name} WHERE NOT {parent.key.name} IN "
             f"(SELECT {child.foreign.name} FROM {child.name})"
         )
@@ -736,9 +723,9 @@ class _Asker:
         parent, child, join, _ = self.pair()
         shown = self.column(parent)
         clause, where = self.condition(child, prefix="T2.")
-        question = self.pick("Which different {1} have a {2} {3}? Show the {0}.",
-                             "What are the distinct {} of the {} that have a {} {}?")  # fmt: skip
-        return question.format(shown.words, parent.nouns, child.noun, clause), (
+        question = self.pick("Which different {1} have {a} {2} {3}? Show the {0}.",
+                             "What are the distinct {} of the {} that have {a} {} {}?")  # fmt: skip
+        return question.format(shown.words, parent.nouns, child.noun, clause, a=_article(child.noun)), (
             f"SELECT DISTINCT T1.{shown.name} {join} WHERE {where}"
         )
 
@@ -748,7 +735,7 @@ _SINGLE: tuple[_Ask, ...] = (
     _Asker.ask_list, _Asker.ask_where, _Asker.ask_where, _Asker.ask_where, _Asker.ask_two_where, _Asker.ask_count,
     _Asker.ask_count, _Asker.ask_count_distinct, _Asker.ask_distinct, _Asker.ask_aggregate, _Asker.ask_aggregate,
     _Asker.ask_two_aggregates, _Asker.ask_group, _Asker.ask_having, _Asker.ask_order, _Asker.ask_superlative,
-    _Asker.ask_nested, _Asker.ask_set,
+    _Asker.ask_nested,
 )  # fmt: skip
 _MULTI: tuple[_Ask, ...] = (
     _Asker.ask_children, _Asker.ask_children, _Asker.ask_parent, _Asker.ask_both, _Asker.ask_count_children,
@@ -764,6 +751,10 @@ def plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return noun[:-1] + "ies"
     return noun + "s"
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
 
 
 def _values(kind: str, count: int, rng: Random, unique: bool) -> list[int | str]:
@@ -823,14 +814,15 @@ def _domains() -> list[list[str]]:
 
 def _composed(number: int) -> list[str]:
     rng = Random(f"composed/{number}")
-    nouns = rng.sample(sorted(set(_NOUNS)), 2)
-    numbers, texts = iter(rng.sample(_NUMBERS, 6)), iter(rng.sample(_TEXTS, 6))
+    nouns = rng.sample(_NOUNS.split(), 2)
+    numbers, texts = iter(rng.sample(_NUMBERS.split(), 6)), iter(rng.sample(_TEXTS.split(), 6))
+    options = _OPTIONS.split()
     lines = [f"train composed{number}"]
     for i, noun in enumerate(nouns):
         name = rng.choice(("name", "title", f"{noun}_name", "code", f"{noun}_code"))
         fields = [f"{name}={'code' if name.endswith('code') else rng.choice(('person', 'title', 'thing', 'firm'))}"]
         fields += [f"{next(numbers)}={rng.choice(_KINDS)}" for _ in range(3)]
-        choices = (",".join(rng.sample(_OPTIONS, 4)), ",".join(rng.sample(_OPTIONS, 3)), "city", "country", "person")
+        choices = (",".join(rng.sample(options, 4)), ",".join(rng.sample(options, 3)), "city", "country", "person")
         fields += [f"{next(texts)}={rng.choice(choices)}" for _ in range(3)]
         lines.append(" ".join([f"{noun}>{nouns[0]}" if i else noun, *fields]))
     return lines

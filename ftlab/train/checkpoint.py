@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from ftlab.errors import TrainingError
 
 NAME = re.compile(r"step-(\d+)")
 
@@ -68,27 +71,34 @@ class Checkpoints:
         state: dict[str, Any],
         best: int | None,
     ) -> None:
-        """Write the checkpoint of `state["step"]`, then remove old ones; that of step `best` stays."""
+        """Write the checkpoint of `state["step"]`, then remove old ones; that of step `best` stays.
+
+        Raises:
+            TrainingError: it cannot be written, e.g. on a full disk; the ones before are untouched.
+        """
         final = self._path(state["step"])
-        if final.exists():
-            shutil.rmtree(final)
         aside = final.with_name(final.name + ".part")
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        tensors = {name: p.detach().cpu().contiguous().clone() for name, p in trainable(model).items()}
-        save_file(tensors, str(aside / "trainable.safetensors"))
-        pieces = {
-            "optimizer": optimizer.state_dict(),
-            "schedule": _plain(schedule.state_dict()),
-            "rng": rng_state(),
-        }
-        torch.save(pieces, aside / "optimizer.pt")
-        everything = {**state, "python_rng": list(map(_listed, random.getstate()))}
-        (aside / "state.json").write_text(json.dumps(everything), encoding="utf-8")
-        write_manifest(aside)
+        try:
+            _write(aside, model, optimizer, schedule, state)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise self._unwritten(final, model, error) from None
+        shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
         sync(self.folder)
         self._prune(best)
+
+    def _unwritten(self, final: Path, model: nn.Module, error: Exception) -> TrainingError:
+        # Adam keeps two numbers beside each weight.
+        needed = 3 * sum(p.numel() * p.element_size() for p in trainable(model).values())
+        nearest = next(folder for folder in final.parents if folder.is_dir())
+        free = shutil.disk_usage(nearest).free
+        return TrainingError(
+            f"checkpoint {final} cannot be written ({str(error).splitlines()[0]}): it needs about "
+            f"{needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free. The checkpoints before it are whole: make room, "
+            "then the same command goes on"
+        )
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose files are whole."""
@@ -123,6 +133,24 @@ class Checkpoints:
                 shutil.rmtree(self._path(step), ignore_errors=True)
 
 
+def _write(
+    folder: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, state: dict[str, Any]
+) -> None:
+    """All files of a checkpoint, the manifest last."""
+    folder.mkdir(parents=True)
+    tensors = {name: p.detach().cpu().contiguous().clone() for name, p in trainable(model).items()}
+    save_file(tensors, str(folder / "trainable.safetensors"))
+    pieces = {
+        "optimizer": optimizer.state_dict(),
+        "schedule": _plain(schedule.state_dict()),
+        "rng": rng_state(),
+    }
+    torch.save(pieces, folder / "optimizer.pt")
+    everything = {**state, "python_rng": list(map(_listed, random.getstate()))}
+    (folder / "state.json").write_text(json.dumps(everything), encoding="utf-8")
+    write_manifest(folder)
+
+
 def write_manifest(folder: Path) -> None:
     """sha256 and size of every file, each fsynced, then the manifest itself."""
     listed = {}
@@ -142,6 +170,8 @@ def first_damage(folder: Path) -> str | None:
         files = {str(name): (entry["sha256"], entry["bytes"]) for name, entry in listed.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return "manifest.json missing or unreadable"
+    if not files:
+        return "manifest.json lists no file"
     for name, (digest, size) in files.items():
         file = folder / name
         if not file.is_file():

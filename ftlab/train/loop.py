@@ -35,7 +35,7 @@ class Scores(Protocol):
 
 
 # Without a GPU nothing is gained by longer flat batches, and attention's mask grows with their square.
-CPU_BATCH_TOKENS = 1024
+CPU_BATCH_TOKENS = 512
 
 
 @dataclass
