@@ -122,7 +122,7 @@ train theatre
 actor name=person age=16-85 hometown=city roles=1-90 training=academy,self_taught,studio
 play>actor title=title acts=1-5 year=1960-2024 kind=tragedy,comedy,musical tickets=50-2000
 validation astronomy
-observatory name=hall country=country altitude=100-5000 founded=1850-2015 climate=dry,humid,polar
+observatory name=hall country=country altitude=100-5000 inaugurated=1850-2015 climate=dry,humid,polar
 telescope>observatory telescope_name=title aperture=1-40 kind=radio,optical,infrared cost=10-900 astronomer=person
 validation orchestra
 conductor name=person nationality=country age=28-85 seasons=1-30 repertoire=baroque,modern,romantic

@@ -1,0 +1,373 @@
+"""An experiment from configuration to records, in this process, on a tiny random model."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ftlab import experiment as module
+from ftlab.composition import compose
+from ftlab.errors import ConfigError, DataError, FtlabError, InputError, Stopped, TrainingError, WeightsError
+
+Fit = Callable[..., Any]
+
+
+def adapter(outcome: Any) -> bytes:
+    return (Path(outcome.folder) / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+RESULT = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "generation_config.json",
+    "prompt.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+CHECKPOINT = {"manifest.json", "optimizer.pt", "state.json", "trainable.safetensors"}
+RECORDS = {
+    ".hydra/config.yaml",
+    ".hydra/hydra.yaml",
+    ".hydra/overrides.yaml",
+    "config.yaml",
+    "metrics.jsonl",
+    "predictions.jsonl",
+    "summary.json",
+}
+
+
+def test_a_run_leaves_exactly_these_files(finished: Path) -> None:
+    checkpoints = {f"checkpoints/step-00000{step}/{name}" for step in (2, 4) for name in CHECKPOINT}
+    assert files(finished) == RECORDS | checkpoints | {f"adapter/{name}" for name in RESULT}
+
+
+def test_the_summary_tells_the_run_in_numbers(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    for column in ("base", "tuned"):
+        for key in ("eval/sql_exact_match", "test/sql_exact_match", "eval/loss", "test/loss"):
+            assert isinstance(summary[column][key], float)
+        assert len(summary["intervals"][column]["test/sql_exact_match"]) == 2
+    assert summary["objective"] == {
+        "name": "eval/sql_exact_match",
+        "value": summary["tuned"]["eval/sql_exact_match"],
+    }
+    assert 0 < summary["trainable_parameters"] < summary["parameters"]
+    assert re.fullmatch("[0-9a-f]{64}", summary["data_sha256"])
+    assert {"torch", "transformers", "peft", "python", "ftlab"} <= summary["versions"].keys()
+    assert {"data", "load", "train", "eval", "total"} <= summary["seconds"].keys()
+    assert all(seconds >= 0 for seconds in summary["seconds"].values())
+    assert summary["model"].keys() == {"id", "revision", "origin"}
+    assert summary["model"]["revision"]
+    assert (summary["step"], summary["planned_steps"], summary["vram"]) == (4, 4, {})
+    assert summary["data"]["train_rows"] == 36
+
+
+def test_metrics_have_rising_steps_and_the_agreed_keys(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 2, 3, 4, 4, 4]
+    keys = set().union(*lines)
+    assert keys >= {"train/loss", "train/lr", "train/grad_norm", "perf/tokens_per_second", "eval/loss"}
+    assert keys >= {"eval/sql_exact_match", "test/sql_exact_match", "test/loss"}
+    assert [line for line in lines if "test/loss" in line] == lines[-1:]
+
+
+def test_predictions_are_those_of_the_test_split(finished: Path, rows_folder: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+    tests = [json.loads(line) for line in (rows_folder / "test.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert {row["gold"] for row in rows} <= {row["answer"] for row in tests}
+    assert all(isinstance(row["base_pred"], str) and isinstance(row["pred"], str) for row in rows)
+
+
+def test_the_adapter_carries_all_that_prediction_needs(finished: Path, base_folder: Path) -> None:
+    adapter = finished / "adapter"
+    assert json.loads((adapter / "prompt.json").read_text())["template"] == "{context}\n{question}\n"
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base_folder)
+    assert json.loads((adapter / "generation_config.json").read_text())["max_new_tokens"] == 4
+    assert "test/sql_exact_match" in (adapter / "README.md").read_text()
+
+
+def test_next_commands_are_at_most_four(fit: Fit, terminal: Any) -> None:
+    fit("trainer.max_steps=0")
+    assert 1 <= len(terminal.commands) <= 4
+    assert all(command.startswith(("python -m ftlab", "wandb ")) for command in terminal.commands)
+
+
+def test_the_order_of_things(fit: Fit, terminal: Any) -> None:
+    fit()
+    assert terminal.phases == ["data", "load", "evaluate base", "evaluate base", "train", "evaluate tuned"]
+
+
+# --- determinism ------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_adapter_bit_for_bit(fit: Fit, tmp_path: Path) -> None:
+    first = fit("lora.lora_dropout=0.2", run_dir=tmp_path / "a")
+    torch.manual_seed(12345)
+    second = fit("lora.lora_dropout=0.2", run_dir=tmp_path / "b")
+    other = fit("lora.lora_dropout=0.2", "seed=1", run_dir=tmp_path / "c")
+    assert adapter(first) == adapter(second)
+    assert adapter(first) != adapter(other)
+    assert first.summary["tuned"] == second.summary["tuned"]
+
+
+@pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
+def test_no_steps_give_equal_columns(fit: Fit, quant: str) -> None:
+    summary = fit("trainer.max_steps=0", f"quant={quant}").summary
+    assert summary["base"] == summary["tuned"]
+    rows = [json.loads(line) for line in (fit.__defaults__ or [""])[0:0]] or []
+    assert rows == []
+    assert summary["step"] == 0
+
+
+def test_training_changes_the_scores(fit: Fit) -> None:
+    summary = fit("trainer.max_steps=8", "objective=eval/loss").summary
+    assert summary["tuned"]["eval/loss"] < summary["base"]["eval/loss"] - 0.5
+    assert summary["tuned"]["test/loss"] < summary["base"]["test/loss"] - 0.5
+
+
+KINDS = {
+    "pissa": ["lora=pissa", "lora.r=4"],
+    "dora": ["lora=dora", "lora.r=4"],
+    "nf4": ["quant=nf4"],
+    "bfloat16": ["model.dtype=bfloat16"],
+    "full": ["lora=none", "trainer.lr=1e-3"],
+    "saved": ["lora.modules_to_save=[lm_head]"],
+    "checkpointing": ["trainer.activation_checkpointing=true"],
+    "paged": ["trainer.optim=paged_adamw_8bit"],
+    "auto": ["trainer.micro_batch_size=auto"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupted_run_ends_bit_identical(fit: Fit, kind: str, tmp_path: Path, terminal: Any) -> None:
+    options = [*KINDS[kind], "data.max_length=128", "trainer.save_every=1"]
+    name = "model/model.safetensors" if kind == "full" else "adapter/adapter_model.safetensors"
+    whole = fit(*options, run_dir=tmp_path / "whole")
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if step == 3 and "train/loss" in metrics:
+            os.kill(os.getpid(), 15)
+
+    terminal.on_update = stop
+    with pytest.raises(Stopped):
+        fit(*options, run_dir=tmp_path / "cut")
+    assert json.loads((tmp_path / "cut/summary.json").read_text())["status"] == "stopped"
+    terminal.on_update = lambda step, metrics: None
+    phases = len(terminal.phases)
+    again = fit(*options, run_dir=tmp_path / "cut")
+    assert "resumed from step 3 of 4" in terminal.notes
+    assert "evaluate base" not in terminal.phases[phases:]  # known from before
+    assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert again.summary["tuned"] == whole.summary["tuned"]
+    assert again.summary["base"] == whole.summary["base"]
+    for file in ("predictions.jsonl",):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_stopped_during_the_last_scoring_the_run_resumes_there(fit: Fit, terminal: Any, tmp_path: Path) -> None:
+    whole = fit(run_dir=tmp_path / "whole")
+    seen: list[int] = []
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        seen.append(step)
+        if terminal.phases[-1] == "evaluate tuned":
+            os.kill(os.getpid(), 2)
+
+    terminal.on_update = stop
+    with pytest.raises(Stopped):
+        fit()
+    terminal.on_update = lambda step, metrics: None
+    again = fit()
+    assert adapter(again) == adapter(whole)
+    assert again.summary["tuned"] == whole.summary["tuned"]
+
+
+# --- kinds of result --------------------------------------------------------------------------------------
+
+
+def test_a_full_fine_tune_saves_a_model_that_loads(fit: Fit, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    outcome = fit("lora=none", "trainer.lr=1e-3")
+    assert not (outcome.folder / "adapter").exists()
+    model = AutoModelForCausalLM.from_pretrained(outcome.folder / "model")
+    assert sum(p.numel() for p in model.parameters()) == outcome.summary["parameters"]
+    assert outcome.summary["trainable_parameters"] == outcome.summary["parameters"]
+
+
+def test_a_run_goes_on_from_the_adapter_of_another(fit: Fit, finished: Path, tmp_path: Path) -> None:
+    outcome = fit(f"lora.init_from={finished}", "trainer.max_steps=0")
+    before, now = (
+        load_file(folder / "adapter/adapter_model.safetensors") for folder in (finished, outcome.folder)
+    )
+    assert before.keys() == now.keys()
+    assert all(torch.equal(before[name], now[name]) for name in before)
+    with pytest.raises(ConfigError, match=r"lora\.r=8 must be 4"):
+        fit(f"lora.init_from={finished}", "lora.r=8", run_dir=tmp_path / "other")
+
+
+def test_an_adapter_of_another_base_is_refused(fit: Fit, finished: Path, make_base: Any, tmp_path: Path) -> None:
+    other = make_base(num_hidden_layers=3)
+    with pytest.raises(WeightsError, match="another base"):
+        fit(f"lora.init_from={finished}", f"model.id={other}")
+
+
+def test_a_shared_output_layer_under_an_adapter_is_told(fit: Fit, terminal: Any) -> None:
+    fit("lora.target_modules=[lm_head]", "trainer.max_steps=1")
+    assert any("shares its weights" in warning for warning in terminal.warnings)
+
+
+# --- trouble ----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_fails_the_run_and_keeps_the_checkpoint(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ftlab.train import loop
+
+    summed, calls = loop.summed_loss, [0]
+
+    def broken(model: Any, batch: Any) -> Any:
+        calls[0] += 1
+        return summed(model, batch) * (math.nan if calls[0] > 6 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "summed_loss", broken)
+        with pytest.raises(TrainingError, match="loss=nan at step 4; the checkpoint of step 2 is kept"):
+            fit()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "nan" in summary["error"]
+    assert not (tmp_path / "run/adapter").exists()
+    assert "0.0" not in [
+        str(json.loads(line).get("train/loss")) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    assert fit().summary["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "said"),
+    [
+        (["data.max_length=16"], TrainingError, r"data\.max_length=16.*\n?.*data\.max_length=\d+"),
+        (["lora.target_modules=[q_proj,v_prj]"], ConfigError, "nearest: v_proj"),
+        (["lora.modules_to_save=[head]"], ConfigError, "lm_head"),
+        (["data.path=/nowhere"], DataError, "nowhere"),
+        (["data.columns.question=ask"], DataError, "question"),
+        (["model.id=/nowhere/model"], WeightsError, "nowhere"),
+        (["lora.init_from=/nowhere"], ConfigError, "adapter_config"),
+    ],
+    ids=lambda part: part[0] if isinstance(part, list) else "",
+)
+def test_what_cannot_be_used_is_refused_before_weights_load(
+    fit: Fit, overrides: list[str], error: type[FtlabError], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: Any, **options: Any) -> None:
+        pytest.fail("weights were loaded")
+
+    monkeypatch.setattr(module.models, "load_base", load)
+    with pytest.raises(error, match=said):
+        fit(*overrides)
+
+
+@pytest.mark.parametrize(("override", "said"), [("quant=nf4", "quant=nf4"), ("trainer.optim=adamw_8bit", "adamw")])
+def test_bitsandbytes_is_asked_for_in_one_line(
+    fit: Fit, override: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = module.importlib.util.find_spec
+    monkeypatch.setattr(
+        module.importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest)
+    )
+    with pytest.raises(InputError, match=f"{said}.*pip install bitsandbytes") as caught:
+        fit(override)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_rows_that_were_shortened_or_dropped_are_counted(fit: Fit, terminal: Any) -> None:
+    summary = fit("trainer.max_steps=0", "data.max_length=62").summary
+    counted = summary["data"]
+    assert counted["truncated"] + counted["dropped"] > 0
+    assert any("data.max_length=62" in warning for warning in terminal.warnings)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_one_warning(fit: Fit, terminal: Any, tmp_path: Path) -> None:
+    whole = fit(run_dir=tmp_path / "whole")
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if step == 3 and "train/loss" in metrics:
+            os.kill(os.getpid(), 15)
+
+    terminal.on_update = stop
+    with pytest.raises(Stopped):
+        fit()
+    terminal.on_update = lambda step, metrics: None
+    file = tmp_path / "run/checkpoints/step-000003/optimizer.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    again = fit()
+    assert [warning for warning in terminal.warnings if "damaged" in warning] == [
+        "checkpoint step-000003 is damaged (optimizer.pt changed or cut off); using an older one"
+    ]
+    assert "resumed from step 2 of 4" in terminal.notes
+    assert adapter(again) == adapter(whole)
+    assert again.summary["tuned"] == whole.summary["tuned"]
+
+
+def test_a_tracker_that_breaks_does_not_end_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    for name in [n for n in __import__("sys").modules if n.startswith("ftlab.trackers.wandb")]:
+        monkeypatch.delitem(__import__("sys").modules, name)
+    outcome = fit("tracker=wandb", "trainer.max_steps=1")
+    assert outcome.summary["status"] == "finished"
+
+
+# --- the plan without weights -----------------------------------------------------------------------------
+
+
+def test_a_dry_run_needs_no_weights(
+    small: list[str], base_folder: Path, tmp_path: Path, terminal: Any
+) -> None:
+    import shutil
+
+    from ftlab.composition import composition
+
+    bare = tmp_path / "bare"
+    shutil.copytree(base_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    module.dry_run(composition([*small, f"model.id={bare}", "run_dir=dry"]), terminal)
+    text = "\n".join(terminal.notes)
+    assert "train 36" in text
+    assert "steps       4" in text
+    assert re.search(r"parameters  [\d,]+ of [\d,]+ trained", text)
+    assert not Path("dry").exists()
+
+
+def test_arithmetic_of_a_token() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def flops(tied: bool, *overrides: str) -> float:
+        with torch.device("meta"):
+            base = LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=100, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                    num_attention_heads=1, tie_word_embeddings=tied,
+                )
+            )  # fmt: skip
+        cfg = compose(["model=tiny", "quant=none", *overrides])
+        return module.flops_per_token(base, sum(p.numel() for p in base.parameters()), cfg)
+
+    assert flops(True) == flops(False)  # an untied table is looked up, not multiplied
+    assert flops(True, "lora=none") == 1.5 * flops(True)
+    assert flops(True, "trainer.activation_checkpointing=true") == 1.5 * flops(True)

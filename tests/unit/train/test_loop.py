@@ -1,0 +1,456 @@
+"""The loop: token-correct gradients, resuming, the best weights, and stopping with a reason."""
+
+import copy
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ftlab import compose
+from ftlab.config import OPTIMIZERS
+from ftlab.data.encode import Encoded, encode
+from ftlab.data.prompts import prompt_ids
+from ftlab.data.splits import Example
+from ftlab.errors import Stopped, TrainingError
+from ftlab.experiment import make_accelerator
+from ftlab.generate import generate
+from ftlab.models import add_adapter
+from ftlab.train import loop as module
+from ftlab.train.batches import flatten
+from ftlab.train.checkpoint import Checkpoints, trainable
+from ftlab.train.loop import Trainer
+from ftlab.train.signals import StopSignal
+
+CPU = torch.device("cpu")
+
+
+def row(seed: int, length: int, trained_from: int) -> Encoded:
+    ids = torch.randint(0, 255, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Encoded(str(seed), ids, trained_from, False)
+
+
+ROWS = [row(i, 8 + 3 * (i % 5), 2 + i % 4) for i in range(20)]
+
+
+@dataclass
+class Scored:
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """A trainer, and what it told."""
+
+    trainer: Trainer
+    model: Any
+    stop: StopSignal
+    records: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    evaluated: list[int] = field(default_factory=list)
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in trainable(self.model).values()])
+
+    def steps(self) -> list[int]:
+        return [step for step, _ in self.records]
+
+
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def make(small: list[str], make_llama: Any, tmp_path: Path) -> Make:
+    """A trainer of an adapted random model. `scores` answers each evaluation; `at` names the folder."""
+
+    def make(
+        *overrides: str,
+        scores: Callable[[int], float] | None = None,
+        at: str = "checkpoints",
+        rows: list[Encoded] = ROWS,
+        model: Any = None,
+        flat: bool = True,
+    ) -> Run:
+        cfg = compose([*small, "run_dir=x", *overrides])
+        if model is None:
+            torch.manual_seed(cfg.seed)
+            model = add_adapter(make_llama().requires_grad_(False), cfg.lora)
+        run = Run(None, model, StopSignal())  # type: ignore[arg-type]
+
+        def evaluate(step: int) -> Scored:
+            run.evaluated.append(step)
+            value = scores(step) if scores else step / 100
+            return Scored({"eval/sql_exact_match": value, "eval/loss": 1 - value, "at": step})
+
+        run.trainer = Trainer(
+            model,
+            rows,
+            cfg,
+            accelerator=make_accelerator(cfg),
+            checkpoints=Checkpoints(tmp_path / at, cfg.trainer.keep, run.warnings.append),
+            evaluate=evaluate,
+            record=lambda metrics, step: run.records.append((step, metrics)),
+            note=run.notes.append,
+            stop=run.stop,
+            flat=flat,
+            trace=tmp_path / "profile" / "trace.json",
+        )
+        return run
+
+    return make
+
+
+def saved_steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
+
+
+# --- gradients --------------------------------------------------------------------------------------------
+
+
+def gradients(run: Run, rows: list[Encoded], micro: int) -> tuple[float, torch.Tensor]:
+    run.trainer.micro = micro
+    loss = run.trainer._gradients(rows)
+    grads = [p.grad for p in trainable(run.model).values()]
+    run.trainer.optimizer.zero_grad(set_to_none=True)
+    return loss, torch.cat([g.flatten() for g in grads if g is not None])
+
+
+def test_micro_batches_give_the_gradient_of_the_mean_over_tokens(make: Make) -> None:
+    """Rows carry different numbers of tokens: a mean of means would differ."""
+    run, rows = make("lora.init_lora_weights=gaussian"), ROWS[:8]
+    for p in trainable(run.model).values():
+        torch.nn.init.normal_(p, std=0.05)
+    total, tokens = torch.zeros(()), 0
+    for one in rows:
+        ids = torch.tensor([one.input_ids])
+        logits = run.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, one.trained_from - 1 : -1]
+        total = total + torch.nn.functional.cross_entropy(logits, ids[0, one.trained_from :], reduction="sum")
+        tokens += len(one.input_ids) - one.trained_from
+    (total / tokens).backward()
+    wanted = torch.cat([p.grad.flatten() for p in trainable(run.model).values() if p.grad is not None])
+    run.trainer.optimizer.zero_grad(set_to_none=True)
+    for micro in (1, 2, 4, 8, 3):
+        loss, found = gradients(run, rows, micro)
+        assert loss == pytest.approx(total.item() / tokens, rel=1e-5)
+        assert (found - wanted).norm() / wanted.norm() < 1e-5
+
+
+def test_auto_on_a_cpu_divides_the_global_batch(make: Make) -> None:
+    for size in (1, 4, 6, 16):
+        run = make(f"trainer.global_batch_size={size}", "trainer.micro_batch_size=auto")
+        assert size % run.trainer._micro_batch_size() == 0
+    long = make("trainer.micro_batch_size=auto", rows=[row(i, 2000, 5) for i in range(4)])
+    assert long.trainer._micro_batch_size() == 1
+
+
+def test_rows_that_must_not_meet_go_one_by_one(make: Make) -> None:
+    assert make("trainer.micro_batch_size=4", flat=False).trainer._micro_batch_size() == 1
+
+
+def small_gpu(monkeypatch: pytest.MonkeyPatch, fits: int) -> list[list[int]]:
+    """Let passes of more than `fits` rows run out of memory; the row counts and tokens tried."""
+    tried: list[list[int]] = []
+    summed = module.summed_loss
+
+    def limited(model: Any, batch: Any) -> Any:
+        tried.append([batch.rows, batch.tokens])
+        if batch.rows > fits:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return summed(model, batch)
+
+    monkeypatch.setattr(module, "summed_loss", limited)
+    return tried
+
+
+def test_out_of_memory_halves_the_micro_batch_and_leaves_the_rows(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("trainer.global_batch_size=8", "trainer.max_steps=2")
+    wanted = make(*options, "trainer.micro_batch_size=2", at="a")
+    wanted.trainer.train()
+    tried = small_gpu(monkeypatch, 2)
+    run = make(*options, "trainer.micro_batch_size=auto", at="b")
+    run.trainer.train()
+    assert [rows for rows, _ in tried] == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert sum(tokens for _, tokens in tried[2:6]) == tried[0][1]
+    assert [note for note in run.notes if "out of memory" in note][-1].endswith("rows unchanged")
+    assert torch.equal(run.weights(), wanted.weights())
+
+
+@pytest.mark.parametrize(("micro", "remedy"), [("4", "trainer.micro_batch_size=auto"), ("auto", "data.max_length")])
+def test_too_little_memory_ends_with_remedies(
+    make: Make, monkeypatch: pytest.MonkeyPatch, micro: str, remedy: str
+) -> None:
+    small_gpu(monkeypatch, 0)
+    with pytest.raises(TrainingError, match="out of GPU memory") as caught:
+        make(f"trainer.micro_batch_size={micro}").trainer.train()
+    assert remedy in str(caught.value)
+    assert "quant=nf4" in str(caught.value)
+
+
+# --- the same run again -----------------------------------------------------------------------------------
+
+DROPOUT = "lora.lora_dropout=0.3"
+
+
+def test_a_seed_gives_the_same_weights_bit_for_bit(make: Make) -> None:
+    def trained(at: str, *overrides: str) -> torch.Tensor:
+        run = make(DROPOUT, *overrides, at=at)
+        run.trainer.train()
+        return run.weights()
+
+    first = trained("a")
+    assert torch.equal(first, trained("b"))
+    assert not torch.equal(first, trained("c", "seed=1"))
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_stopped_run_ends_as_if_it_had_not_been(make: Make, optim: str, at: int) -> None:
+    options = (DROPOUT, f"trainer.optim={optim}", "trainer.max_steps=5", "trainer.log_every=2")
+    whole = make(*options, at="a")
+    wanted = whole.trainer.train()
+    first = make(*options, at="b")
+    step = first.trainer._step
+
+    def stopping() -> Any:
+        metrics = step()
+        if first.trainer.progress.step == at:
+            first.stop.name = "SIGTERM"
+        return metrics
+
+    first.trainer._step = stopping  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match=f"SIGTERM: stopped after step {at}"):
+        first.trainer.train()
+    again = make(*options, at="b")
+    checkpoint = again.trainer.checkpoints.newest()
+    assert checkpoint
+    assert checkpoint.step == at
+    again.trainer.restore(checkpoint)
+    progress = again.trainer.train()
+    assert torch.equal(again.weights(), whole.weights())
+
+    def timeless(runs: list[Run]) -> list[Any]:
+        return [
+            (s, {k: v for k, v in m.items() if not k.startswith("perf/")}) for run in runs for s, m in run.records
+        ]
+
+    assert timeless([first, again]) == timeless([whole])
+    assert (progress.best, progress.tokens) == (wanted.best, wanted.tokens)
+
+
+def test_a_run_stopped_inside_an_evaluation_owes_it(make: Make) -> None:
+    def interrupted(step: int) -> float:
+        raise Stopped("SIGINT")
+
+    run = make(scores=interrupted)
+    with pytest.raises(Stopped):
+        run.trainer.train()
+    again = make()
+    checkpoint = again.trainer.checkpoints.newest()
+    assert checkpoint
+    again.trainer.restore(checkpoint)
+    again.trainer.train()
+    assert again.evaluated == [2, 4]
+
+
+# --- evaluations ------------------------------------------------------------------------------------------
+
+
+def test_evaluations_come_every_so_often_and_at_the_end(make: Make) -> None:
+    for every, steps, wanted in (("2", 5, [2, 4, 5]), ("null", 5, [5]), ("3", 6, [3, 6]), ("9", 0, [0])):
+        run = make(f"eval.every={every}", f"trainer.max_steps={steps}", at=f"{every}-{steps}")
+        run.trainer.train()
+        assert run.evaluated == wanted
+
+
+def state_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"step-{step:06d}" / "trainable.safetensors")
+
+
+def test_the_best_weights_are_kept_whatever_came_after(make: Make, tmp_path: Path) -> None:
+    scores = {1: 0.1, 2: 0.9, 3: 0.9, 4: 0.2, 5: 0.3, 6: 0.8}
+    run = make("eval.every=1", "trainer.max_steps=6", "trainer.keep=1", scores=scores.__getitem__)
+    progress = run.trainer.train()
+    assert (progress.best, progress.metrics["at"]) == (2, 2)
+    assert saved_steps(tmp_path / "checkpoints") == [2, 6]
+    best = state_of(tmp_path / "checkpoints", 2)
+    assert all(torch.equal(p, best[name]) for name, p in trainable(run.model).items())
+    assert any("step 2 scored best" in note for note in run.notes)
+
+
+def test_equal_scores_are_ranked_by_loss(make: Make) -> None:
+    run = make("eval.every=1")
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 1.0}
+    run.trainer.evaluate = lambda step: Scored({"eval/sql_exact_match": 0.0, "eval/loss": losses[step]})
+    assert run.trainer.train().best == 2
+
+
+def test_an_objective_may_be_better_when_lower(make: Make) -> None:
+    run = make("eval.every=1", "objective=eval/loss")
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}
+    run.trainer.evaluate = lambda step: Scored({"eval/sql_exact_match": 0.0, "eval/loss": losses[step]})
+    assert run.trainer.train().best == 2
+
+
+def test_without_load_best_the_last_weights_stay(make: Make, tmp_path: Path) -> None:
+    run = make("eval.every=1", "trainer.load_best=false", "trainer.keep=9", scores=lambda step: 1 / step)
+    progress = run.trainer.train()
+    last = state_of(tmp_path / "checkpoints", 4)
+    assert all(torch.equal(p, last[name]) for name, p in trainable(run.model).items())
+    assert progress.metrics["at"] == 4
+
+
+def test_early_stopping_counts_evaluations_without_a_better_one(make: Make) -> None:
+    scores = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.6, 5: 0.5, 6: 0.2, 7: 0.9}
+    options = ("eval.every=1", "trainer.max_steps=7", "trainer.early_stopping=2")
+    run = make(*options, scores=scores.__getitem__)
+    progress = run.trainer.train()
+    assert (progress.step, progress.best, progress.done) == (6, 4, True)
+    assert any("early stop" in note for note in run.notes)
+    again = make(*options, scores=scores.__getitem__)
+    checkpoint = again.trainer.checkpoints.newest()
+    assert checkpoint
+    again.trainer.restore(checkpoint)
+    assert again.trainer.train().step == 6
+
+
+def test_the_model_trains_on_after_an_evaluation(make: Make) -> None:
+    run = make("eval.every=1")
+    modes: list[bool] = []
+    step, evaluate = run.trainer._step, run.trainer.evaluate
+
+    def evaluating(at: int) -> Any:
+        run.model.eval()
+        return evaluate(at)
+
+    def stepping() -> Any:
+        modes.append(run.model.training)
+        return step()
+
+    run.trainer.evaluate, run.trainer._step = evaluating, stepping  # type: ignore[method-assign]
+    run.trainer.train()
+    assert modes == [True] * 4
+
+
+# --- records ----------------------------------------------------------------------------------------------
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_record(make: Make) -> None:
+    each = make("trainer.max_steps=5", "trainer.log_every=1", at="a")
+    each.trainer.train()
+    some = make("trainer.max_steps=5", "trainer.log_every=2", at="b")
+    some.trainer.train()
+    losses = [metrics["train/loss"] for _, metrics in each.records]
+    assert some.steps() == [2, 4, 5]
+    assert [metrics["train/loss"] for _, metrics in some.records] == pytest.approx(
+        [sum(losses[:2]) / 2, sum(losses[2:4]) / 2, losses[4]]
+    )
+    assert losses[-1] < losses[0]
+    wanted = {"train/loss", "train/lr", "train/grad_norm", "perf/tokens_per_second"}
+    assert all(metrics.keys() == wanted for _, metrics in each.records)
+
+
+def test_gradients_are_clipped_and_their_norm_before_is_logged(make: Make) -> None:
+    def moved(limit: float) -> float:
+        run = make("trainer.max_steps=1", f"trainer.max_grad_norm={limit}", at=str(limit))
+        norms: list[float] = []
+
+        def spy(*arguments: Any) -> None:
+            grads = [p.grad for p in trainable(run.model).values() if p.grad is not None]
+            norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
+
+        run.trainer.optimizer.register_step_pre_hook(spy)
+        run.trainer.train()
+        assert run.records[0][1]["train/grad_norm"] > 0.01
+        return norms[0]
+
+    assert moved(0.01) == pytest.approx(0.01, rel=1e-3)
+    assert moved(0) > 0.01
+
+
+def test_a_profile_is_written(make: Make, tmp_path: Path) -> None:
+    run = make("trainer.profile=2")
+    run.trainer.train()
+    trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
+    assert any("aten::" in str(event.get("name")) for event in trace["traceEvents"])
+    assert any("trace of 2 steps" in note for note in run.notes)
+
+
+# --- stopping with a reason -------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_the_update(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make("eval.every=null", "trainer.save_every=1")
+    summed = module.summed_loss
+
+    def broken(model: Any, batch: Any) -> Any:
+        return summed(model, batch) * (math.nan if run.trainer.progress.step == 2 else 1)
+
+    monkeypatch.setattr(module, "summed_loss", broken)
+    with pytest.raises(TrainingError, match=r"loss=nan at step 3; the checkpoint of step 2 is kept.*trainer\.lr"):
+        run.trainer.train()
+    assert run.steps() == [1, 2]
+    assert torch.isfinite(run.weights()).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_update(make: Make, value: float) -> None:
+    run = make()
+    next(iter(trainable(run.model).values())).register_hook(lambda grad: grad * value)
+    before = run.weights()
+    with pytest.raises(TrainingError, match=r"gradient norm=\w+ at step 1; no checkpoint"):
+        run.trainer.train()
+    assert torch.equal(run.weights(), before)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_changes_nothing(number: signal.Signals) -> None:
+    with StopSignal().caught() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == number.name
+
+
+# --- what is learnt ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "</s>"])
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+def test_the_answer_and_its_end_are_learnt(
+    make: Make, make_llama: Any, byte_tokens: Any, pad: str, loss_on: str
+) -> None:
+    tokenizer = copy.deepcopy(byte_tokens)
+    tokenizer.pad_token = pad
+    example = Example("1", "How many?", "CREATE TABLE t (a INT)", "SELECT 1", "d")
+    rows = encode([example], tokenizer, "{question}:", 64, loss_on).rows
+    targets = flatten(rows, CPU).targets.tolist()
+    assert targets[-1] == tokenizer.eos_token_id
+    assert len(targets) == (len("SELECT 1") + 1 if loss_on == "completion" else len(rows[0].input_ids) - 1)
+    run = make(
+        "lora=none", "trainer.max_steps=60", "trainer.lr=5e-3", "eval.every=null", "trainer.global_batch_size=2",
+        model=make_llama(), rows=rows,
+    )  # fmt: skip
+    run.trainer.train()
+    prompt = prompt_ids(tokenizer, "{question}:", example.question, example.context)
+    assert generate(run.model, tokenizer, [prompt], max_new_tokens=40, batch_size=1) == ["SELECT 1"]
