@@ -199,9 +199,9 @@ def through_hydra(words: list[str], job: Callable[[Any], Any]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from ftlab.composition import CONF, check_overrides, explain, hydra_session, register, with_home
+    from ftlab.composition import CONF, check_overrides, explain, hydra_session, normalise, register
 
-    words = with_home(words)
+    words = normalise(words)
     register()
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     if not any(word.startswith(("--config-dir", "-cd")) for word in words):

@@ -168,7 +168,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> 
 
 def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Composition:
     """`compose`, with Hydra's own record and the keys that differ from the defaults."""
-    overrides = with_home(overrides)
+    overrides = normalise(overrides)
     with hydra_session():
         extra = search_path(config_dir)
         check_overrides(overrides, extra=extra)
@@ -284,15 +284,28 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # --- overrides, looked at before Hydra composes ---------------------------------------------------------
 
 
-def with_home(overrides: Sequence[str]) -> list[str]:
-    """`~` of a path value as the home folder; Hydra's grammar has another use for that character."""
-    result = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if equals and key.lstrip("+") in PATH_KEYS and value.startswith("~"):
-            text = f"{key}={quoted(os.path.expanduser(value))}"
-        result.append(text)
-    return result
+def normalise(overrides: Sequence[str]) -> list[str]:
+    """Overrides with what they imply, which Hydra cannot know.
+
+    `~` of a path value is the home folder (Hydra's grammar has another use for that character). Another
+    `model.id` is not the model that the option names: its label follows the id, and the option's package holds
+    other weights. `trainer.epochs` on the command line wins over an experiment's `trainer.max_steps`.
+    """
+    given = {text.partition("=")[0].lstrip("+"): text.partition("=")[2] for text in overrides}
+    implied = []
+    if "model.id" in given:
+        label = Path(given["model.id"].strip("'\"")).name or "model"
+        implied = [f"model.name={quoted(label)}", "model.package=null"]
+    if "trainer.epochs" in given:
+        implied.append("trainer.max_steps=null")
+    return [*map(_with_home, overrides), *(text for text in implied if text.partition("=")[0] not in given)]
+
+
+def _with_home(text: str) -> str:
+    key, equals, value = text.partition("=")
+    if equals and key.lstrip("+") in PATH_KEYS and value.startswith("~"):
+        return f"{key}={quoted(os.path.expanduser(value))}"
+    return text
 
 
 def quoted(value: str) -> str:

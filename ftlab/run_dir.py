@@ -113,7 +113,8 @@ class RunDir:
         write_yaml(hydra / "overrides.yaml", composition.overrides)
 
     def check_same(self, tree: dict[str, Any]) -> None:
-        """Refuse to go on in a folder whose run was configured otherwise.
+        """Refuse to go on in a folder whose run was configured otherwise; one that got no further than its first
+        steps has nothing to lose and is started anew.
 
         Raises:
             RunDirError: lists every difference that matters.
@@ -124,7 +125,9 @@ class RunDir:
         theirs = flatten(load_tree(self / "config.yaml"))
         differing = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
         refused = [key for key in differing if not _may_differ(key, theirs.get(key), mine.get(key))]
-        if refused:
+        if refused and self.summary.get("status") != "finished" and not any(self.path.glob("checkpoints/step-*")):
+            self.clear()
+        elif refused:
             lines = [f"  {key}: {theirs.get(key)} in the folder, {mine.get(key)} now" for key in refused]
             raise RunDirError(
                 f"run_dir={self.path} holds a run of another configuration:\n"

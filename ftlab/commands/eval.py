@@ -49,13 +49,22 @@ def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig
     for key, text in arguments.items():
         if key in GROUPS:
             continue
-        if key not in config.known_keys() or not key.startswith(NODES):
-            raise InputError(
-                f"{key}={text} is nothing that eval reads. Did you mean: {', '.join(suggestions(key))}? "
-                f"It takes run, split, {', '.join(GROUPS)} and keys below data, eval and quant"
-            )
+        if not key.startswith(NODES):
+            takes = f"It takes run, split, {', '.join(GROUPS)} and keys below data, eval and quant"
+            raise InputError(f"{key}={text} is nothing that an evaluation reads. {takes}")
+        if key not in config.known_keys():
+            raise InputError(f"{key} is no key of the configuration. Did you mean: {', '.join(suggestions(key))}?")
         _set(tree, key, text)
     return typed_from_tree(tree)
+
+
+def _comparable(folder: RunDir, split: str, sha256: str, rows: int) -> dict[str, float]:
+    """The run's own scores on the split, if they are of the same rows."""
+    summary = folder.summary
+    counted = summary.get("data", {}).get("test_rows" if split == "test" else "validation_rows")
+    if summary.get("data_sha256") != sha256 or counted != rows:
+        return {}
+    return {key: value for key, value in summary.get("tuned", {}).items() if key.startswith(f"{split}/")}
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
@@ -88,7 +97,7 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
         flat = not leaks(model, scored.encoded, accelerator.device)
     with terminal.phase("evaluate"), terminal.progress(len(scored.rows), what="evaluate") as bar:
         scores = scored.score(model, accelerator, flat, lambda done: bar.update(done, {}))
-    before = {key: value for key, value in folder.summary.get("tuned", {}).items() if key.startswith(name + "/")}
+    before = _comparable(folder, name, splits.sha256, len(scored.rows))
     terminal.scores(before, scores.metrics, {"tuned": scores.intervals}, columns=("run", "now"))
     stem = f"evaluations/{time.strftime('%Y%m%d-%H%M%S')}"
     (folder / "evaluations").mkdir(exist_ok=True)

@@ -450,8 +450,8 @@ class _Asker:
             return f"whose {words} is not {value}", f'{name} <> "{value}"'
         if kind < 0.24:
             part = str(value).split()[-1]
-            return self.pick(f"whose {words} contains {part}", f"with {part} in the {words}"), f'{name} LIKE "%{part}%"'
-        verb = self.pick("whose {} is {}", "with {} {}", "having {1} as {0}", "where the {} is {}")
+            return f"whose {words} contains {part}", f'{name} LIKE "%{part}%"'
+        verb = self.pick("whose {} is {}", "with {} {}")
         return verb.format(words, value), f'{name} = "{value}"'
 
     def _compare(self, column: Column, name: str, value: int | str) -> tuple[str, str]:
@@ -467,7 +467,7 @@ class _Asker:
     def conditions(self, table: Table, avoid: Column | None = None, prefix: str = "") -> tuple[str, str]:
         """One condition, or now and then two joined by AND or OR."""
         words, sql = self.condition(table, avoid, prefix)
-        if self.rng.random() < 0.7:
+        if self.rng.random() < 0.8:
             return words, sql
         for _ in range(9):
             more, other = self.condition(table, avoid, prefix)
@@ -552,15 +552,6 @@ class _Asker:
             return text, sql
         clause, where = self.condition(table, avoid=column)
         return f"{text[:-1]} {clause}{text[-1]}", f"{sql} WHERE {where}"
-
-    def ask_two_aggregates(self) -> tuple[str, str]:
-        table = self.table()
-        column = self.number(table)
-        (f, names), (g, others) = self.rng.sample(_AGGREGATES, 2)
-        question = self.pick("What are the {} and {} {} of the {}?", "Show the {} and the {} {} of all {}.")
-        return question.format(self.pick(*names), self.pick(*others), column.words, table.nouns), (
-            f"SELECT {f}({column.name}), {g}({column.name}) FROM {table.name}"
-        )
 
     def ask_group(self) -> tuple[str, str]:
         table = self.table()
@@ -734,7 +725,7 @@ _Ask = Callable[[_Asker], tuple[str, str]]
 _SINGLE: tuple[_Ask, ...] = (
     _Asker.ask_list, _Asker.ask_where, _Asker.ask_where, _Asker.ask_where, _Asker.ask_two_where, _Asker.ask_count,
     _Asker.ask_count, _Asker.ask_count_distinct, _Asker.ask_distinct, _Asker.ask_aggregate, _Asker.ask_aggregate,
-    _Asker.ask_two_aggregates, _Asker.ask_group, _Asker.ask_having, _Asker.ask_order, _Asker.ask_superlative,
+    _Asker.ask_group, _Asker.ask_having, _Asker.ask_order, _Asker.ask_superlative,
     _Asker.ask_nested,
 )  # fmt: skip
 _MULTI: tuple[_Ask, ...] = (
@@ -851,7 +842,7 @@ def _tables(entities: list[str], rng: Random) -> tuple[Table, ...]:
         first, numbers, texts = columns[0], [c for c in columns if c.numeric], [c for c in columns[1:] if not c.numeric]
         kept = [first, rng.choice(numbers), rng.choice(texts)]  # every table can be averaged and grouped
         spare = [c for c in columns if c not in kept]
-        kept += rng.sample(spare, min(len(spare), rng.randint(0, 2)))
+        kept += rng.sample(spare, min(len(spare), rng.randint(0, 1)))
         rng.shuffle(rest := kept[1:])
         key = Column("id" if plain_id else f"{noun}_id", f"{noun} id", "key")
         foreign = Column(f"{owner}_id", f"{owner} id", "key") if owner else None

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import re
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ftlab import experiment as module
-from ftlab.composition import compose
+from ftlab.composition import compose, composition
 from ftlab.errors import ConfigError, DataError, FtlabError, InputError, Stopped, TrainingError, WeightsError
 
 Fit = Callable[..., Any]
@@ -108,7 +110,14 @@ def test_next_commands_are_at_most_four(fit: Fit, terminal: Any) -> None:
 
 def test_the_order_of_things(fit: Fit, terminal: Any) -> None:
     fit()
-    assert terminal.phases == ["data", "load", "evaluate base", "evaluate base", "train", "evaluate tuned"]
+    assert [phase.split(" on ")[0] for phase in terminal.phases] == [
+        "data",
+        "load",
+        "evaluate base",
+        "evaluate base",
+        "train",
+        "evaluate tuned",
+    ]
 
 
 # --- determinism ------------------------------------------------------------------------------------------
@@ -128,8 +137,6 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit(fit: Fit, tmp_path: Pa
 def test_no_steps_give_equal_columns(fit: Fit, quant: str) -> None:
     summary = fit("trainer.max_steps=0", f"quant={quant}").summary
     assert summary["base"] == summary["tuned"]
-    rows = [json.loads(line) for line in (fit.__defaults__ or [""])[0:0]] or []
-    assert rows == []
     assert summary["step"] == 0
 
 
@@ -170,21 +177,19 @@ def test_an_interrupted_run_ends_bit_identical(fit: Fit, kind: str, tmp_path: Pa
     phases = len(terminal.phases)
     again = fit(*options, run_dir=tmp_path / "cut")
     assert "resumed from step 3 of 4" in terminal.notes
-    assert "evaluate base" not in terminal.phases[phases:]  # known from before
+    assert not [phase for phase in terminal.phases[phases:] if "base" in phase]  # known from before
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert again.summary["tuned"] == whole.summary["tuned"]
     assert again.summary["base"] == whole.summary["base"]
-    for file in ("predictions.jsonl",):
-        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    rows = [(tmp_path / name / "predictions.jsonl").read_bytes() for name in ("cut", "whole")]
+    assert rows[0] == rows[1]
 
 
 def test_stopped_during_the_last_scoring_the_run_resumes_there(fit: Fit, terminal: Any, tmp_path: Path) -> None:
     whole = fit(run_dir=tmp_path / "whole")
-    seen: list[int] = []
 
     def stop(step: int, metrics: dict[str, float]) -> None:
-        seen.append(step)
-        if terminal.phases[-1] == "evaluate tuned":
+        if terminal.phases[-1].startswith("evaluate tuned"):
             os.kill(os.getpid(), 2)
 
     terminal.on_update = stop
@@ -297,10 +302,10 @@ def test_bitsandbytes_is_asked_for_in_one_line(
 
 
 def test_rows_that_were_shortened_or_dropped_are_counted(fit: Fit, terminal: Any) -> None:
-    summary = fit("trainer.max_steps=0", "data.max_length=62").summary
+    summary = fit("trainer.max_steps=0", "data.max_length=84").summary
     counted = summary["data"]
     assert counted["truncated"] + counted["dropped"] > 0
-    assert any("data.max_length=62" in warning for warning in terminal.warnings)
+    assert any("data.max_length=84" in warning for warning in terminal.warnings)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_one_warning(fit: Fit, terminal: Any, tmp_path: Path) -> None:
@@ -327,9 +332,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_warning(fit: Fit, terminal
 
 def test_a_tracker_that_breaks_does_not_end_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    for name in [n for n in __import__("sys").modules if n.startswith("ftlab.trackers.wandb")]:
-        monkeypatch.delitem(__import__("sys").modules, name)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delitem(sys.modules, "ftlab.trackers.wandb", raising=False)
     outcome = fit("tracker=wandb", "trainer.max_steps=1")
     assert outcome.summary["status"] == "finished"
 
@@ -340,10 +344,6 @@ def test_a_tracker_that_breaks_does_not_end_the_run(fit: Fit, monkeypatch: pytes
 def test_a_dry_run_needs_no_weights(
     small: list[str], base_folder: Path, tmp_path: Path, terminal: Any
 ) -> None:
-    import shutil
-
-    from ftlab.composition import composition
-
     bare = tmp_path / "bare"
     shutil.copytree(base_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     module.dry_run(composition([*small, f"model.id={bare}", "run_dir=dry"]), terminal)

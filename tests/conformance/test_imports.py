@@ -1,0 +1,135 @@
+"""Who may import whom: the parts stay apart, and only `experiment` (and `evaluate`, which scores) joins them.
+
+Imports inside functions count: what may not be known may not be known later either.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ftlab
+
+PACKAGE = Path(ftlab.__file__).parent
+
+# The row type and the prompt are the words in which the parts speak of data.
+SHARED = {"ftlab.data.encode", "ftlab.data.prompts", "ftlab.data.splits"}
+BASICS = {"ftlab.errors", "ftlab.config", "ftlab.redact", "ftlab.quiet"}
+
+# Module or package -> the modules of ours that it may import, its own apart.
+MAY_IMPORT = {
+    "ftlab.errors": set(),
+    "ftlab.redact": set(),
+    "ftlab.quiet": set(),
+    "ftlab.vram": set(),
+    "ftlab.sql": set(),
+    "ftlab.config": {"ftlab.errors"},
+    "ftlab.weights": BASICS,
+    "ftlab.models": BASICS | {"ftlab.weights"},
+    "ftlab.data": BASICS,
+    "ftlab.train": BASICS | SHARED,
+    "ftlab.trackers": BASICS,
+    "ftlab.generate": BASICS,
+    "ftlab.terminal": BASICS,
+    "ftlab.composition": BASICS,
+    "ftlab.run_dir": BASICS | {"ftlab.composition"},
+    "ftlab.evaluate": BASICS | SHARED | {"ftlab.data", "ftlab.generate", "ftlab.sql", "ftlab.train.loss"},
+}
+
+# No module of these may import, at any depth of code, the libraries beside it.
+WITHOUT = {
+    "ftlab.config": {"torch", "transformers", "peft"},
+    "ftlab.composition": {"torch", "transformers", "peft"},
+    "ftlab.run_dir": {"torch", "transformers", "peft"},
+    "ftlab.redact": {"torch", "hydra"},
+    "ftlab.sql": {"torch", "hydra", "omegaconf", "transformers"},
+    "ftlab.data.sql_synth": {"torch", "transformers", "hydra"},
+    "ftlab.train": {"wandb", "hydra", "rich"},
+    "ftlab.models": {"wandb", "hydra", "rich"},
+    "ftlab.generate": {"wandb", "hydra", "peft"},
+    "ftlab.trackers": {"torch", "hydra", "transformers"},
+    "ftlab.vram": {"transformers", "peft", "hydra"},
+}
+
+# Libraries that one place alone knows.
+ONLY = {"wandb": ("ftlab.trackers",), "optuna": ("ftlab.sweep",), "rich": ("ftlab.terminal", "ftlab.commands")}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+MODULES = modules()
+
+
+def below(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def imported(name: str) -> set[str]:
+    """Full names of what a module imports; of `from package import module`, the module."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else str(node.module))
+    return found
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_knows_only_what_it_may(part: str) -> None:
+    mine = [name for name in MODULES if below(name, part)]
+    assert mine
+    allowed = MAY_IMPORT[part] | {"ftlab"}
+    for name in mine:
+        ours = {other for other in imported(name) if below(other, "ftlab") and not below(other, part)}
+        assert ours <= allowed, f"{name} imports {sorted(ours - allowed)}"
+
+
+@pytest.mark.parametrize("part", WITHOUT)
+def test_a_part_does_without_these_libraries(part: str) -> None:
+    for name in (name for name in MODULES if below(name, part)):
+        used = {other.split(".")[0] for other in imported(name)}
+        assert not used & WITHOUT[part], f"{name} imports {used & WITHOUT[part]}"
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_a_library_is_known_in_one_place(library: str) -> None:
+    users = {name for name in MODULES if any(below(other, library) for other in imported(name))}
+    strangers = {name for name in users if not any(below(name, place) for place in ONLY[library])}
+    assert strangers <= {"ftlab.commands.doctor"}  # which looks at everything
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for name in MODULES:
+        assert "ftlab.__main__" not in imported(name)
+
+
+def test_only_commands_and_the_command_line_import_the_experiment() -> None:
+    users = {name for name in MODULES if "ftlab.experiment" in imported(name)}
+    assert users <= {"ftlab", "ftlab.__main__", "ftlab.commands.predict", "ftlab.commands.eval"}
+
+
+def test_no_pickle_is_read_with_code_in_it() -> None:
+    for name, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                safe = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+                assert safe.get("weights_only") is True, name
+        assert not imported(name) & {"pickle", "dill", "cloudpickle"}
+
+
+def test_functions_are_short() -> None:
+    for name, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 70, f"{name}.{node.name} has {length} lines"

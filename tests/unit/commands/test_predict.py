@@ -1,0 +1,82 @@
+"""SQL from a finished run, alone on stdout."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUESTION = "How many owls, 'really' (over 3)?"
+CONTEXT = 'CREATE TABLE owl ("age" INT); -- ~'
+
+
+def test_an_answer_is_all_that_is_printed(cli: Any, finished: Path) -> None:
+    code, out, err = cli("predict", f"run={finished}", f"question={QUESTION}", f"context={CONTEXT}")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) >= 1
+    again = cli("predict", str(finished), f"context={CONTEXT}", f"question={QUESTION}")
+    assert again == (0, out, "")
+
+
+def test_prediction_says_what_the_evaluation_said(cli: Any, finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+    for row in rows:
+        _, out, _ = cli("predict", str(finished), f"question={row['question']}", f"context={row['context']}")
+        assert out == row["pred"] + "\n"
+
+
+def test_many_questions_come_from_a_file(cli: Any, finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ask (1).jsonl"
+    file.write_text("".join(json.dumps({"question": f"{i}?", "context": "t"}) + "\n" for i in range(5)))
+    code, out, _ = cli("predict", str(finished), f"input={file}", "max_new_tokens=1")
+    assert code == 0
+    assert out.count("\n") == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["question=x"], "context=TEXT"),
+        (["context=x"], "question=TEXT"),
+        (["question=x", "context=y", "max_new_tokens=0"], "max_new_tokens=0 must be a whole number"),
+        (["question=x", "context=y", "max_new_tokens=ten"], "max_new_tokens=ten"),
+        (["question=x", "context=y", "temperature=1"], "temperature= is no argument"),
+        (["input=absent.jsonl"], "absent.jsonl"),
+        (["input={broken}"], "2: not a JSON object"),
+        (["input={list}"], "1: not a JSON object"),
+        (["input={empty}"], "no question"),
+        (["input={latin}"], "cannot be read"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_what_is_missing_or_wrong_is_said(
+    cli: Any, finished: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    texts = {"broken": b'{"question": "a"}\n{"quest', "list": b"[1]\n", "empty": b"", "latin": b"\xff\xfe\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text)
+    paths = {name: str(tmp_path / name) for name in texts}
+    code, out, err = cli("predict", str(finished), *(word.format(**paths) for word in words))
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+def test_an_unfinished_run_says_so(cli: Any, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
+    code, _, err = cli("predict", str(tmp_path), "question=x", "context=y")
+    assert code == 2
+    assert "has not finished" in err
+
+
+def test_a_base_that_is_gone_is_one_message(cli: Any, finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = (run / "config.yaml").read_text()
+    base = next(line for line in config.splitlines() if line.startswith("  id: "))
+    (run / "config.yaml").write_text(config.replace(base, f"  id: {tmp_path}/gone"))
+    code, _, err = cli("predict", str(run), "question=x", "context=y")
+    assert code == 2
+    assert "gone" in err
+    assert "Traceback" not in err
