@@ -32,6 +32,11 @@ SHOWING = (
 MULTIRUN = ("--multirun", "-m")
 
 
+# Threads of an idle parallel region that spin take the core another one needs: with two busy cores a step is many
+# times slower. Read when torch is imported, so that a user's own setting wins.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def entry() -> None:
     """The console script."""
     sys.exit(main(sys.argv[1:]))

@@ -418,7 +418,11 @@ def report(folder: RunDir, summary: dict[str, Any], terminal: Terminal, tracker_
         f"python -m ftlab eval run={where} eval.max_rows=null",
         "python -m ftlab runs",
     ]
-    terminal.next_commands([*commands, *([tracker_line] if tracker_line else [])])
+    if tracker_line and tracker_line.startswith("wandb "):
+        commands.append(tracker_line)
+    elif tracker_line:
+        terminal.note(tracker_line)
+    terminal.next_commands(commands)
 
 
 def dry_run(composition: Composition, terminal: Terminal) -> None:

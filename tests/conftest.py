@@ -86,9 +86,7 @@ def byte_tokenizer(pad: str = "<pad>") -> Any:
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token=pad
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token=pad)
 
 
 @pytest.fixture(scope="session")
@@ -229,9 +227,7 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def cli(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """A command line in this process: exit code, stdout, stderr."""
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
@@ -256,7 +252,7 @@ def ftlab(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             env={**os.environ, "WANDB_MODE": "offline", **env},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=500,
             check=False,
         )
 

@@ -5,8 +5,9 @@ domain: some of its tables, some of their columns, one naming style. Whole domai
 asked about in validation and test are never seen in training. Schema and table rows follow from ``db_id`` alone; a
 seed only picks the questions.
 
-The SQL has one canonical text per question, in the style of b-mc2/sql-create-context: upper-case keywords, ``T1``/``T2``
-in joins with the parent table first, text in double quotes, ``COUNT(*)``, ``<>``, ``NOT x IN``, no ASC, no semicolon.
+The SQL has one canonical text per question, in the style of b-mc2/sql-create-context: upper-case keywords,
+``T1``/``T2`` in joins with the parent table first, text in double quotes, ``COUNT(*)``, ``<>``, ``NOT x IN``, no ASC,
+no semicolon.
 
 Source: written for this project; no other data set is copied. Needs the standard library only.
 """
@@ -219,23 +220,23 @@ standard deluxe manual automatic digital analog
 _KINDS = ("1-40", "1-100", "10-900", "50-900", "100-9000", "500-90000")
 
 _WORDS = {
-    "first": "Anna Ben Carla David Elena Frank Grace Hugo Irene Jonas Kate Leo Maria Nils Olga Paul Quinn Rosa Sven Tara",
+    "first": "Anna Ben Carla David Elena Frank Grace Hugo Irene Jonas Kate Leo Maria Nils Olga Paul Quinn Rosa Sven",
     "last": "Adams Baker Castro Diaz Evans Fischer Garcia Hansen Ito Jensen Keller Lopez Meyer Novak Olsen Park Rossi "
     "Silva Tanaka Weber Young Zhang Moreau Okafor Lindqvist Petrov",
     "adjective": "Silent Golden Broken Hidden Crimson Distant Frozen Gentle Hollow Iron Last Little Lonely Northern "
     "Quiet Rising Sacred Secret Velvet Wild Winter",
     "noun": "River Garden Mirror Harbor Forest Shadow Island Crown Bridge Empire Falcon Lantern Meadow Ocean Promise "
     "Station Storm Summer Tiger Valley Voyage",
-    "city": "Berlin Lyon Porto Oslo Madrid Chicago Boston Denver Kyoto Osaka Lima Quito Cairo Nairobi Perth Dublin Leeds "
-    "Turin Vienna Prague Gdansk Austin Seattle Toronto Montreal Hanoi",
-    "country": "France Spain Germany Norway Japan Brazil Canada Kenya India Mexico Italy Poland Chile Egypt Ireland Peru "
-    "Portugal Sweden Turkey Vietnam",
+    "city": "Berlin Lyon Porto Oslo Madrid Chicago Boston Denver Kyoto Osaka Lima Quito Cairo Nairobi Perth Dublin "
+    "Leeds Turin Vienna Prague Gdansk Austin Seattle Toronto Montreal Hanoi",
+    "country": "France Spain Germany Norway Japan Brazil Canada Kenya India Mexico Italy Poland Chile Egypt Ireland "
+    "Peru Portugal Sweden Turkey Vietnam",
     "suffix": "Group Brothers Partners Holdings Works Trading",
     "mascot": "Hawks Lions Rovers Comets Bears Wolves Pirates Giants",
     "place": "Hall Park House Plaza Arena Court",
     "stuff": "Lamp Basket Kettle Blanket Cream Biscuit Ribbon Powder Jacket Mixture Roll Bowl",
-    "pet": "Bella Charlie Daisy Felix Ginger Luna Milo Nala Oscar Pepper Rocky Simba Toby Willow Zoe Amber Biscuit Coco "
-    "Duke Ella Flora Gus Hazel Ivy Jasper",
+    "pet": "Bella Charlie Daisy Felix Ginger Luna Milo Nala Oscar Pepper Rocky Simba Toby Willow Zoe Amber Biscuit "
+    "Coco Duke Ella Flora Gus Hazel Ivy Jasper",
 }
 _POOLS = {name: words.split() for name, words in _WORDS.items()}
 _PAIRS = {
@@ -287,7 +288,7 @@ class Column:
     @property
     def year(self) -> bool:
         """True for a number that is "after" another, not "above" it."""
-        return self.numeric and 1000 <= int(self.kind.split("-")[0]) and int(self.kind.split("-")[1]) < 2100
+        return self.numeric and int(self.kind.split("-")[0]) >= 1000 and int(self.kind.split("-")[1]) < 2100
 
     @property
     def type(self) -> str:
@@ -587,7 +588,9 @@ class _Asker:
         descending = self.rng.random() < 0.5
         question = self.pick("List the {} of the {} {} {}.", "Show the {} of all {}, {} {}.")
         order = self.pick("sorted by", "ordered by", "in order of") + " " + by.words
-        way = self.pick("in descending order", "from high to low") if descending else self.pick("", "in ascending order")
+        way = (
+            self.pick("in descending order", "from high to low") if descending else self.pick("", "in ascending order")
+        )
         text = question.format(shown.words, table.nouns, order, way).replace(" .", ".")
         return text, f"SELECT {shown.name} FROM {table.name} ORDER BY {by.name}" + " DESC" * descending
 
@@ -607,7 +610,9 @@ class _Asker:
         table = self.table()
         shown, column = self.column(table), self.number(table)
         above = self.rng.random() < 0.6
-        side = self.pick("above", "higher than", "more than") if above else self.pick("below", "lower than", "less than")
+        side = (
+            self.pick("above", "higher than", "more than") if above else self.pick("below", "lower than", "less than")
+        )
         question = self.pick("Which {2} have {1} {3} the average? Give the {0}.",
                              "List the {0} of {2} whose {1} is {3} the average.",
                              "Show the {0} of the {2} with {1} {3} the average {1}.")  # fmt: skip
@@ -631,7 +636,8 @@ class _Asker:
         parent, child, join, _ = self.pair()
         shown = self.column(parent)
         clause, where = self.condition(child, prefix="T2.")
-        question = self.pick("What is the {} of the {} of the {} {}?", "Show the {} of the {} that the {} {} belongs to.",
+        question = self.pick("What is the {} of the {} of the {} {}?",
+                             "Show the {} of the {} that the {} {} belongs to.",
                              "For the {2} {3}, what is the {0} of the {1}?")  # fmt: skip
         return question.format(shown.words, parent.noun, child.noun, clause), (
             f"SELECT T1.{shown.name} {join} WHERE {where}"
@@ -661,7 +667,9 @@ class _Asker:
             function, names = self.rng.choice(_AGGREGATES)
             figure, words = f"{function}(T2.{column.name})", f"{self.pick(*names)} {column.words} of its {child.nouns}"
         question = self.pick("For each {0}, show the {1} and the {2}.", "What are the {1} and the {2} of each {0}?")
-        return question.format(parent.noun, shown.words, words), f"SELECT T1.{shown.name}, {figure} {join} GROUP BY {key}"
+        return question.format(
+            parent.noun, shown.words, words
+        ), f"SELECT T1.{shown.name}, {figure} {join} GROUP BY {key}"
 
     def ask_most_children(self) -> tuple[str, str]:
         parent, child, join, key = self.pair()

@@ -1,4 +1,4 @@
-"""Pretrain the embedded base model: it reads schemas and speaks SQL, but was never shown which query a question asks for.
+"""Pretrain the embedded base model: it reads schemas and writes SQL, but never saw which query answers a question.
 
     python -m ftlab.tiny.pretrain --data shared/data/sql_create_context/train.jsonl.gz --out /tmp/tiny
 
@@ -63,11 +63,12 @@ class Document:
 
 
 def wikisql_rows(path: Path) -> list[Row]:
-    """The ``wikisql-converted`` rows of a gzip'd JSON Lines file; the others have a licence this model must not inherit."""
+    """The ``wikisql-converted`` rows of a gzip'd JSON Lines file; the licence of the others must not be inherited."""
     if not path.exists():
         raise SystemExit(
-            f"--data {path}: no such file. It is train.jsonl.gz in the sql-create-context format with a `source` column, "
-            'of which the rows with source="wikisql-converted" are read (README.md beside this script says where from)'
+            f"--data {path}: no such file. It is train.jsonl.gz in the sql-create-context format with a `source` "
+            'column, of which the rows with source="wikisql-converted" are read; README.md beside this script says '
+            "where they come from"
         )
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
@@ -101,7 +102,8 @@ def check(texts: Sequence[Document], held_out: Sequence[Row]) -> None:
         assert not any("### " in body for _, body in document.sections), document.text
         bodies = {body for _, body in document.sections}
         parts = {part for name, body in document.sections if name == "Schema" for part in body.split("; ")}
-        assert not bodies & schemas and not parts & tables, f"a held-out schema: {document.text}"
+        assert not bodies & schemas, f"a held-out schema: {document.text}"
+        assert not parts & tables, f"a table of a held-out schema: {document.text}"
         assert not bodies & questions, f"a question of a test row: {document.text}"
         by_name = dict(document.sections)
         assert (by_name.get("Schema"), by_name.get("SQL")) not in answers, f"a query of a test row: {document.text}"
@@ -130,7 +132,8 @@ class _Words:
 
     def renamed(self, row: Row, rng: Random) -> Row:
         """``row`` with most words of its table and column names and all its text values replaced, alike everywhere."""
-        stems = sorted({_stem(word) for name in _names(row["context"]) for word in name.lower().split("_")} - {"id", ""})
+        parts = {_stem(word) for name in _names(row["context"]) for word in name.lower().split("_")}
+        stems = sorted(parts - {"id", ""})
         names = {stem: self.invented(rng) for stem in stems if rng.random() < 0.8}
         values = {value: rng.choice(self.values) for value in re.findall(r'"%?([^"%]+)%?"', row["answer"])}
 
@@ -225,9 +228,11 @@ _KEYWORDS = (
     "CREATE TABLE|VARCHAR|INTEGER|SELECT DISTINCT|SELECT|FROM|WHERE NOT|WHERE|AS T1 JOIN|AS T2 ON|AND|OR|ORDER BY|"
     "GROUP BY|HAVING|DESC LIMIT|DESC|LIMIT|LIKE|BETWEEN|INTERSECT|EXCEPT|UNION|IN|AS"
 )
-# A word is the same token after a space, a dot, a bracket or a quote: what is copied is spelt alike everywhere. So a space
-# stands alone, unless it belongs to a keyword of SQL or to punctuation; a digit always stands alone.
-_PIECES = rf" ?\b(?:{_KEYWORDS})\b ?|### \w+:\n|\n\n|[0-9]|[A-Z]?[a-z]+|[A-Z]+|, |; |\. | [=<>]+ | \(|\s|[^\sA-Za-z0-9]+?"
+# A word is the same token after a space, a dot, a bracket or a quote: what is copied is spelt alike everywhere. So a
+# space stands alone, unless it belongs to a keyword of SQL or to punctuation; a digit always stands alone.
+_PIECES = (
+    rf" ?\b(?:{_KEYWORDS})\b ?|### \w+:\n|\n\n|[0-9]|[A-Z]?[a-z]+|[A-Z]+|, |; |\. | [=<>]+ | \(|\s|[^\sA-Za-z0-9]+?"
+)
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -284,7 +289,8 @@ def train(model: LlamaForCausalLM, rows: list[list[int]], steps: int, batch: int
         optimizer, lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
     )
     started, tokens = time.perf_counter(), 0
-    for step, (ids, labels) in zip(range(1, steps + 1), batches(rows, batch, model.config.pad_token_id, seed), strict=False):
+    stream = batches(rows, batch, model.config.pad_token_id, seed)
+    for step, (ids, labels) in zip(range(1, steps + 1), stream, strict=False):
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             # Padding is on the right and causal attention never looks there: no mask, and the fast kernel.
             loss = model(input_ids=ids.to(device, non_blocking=True), labels=labels.to(device, non_blocking=True)).loss
@@ -296,7 +302,8 @@ def train(model: LlamaForCausalLM, rows: list[list[int]], steps: int, batch: int
         tokens += ids.numel()
         if step % 100 == 0 or step in (1, steps):
             seconds = time.perf_counter() - started
-            print(f"step {step}/{steps} loss {loss.item():.3f} {tokens / seconds:,.0f} tokens/s {seconds:.0f} s", flush=True)
+            speed = tokens / seconds
+            print(f"step {step}/{steps} loss {loss.item():.3f} {speed:,.0f} tokens/s {seconds:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -330,12 +337,16 @@ def main() -> None:
     print(f"{sum(map(len, rows)):,} tokens in {len(rows):,} documents; {len(encoded) - len(rows):,} too long")
 
     torch.manual_seed(options.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            **SHAPE, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=SHAPE["hidden_size"] ** -0.5,
-            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        )
-    )  # fmt: skip
+    config = LlamaConfig(
+        **SHAPE,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=SHAPE["hidden_size"] ** -0.5,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
     print(f"{model.num_parameters():,} parameters")
     train(model, rows, options.steps, options.batch, options.lr, options.seed)
     model.to("cpu", torch.bfloat16).save_pretrained(options.out)

@@ -24,6 +24,7 @@ import wandb
 
 START_SECONDS = 15.0  # until a server that does not answer is given up
 FINISH_SECONDS = 30.0  # until uploads that do not end are left to `wandb sync`
+STOP_SECONDS = 5.0  # of these, until W&B's service is killed
 TABLE_SECONDS = 10.0  # W&B asks the server for an artifact's place; metrics go out without waiting
 
 Mode = Literal["online", "offline", "disabled"]
@@ -87,9 +88,10 @@ class WandbTracker:
         if run is None:
             return None
         try:
-            _within(FINISH_SECONDS, lambda: run.finish(exit_code=exit_code))
+            _within(FINISH_SECONDS - STOP_SECONDS, lambda: run.finish(exit_code=exit_code))
         except Exception as error:
             self._warn(f"W&B: not everything was uploaded ({_line(error)}); metrics.jsonl is complete")
+            _stop_service()
             return self._sync_command()
         return self._sync_command() if run.offline else f"W&B {run.url}"
 
@@ -112,10 +114,8 @@ class WandbTracker:
 
     def _release(self, parts: set[Path]) -> None:
         """Give up a run that did not start: W&B's service holds its id, and left an empty folder."""
-        if getattr(wandb.setup(), "most_recent_active_run", True):
-            self.id = secrets.token_hex(4)  # another run of this process needs the service
-        else:
-            wandb.teardown()
+        if not _stop_service():
+            self.id = secrets.token_hex(4)
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -235,7 +235,7 @@ def _settings() -> wandb.Settings:
         "symlink": False,
         "allow_val_change": True,
         "init_timeout": START_SECONDS - 2,
-        "finish_timeout": FINISH_SECONDS - 5,
+        "finish_timeout": FINISH_SECONDS - STOP_SECONDS - 3,
         "finish_timeout_raises": True,
     }
     known = wandb.Settings.model_fields
@@ -266,6 +266,25 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _stop_service() -> bool:
+    """End W&B's service process, unless another run of this process needs it; False then.
+
+    Left alone after a failure it goes on trying for many minutes, and the process would wait for it at its end.
+    What was recorded is on disk by now.
+    """
+    setup = wandb.setup()
+    if getattr(setup, "most_recent_active_run", True):
+        return False
+    service = getattr(getattr(setup, "_connection", None), "_proc", None)
+    process = getattr(service, "_process", None)
+    try:
+        _within(STOP_SECONDS, wandb.teardown)
+    except Exception:
+        if isinstance(process, subprocess.Popen):
+            process.kill()
+    return True
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:

@@ -10,9 +10,7 @@ from ftlab.evaluate import Split, prediction_rows, score_answers, subset
 from ftlab.experiment import make_accelerator
 from ftlab.sql import wilson
 
-EXAMPLES = [
-    Example(str(i), f"How many over {i}?", "CREATE TABLE t (a INT)", f"SELECT {i}", "d") for i in range(10)
-]
+EXAMPLES = [Example(str(i), f"How many over {i}?", "CREATE TABLE t (a INT)", f"SELECT {i}", "d") for i in range(10)]
 
 
 def test_the_headline_is_the_strict_match_with_its_interval() -> None:

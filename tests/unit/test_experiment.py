@@ -216,9 +216,7 @@ def test_a_full_fine_tune_saves_a_model_that_loads(fit: Fit, tmp_path: Path) -> 
 
 def test_a_run_goes_on_from_the_adapter_of_another(fit: Fit, finished: Path, tmp_path: Path) -> None:
     outcome = fit(f"lora.init_from={finished}", "trainer.max_steps=0")
-    before, now = (
-        load_file(folder / "adapter/adapter_model.safetensors") for folder in (finished, outcome.folder)
-    )
+    before, now = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (finished, outcome.folder))
     assert before.keys() == now.keys()
     assert all(torch.equal(before[name], now[name]) for name in before)
     with pytest.raises(ConfigError, match=r"lora\.r=8 must be 4"):
@@ -341,9 +339,7 @@ def test_a_tracker_that_breaks_does_not_end_the_run(fit: Fit, monkeypatch: pytes
 # --- the plan without weights -----------------------------------------------------------------------------
 
 
-def test_a_dry_run_needs_no_weights(
-    small: list[str], base_folder: Path, tmp_path: Path, terminal: Any
-) -> None:
+def test_a_dry_run_needs_no_weights(small: list[str], base_folder: Path, tmp_path: Path, terminal: Any) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(base_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     module.dry_run(composition([*small, f"model.id={bare}", "run_dir=dry"]), terminal)

@@ -57,13 +57,11 @@ def test_the_training_mode_is_left_as_it_was(model: Any, byte_tokens: Any, train
     answers(model, byte_tokens, 2)
     assert model.training is training
     model.eval()
+    model.train(training)
     with pytest.raises(IndexError):
-        model.train(training)
-        try:
-            generate(model, byte_tokens, [[10_000]], max_new_tokens=2, batch_size=1)
-        finally:
-            assert model.training is training
-            model.eval()
+        generate(model, byte_tokens, [[10_000]], max_new_tokens=2, batch_size=1)
+    assert model.training is training
+    model.eval()
 
 
 def test_dropout_is_off_while_answers_are_written(make_llama: Any, byte_tokens: Any) -> None:
@@ -81,9 +79,7 @@ def test_no_prompt_gives_no_answer(model: Any, byte_tokens: Any) -> None:
     assert generate(model, byte_tokens, [], max_new_tokens=1, batch_size=2) == []
 
 
-def test_a_batch_that_does_not_fit_is_halved(
-    model: Any, byte_tokens: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_that_does_not_fit_is_halved(model: Any, byte_tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, batch, sizes = answers(model, byte_tokens, 5), module._batch, []
 
     def small_gpu(model: Any, tokenizer: Any, prompts: list[list[int]], settings: Any) -> list[str]:

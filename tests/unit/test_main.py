@@ -133,9 +133,9 @@ HARD = [
     " ",
     "=",
     "a=b",
-    "what's (this), \"that\"; and ~/it~?",
+    'what\'s (this), "that"; and ~/it~?',
     "SELECT * FROM t WHERE a = 'x' -- {${oops}} [1,2]",
-    "Wie viele Zeilen? 多少行？ كم صفا؟ \U0001f642",
+    "Wie viele Zeilen? 多少行\uff1f كم صفا؟ \U0001f642",
     "two\nlines\tand\ttabs",
     "--help me",
     "back\\slash\\",
@@ -157,9 +157,7 @@ def heard(monkeypatch: pytest.MonkeyPatch, command: str) -> list[dict[str, str]]
 
 
 @pytest.mark.parametrize("command", ["predict", "eval"])
-def test_values_of_a_command_on_a_run_are_plain_text(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_values_of_a_command_on_a_run_are_plain_text(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     calls = heard(monkeypatch, command)
     for text in HARD:
         assert cli(command, "run=somewhere (1)", f"question={text}", f"context={text}")[0] == 0

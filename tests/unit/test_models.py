@@ -149,7 +149,12 @@ def test_names_are_checked_on_an_architecture_without_weights(base_folder: Path)
 
 
 def test_planned_parameters_are_those_of_the_loaded_model(base_folder: Path) -> None:
-    for lora in (LoraConfig(r=4), LoraConfig(r=4, use_dora=True), LoraConfig(init_lora_weights="pissa"), LoraConfig(r=0)):
+    for lora in (
+        LoraConfig(r=4),
+        LoraConfig(r=4, use_dora=True),
+        LoraConfig(init_lora_weights="pissa"),
+        LoraConfig(r=0),
+    ):
         base = base_of(base_folder, full=lora.r == 0)
         model = add_adapter(base, lora) if lora.r else base
         assert planned_parameters(skeleton(located(base_folder), False), lora) == count(model)
@@ -177,9 +182,7 @@ def test_it_loads_and_trains_after_an_evaluation(quant: str, base_folder: Path, 
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4"])
-def test_an_evaluation_leaves_the_gradients_as_they_were(
-    quant: str, base_folder: Path, byte_tokens: Any
-) -> None:
+def test_an_evaluation_leaves_the_gradients_as_they_were(quant: str, base_folder: Path, byte_tokens: Any) -> None:
     """On some CPUs bitsandbytes packs 4-bit weights anew in the first evaluation, without gradients."""
 
     def gradients(evaluate_first: bool) -> dict[str, torch.Tensor]:

@@ -111,9 +111,7 @@ def trees(small: list[str], *more: str) -> dict[str, Any]:
     return composition([*small, "run_dir=x", *more]).tree
 
 
-def test_another_configuration_is_refused_with_the_differences(
-    finished: Path, fit: Fit, small: list[str]
-) -> None:
+def test_another_configuration_is_refused_with_the_differences(finished: Path, fit: Fit, small: list[str]) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in finished.iterdir() if file.is_file()}
     with pytest.raises(RunDirError) as caught:
         fit("trainer.lr=5e-3", "lora.lora_dropout=0.5", run_dir=finished)
@@ -137,9 +135,7 @@ def test_another_configuration_is_refused_with_the_differences(
         "run_name=other",
     ],
 )
-def test_what_does_not_change_what_is_learnt_may_differ(
-    override: str, finished: Path, small: list[str]
-) -> None:
+def test_what_does_not_change_what_is_learnt_may_differ(override: str, finished: Path, small: list[str]) -> None:
     RunDir(finished).check_same(trees(small, override))
 
 
@@ -175,18 +171,14 @@ def test_more_steps_go_on_from_a_finished_run(fit: Fit, terminal: Any) -> None:
     outcome = fit("trainer.max_steps=6")
     assert "resumed from step 4 of 6" in terminal.notes
     assert (outcome.summary["step"], outcome.summary["planned_steps"]) == (6, 6)
-    steps = [
-        json.loads(line)["step"] for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()
-    ]
+    steps = [json.loads(line)["step"] for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
 
 
 # --- secrets ----------------------------------------------------------------------------------------------
 
 
-def test_no_secret_reaches_the_folder(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, terminal: Any
-) -> None:
+def test_no_secret_reaches_the_folder(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, terminal: Any) -> None:
     planted = "pl4nted-s3cret-value"
     monkeypatch.setenv("MY_API_KEY", planted)
     fit(

@@ -41,7 +41,9 @@ def test_answers_are_kept_beside_the_scores(cli: Any, run: Path) -> None:
 
 
 def test_a_group_choice_replaces_the_data(cli: Any, run: Path) -> None:
-    code, _, err = cli("eval", str(run), "data=sql_synth", "data.test_rows=5", "data.train_rows=20", "eval.max_new_tokens=2")
+    code, _, err = cli(
+        "eval", str(run), "data=sql_synth", "data.test_rows=5", "data.train_rows=20", "eval.max_new_tokens=2"
+    )
     assert code == 0, err
     assert (newest(run)["data"], newest(run)["rows"]) == ("sql_synth", 4)
 

@@ -82,7 +82,9 @@ def test_no_text_value_is_the_name_of_a_column(rows):
     for split in SPLITS:
         for schema in sql_synth.schemas(split):
             names = {name.lower() for name in re.findall(r"\w+(?= VARCHAR| INTEGER)", schema.context)}
-            values = {str(v).lower() for made in sql_synth.table_rows(schema.db_id).values() for row in made for v in row}
+            values = {
+                str(v).lower() for made in sql_synth.table_rows(schema.db_id).values() for row in made for v in row
+            }
             assert not names & values, schema.db_id
 
 

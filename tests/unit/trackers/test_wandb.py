@@ -237,7 +237,7 @@ def test_a_server_that_fails_costs_seconds_and_one_line(
 def test_a_server_that_hangs_later_delays_neither_steps_nor_the_end(
     run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_tracker, "FINISH_SECONDS", 6.5)
+    monkeypatch.setattr(wandb_tracker, "FINISH_SECONDS", 9.5)
     monkeypatch.setattr(wandb_tracker, "TABLE_SECONDS", 0.5)
     with stub.serving() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)

@@ -101,7 +101,9 @@ def test_damage_is_found_and_the_checkpoint_before_is_used(
         assert name in parts.warnings[0]
 
 
-@pytest.mark.parametrize("manifest", ["[]", "3", '{"a": 1}', '{"a": {}}', "null", '{"../../x": {"sha256": "", "bytes": 0}}'])
+@pytest.mark.parametrize(
+    "manifest", ["[]", "3", '{"a": 1}', '{"a": {}}', "null", '{"../../x": {"sha256": "", "bytes": 0}}']
+)
 def test_a_manifest_of_another_shape_is_damage(manifest: str, parts: Parts, tmp_path: Path) -> None:
     (tmp_path / "step-000002" / "manifest.json").write_text(manifest)
     assert first_damage(tmp_path / "step-000002")

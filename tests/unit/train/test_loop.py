@@ -171,9 +171,7 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch, fits: int) -> list[list[int]]:
     return tried
 
 
-def test_out_of_memory_halves_the_micro_batch_and_leaves_the_rows(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_leaves_the_rows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("trainer.global_batch_size=8", "trainer.max_steps=2")
     wanted = make(*options, "trainer.micro_batch_size=2", at="a")
     wanted.trainer.train()
@@ -240,9 +238,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(make: Make, optim: str, at: in
     assert torch.equal(again.weights(), whole.weights())
 
     def timeless(runs: list[Run]) -> list[Any]:
-        return [
-            (s, {k: v for k, v in m.items() if not k.startswith("perf/")}) for run in runs for s, m in run.records
-        ]
+        return [(s, {k: v for k, v in m.items() if not k.startswith("perf/")}) for run in runs for s, m in run.records]
 
     assert timeless([first, again]) == timeless([whole])
     assert (progress.best, progress.tokens) == (wanted.best, wanted.tokens)
@@ -389,9 +385,7 @@ def test_a_profile_is_written(make: Make, tmp_path: Path) -> None:
 # --- stopping with a reason -------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_the_update(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_before_the_update(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make("eval.every=null", "trainer.save_every=1")
     summed = module.summed_loss
 

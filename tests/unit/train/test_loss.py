@@ -32,9 +32,9 @@ def losses(model: nn.Module, rows: list[Encoded]) -> list[Tensor]:
     """Token losses of each row in a flat batch."""
     batch = flatten(rows, CPU)
     with torch.no_grad():
-        logits = model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-        ).logits[0, batch.predict]
+        logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[
+            0, batch.predict
+        ]
     tokens = F.cross_entropy(logits, batch.targets, reduction="none")
     return list(tokens.split([len(r.input_ids) - r.trained_from for r in rows]))
 
