@@ -126,14 +126,14 @@ validation astronomy
 observatory name=hall country=country altitude=100-5000 inaugurated=1850-2015 climate=dry,humid,polar
 telescope>observatory telescope_name=title aperture=1-40 kind=radio,optical,infrared cost=10-900 astronomer=person
 validation orchestra
-conductor name=person nationality=country age=28-85 seasons=1-30 repertoire=baroque,modern,romantic
+conductor conductor_name=person nationality=country age=28-85 seasons=1-30 repertoire=baroque,modern,romantic
 symphony>conductor title=title minutes=15-90 composer=person premiere_year=1800-2020 key=major,minor
 validation postal
 post_office name=hall town=city clerks=1-40 daily_letters=100-9000 counter=open,closed
 parcel>post_office tracking=code weight=1-30 recipient=person service=express,standard,registered postage=3-90
 validation skiing
 resort name=hall valley=title lifts=2-60 snow_depth=20-400 level=easy,medium,expert
-skier>resort name=person age=8-70 country=country equipment=skis,snowboard,sled speed=20-130
+skier>resort skier_name=person age=8-70 country=country equipment=skis,snowboard,sled speed=20-130
 test mountaineering
 mountain name=title range=Alps,Andes,Rockies,Himalaya height=900-8800 country=country prominence=100-4000
 climber>mountain name=person age=18-65 ascents=1-40 gear=rope,oxygen,none sponsor=firm

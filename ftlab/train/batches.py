@@ -64,11 +64,7 @@ class Batch:
     position_ids: Tensor
     predict: Tensor
     targets: Tensor
-    rows: int
-
-    @property
-    def tokens(self) -> int:
-        return self.input_ids.numel()
+    lengths: list[int]  # tokens of each row
 
     @property
     def trained(self) -> int:
@@ -86,8 +82,9 @@ def flatten(rows: list[Encoded], device: torch.device) -> Batch:
         ids.extend(row.input_ids)
         positions.extend(range(len(row.input_ids)))
     input_ids = torch.tensor([ids], device=device)
+    lengths = [len(row.input_ids) for row in rows]
     scored = torch.tensor(predict, dtype=torch.long, device=device)
-    return Batch(input_ids, torch.tensor([positions], device=device), scored, input_ids[0, scored + 1], len(rows))
+    return Batch(input_ids, torch.tensor([positions], device=device), scored, input_ids[0, scored + 1], lengths)
 
 
 def micro_batches(rows: list[Encoded], size: int) -> Iterator[list[Encoded]]:

@@ -8,6 +8,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ftlab.data.encode import Encoded
+from ftlab.train.attention import rows_of
 from ftlab.train.batches import Batch, flatten
 
 # Rounding (LLM.int8 chooses its outlier columns by batch) stays far below this part of a row's own effect.
@@ -27,10 +28,11 @@ def scored_logits(model: nn.Module, batch: Batch) -> Tensor:
     """
     arguments = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
     logits: Tensor
-    if keeps_logits(model):
-        logits = model(**arguments, logits_to_keep=batch.predict).logits[0]
-    else:
-        logits = model(**arguments).logits[0, batch.predict]
+    with rows_of(batch.lengths):
+        if keeps_logits(model):
+            logits = model(**arguments, logits_to_keep=batch.predict).logits[0]
+        else:
+            logits = model(**arguments).logits[0, batch.predict]
     return logits
 
 

@@ -3,7 +3,6 @@
 import gzip
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -168,15 +167,13 @@ def test_without_the_data_the_script_says_what_is_missing(tmp_path):
         pretrain.wikisql_rows(tmp_path / "train.jsonl.gz")
 
 
-def test_the_script_runs_from_data_to_a_loadable_folder(tmp_path, wikisql):
+def test_the_script_runs_from_data_to_a_loadable_folder(tmp_path, wikisql, monkeypatch, capsys):
     path = tmp_path / "train.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, wikisql)).encode()))
     options = ["--data", path, "--out", tmp_path / "out", "--steps", "1", "--batch", "2", "--documents", "640"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ftlab.tiny.pretrain", *map(str, options)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "none pairs a question with a query" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["pretrain", *map(str, options)])
+    pretrain.main()
+    assert "none pairs a question with a query" in capsys.readouterr().out
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "</s>"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters() > 5e6
 

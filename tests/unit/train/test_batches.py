@@ -63,7 +63,7 @@ def test_rows_are_laid_end_to_end() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2]]
     assert batch.predict.tolist() == [1, 3, 4]
     assert batch.targets.tolist() == [7, 9, 4]
-    assert (batch.tokens, batch.trained, batch.rows) == (6, 3, 2)
+    assert (batch.input_ids.numel(), batch.trained, len(batch.lengths)) == (6, 3, 2)
 
 
 def test_no_row_predicts_the_first_token_of_the_next() -> None:

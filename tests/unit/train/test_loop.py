@@ -162,8 +162,8 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch, fits: int) -> list[list[int]]:
     summed = module.summed_loss
 
     def limited(model: Any, batch: Any) -> Any:
-        tried.append([batch.rows, batch.tokens])
-        if batch.rows > fits:
+        tried.append([len(batch.lengths), batch.input_ids.numel()])
+        if len(batch.lengths) > fits:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return summed(model, batch)
 
