@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -403,7 +403,8 @@ class Experiment:
         }
         if self.tracker:
             self.tracker.close(exit_code=getattr(error, "exit_code", 1))
-        self.folder.write_summary(self.summary)
+        with suppress(OSError):  # on a full disk the error under way matters more
+            self.folder.write_summary(self.summary)
 
 
 def report(folder: RunDir, summary: dict[str, Any], terminal: Terminal, tracker_line: str | None = None) -> None:

@@ -92,9 +92,7 @@ def _show_samples(console: Console, rows: Sequence[Encoded], tokenizer: "PreTrai
     for row in [ordered[place] for place in places if ordered]:
         trained = len(row.input_ids) - row.trained_from
         cut = ", truncated" if row.truncated else ""
-        console.print(
-            Text(f"\n{row.id}: {len(row.input_ids):,} tokens, {trained:,} trained{cut}", style="dim")
-        )
+        console.print(Text(f"\n{row.id}: {len(row.input_ids):,} tokens, {trained:,} trained{cut}", style="dim"))
         console.print(Padding(_sample(row, tokenizer, coloured), (0, 0, 0, 2), expand=False))
 
 

@@ -215,9 +215,7 @@ def quantisation() -> Iterator[Line]:
         packed, state = bnb.quantize_4bit(matrix, quant_type="nf4")
         error = float((bnb.dequantize_4bit(packed, state) - matrix).abs().max())
     except Exception as problem:
-        yield Line(
-            "warn", "bitsandbytes", f"does not work ({_reason(problem)})", "use quant=none, or reinstall it"
-        )
+        yield Line("warn", "bitsandbytes", f"does not work ({_reason(problem)})", "use quant=none, or reinstall it")
         return
     if error > 0.2:  # NF4's widest gap is 0.30, so half of it
         yield Line("warn", "bitsandbytes", f"quantises wrongly (NF4 error {error:.2f})", "use quant=none")
@@ -257,9 +255,7 @@ def _gpu_line(index: int, driver: str) -> Line:
         f"compute capability {major}.{minor}, bf16 {'yes' if bf16 else 'no'}"
     )
     if not bf16:
-        return Line(
-            "warn", f"gpu {index}", text, "set model.dtype=float16 quant.bnb_4bit_compute_dtype=float16"
-        )
+        return Line("warn", f"gpu {index}", text, "set model.dtype=float16 quant.bnb_4bit_compute_dtype=float16")
     if free < total / 2:
         return Line("warn", f"gpu {index}", text, "another process holds its memory (nvidia-smi names it)")
     return Line("ok", f"gpu {index}", text)
@@ -268,9 +264,7 @@ def _gpu_line(index: int, driver: str) -> Line:
 def _without_gpu(version: str, caught: list[str]) -> Line:
     driver = _driver()
     if driver is None:
-        return Line(
-            "warn", "gpu", "none: runs use the CPU", "model=tiny and model=smollm2_135m learn on a CPU too"
-        )
+        return Line("warn", "gpu", "none: runs use the CPU", "model=tiny and model=smollm2_135m learn on a CPU too")
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return Line("warn", "gpu", "hidden by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES to use it")
     reason = caught[0] if caught else "a build without CUDA, or one for a newer driver"
@@ -359,9 +353,7 @@ def _disk_line(name: str, folder: Path) -> Line:
     if free < NO_DISK:
         return Line("fail" if name == "disk here" else "warn", name, text, "make room")
     if free < LITTLE_DISK:
-        return Line(
-            "warn", name, text, "enough for a small model only: make room, or set HF_HOME or FTLAB_CACHE"
-        )
+        return Line("warn", name, text, "enough for a small model only: make room, or set HF_HOME or FTLAB_CACHE")
     return Line("ok", name, text)
 
 
@@ -378,9 +370,7 @@ def output(run_dir: str) -> Iterator[Line]:
         with tempfile.TemporaryFile(dir=_nearest(folder)) as file:
             file.write(b"ftlab")
     except OSError as error:
-        yield Line(
-            "fail", "output folder", f"{folder} cannot be written ({error.strerror})", "set run_dir=DIR"
-        )
+        yield Line("fail", "output folder", f"{folder} cannot be written ({error.strerror})", "set run_dir=DIR")
         return
     yield Line("ok", "output folder", f"{folder} is writable")
 

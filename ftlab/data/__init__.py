@@ -22,10 +22,7 @@ def _synthetic(cfg: DataConfig) -> Parts:
         "validation": _rows(cfg.validation, train),
         "test": cfg.test_rows or _rows(cfg.test_size, train),
     }
-    made = {
-        name: [_example(row) for row in sql_synth.generate(name, n, cfg.split_seed)]
-        for name, n in sizes.items()
-    }
+    made = {name: [_example(row) for row in sql_synth.generate(name, n, cfg.split_seed)] for name, n in sizes.items()}
     notes = [f"{name}: {len(rows):,} rows generated over schemas of its own" for name, rows in made.items()]
     return Parts(**made, notes=notes, grouped_by="db_id")
 

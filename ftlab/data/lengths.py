@@ -105,9 +105,7 @@ def _draw_bars(axes: "Axes", measured: Measured, max_length: int) -> int:
         bins=[edge - 0.5 for edge in range(first, end + width + 1, width)],
         stacked=True,
         color=[COLOURS[name] for name in found],
-        label=[
-            f"{name}: {len(values):,} ({len(values) / len(lengths):.1%})" for name, values in found.items()
-        ],
+        label=[f"{name}: {len(values):,} ({len(values) / len(lengths):.1%})" for name, values in found.items()],
         edgecolor="white",
         linewidth=0.5,
     )
@@ -153,6 +151,4 @@ def _mark_limit(axes: "Axes", max_length: int, end: int) -> None:
     else:
         anchor = {"xy": (1, 1), "xycoords": "axes fraction"}
         text, side = f"data.max_length={max_length:,} →", "right"
-    axes.annotate(
-        text, **anchor, xytext=(0, -8), textcoords="offset points", ha=side, va="top", fontsize=9, color=INK
-    )
+    axes.annotate(text, **anchor, xytext=(0, -8), textcoords="offset points", ha=side, va="top", fontsize=9, color=INK)

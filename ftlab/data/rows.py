@@ -55,9 +55,7 @@ def read(path: Path) -> list[Located]:
             return list(_parquet(path))
         lines = _bytes(path).split(b"\n")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}: damaged or incomplete ({error}). Copy or download the file again."
-        ) from None
+        raise DataError(f"{path}: damaged or incomplete ({error}). Copy or download the file again.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check data.path.") from None
     if kind == ".csv":
@@ -89,9 +87,7 @@ def describe(value: Any) -> str:
         dict: "an object",
     }
     glimpse = str(value).replace("\n", " ")
-    return (
-        f"{kinds.get(type(value), type(value).__name__)} ({glimpse[:40]}{'…' if len(glimpse) > 40 else ''})"
-    )
+    return f"{kinds.get(type(value), type(value).__name__)} ({glimpse[:40]}{'…' if len(glimpse) > 40 else ''})"
 
 
 def _bytes(path: Path) -> bytes:
@@ -124,9 +120,7 @@ def _json_object(line: bytes) -> dict[str, Any] | Fault:
 def _object(value: Any) -> dict[str, Any] | Fault:
     if isinstance(value, dict):
         return value
-    return Fault(
-        f"{describe(value)}, not an object", 'Each row must be an object: {"question": ..., "answer": ...}'
-    )
+    return Fault(f"{describe(value)}, not an object", 'Each row must be an object: {"question": ..., "answer": ...}')
 
 
 def _broken(error: Exception) -> Fault:
@@ -214,6 +208,4 @@ def _parquet(path: Path) -> Iterator[Located]:
         yield from enumerate(table.to_pylist(), start=1)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{path}: not a readable Parquet file ({reason}). Copy or download it again."
-        ) from None
+        raise DataError(f"{path}: not a readable Parquet file ({reason}). Copy or download it again.") from None

@@ -156,7 +156,5 @@ def _shared(name: str, rows: list[Example], train: list[Example]) -> list[str]:
     if both := len(contexts & known):
         notes.append(f"{name}: {both:,} of its {len(contexts):,} contexts also occur in train")
     if again:
-        notes.append(
-            f"{name}: {again:,} of its {len(rows):,} rows ask a question of train over the same context"
-        )
+        notes.append(f"{name}: {again:,} of its {len(rows):,} rows ask a question of train over the same context")
     return notes

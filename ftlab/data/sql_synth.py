@@ -129,8 +129,8 @@ validation orchestra
 conductor conductor_name=person nationality=country age=28-85 seasons=1-30 repertoire=baroque,modern,romantic
 symphony>conductor title=title minutes=15-90 composer=person premiere_year=1800-2020 key=major,minor
 validation postal
-post_office name=hall town=city clerks=1-40 daily_letters=100-9000 counter=open,closed
-parcel>post_office tracking=code weight=1-30 recipient=person service=express,standard,registered postage=3-90
+courier name=hall town=city clerks=1-40 daily_letters=100-9000 counter=open,closed
+parcel>courier tracking=code weight=1-30 recipient=person service=express,standard,registered postage=3-90
 validation skiing
 resort name=hall valley=title lifts=2-60 snow_depth=20-400 level=easy,medium,expert
 skier>resort skier_name=person age=8-70 country=country equipment=skis,snowboard,sled speed=20-130

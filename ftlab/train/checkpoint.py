@@ -133,9 +133,7 @@ class Checkpoints:
                 shutil.rmtree(self._path(step), ignore_errors=True)
 
 
-def _write(
-    folder: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, state: dict[str, Any]
-) -> None:
+def _write(folder: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, state: dict[str, Any]) -> None:
     """All files of a checkpoint, the manifest last."""
     folder.mkdir(parents=True)
     tensors = {name: p.detach().cpu().contiguous().clone() for name, p in trainable(model).items()}

@@ -15,6 +15,7 @@ from torch import nn
 from ftlab.config import OBJECTIVES, ExperimentConfig
 from ftlab.data.encode import Encoded
 from ftlab.errors import Stopped, TrainingError
+from ftlab.train.attention import rows_of
 from ftlab.train.batches import Plan, flatten, micro_batches
 from ftlab.train.checkpoint import Checkpoint, Checkpoints, rng_state, trainable
 from ftlab.train.loss import summed_loss
@@ -34,8 +35,8 @@ class Scores(Protocol):
     def intervals(self) -> dict[str, tuple[float, float]]: ...
 
 
-# Without a GPU nothing is gained by longer flat batches, and attention's mask grows with their square.
-CPU_BATCH_TOKENS = 512
+# Without a GPU nothing is gained by longer flat batches.
+CPU_BATCH_TOKENS = 4096
 
 
 @dataclass
@@ -169,9 +170,11 @@ class Trainer:
         trained = sum(len(row.input_ids) - row.trained_from for row in rows)
         total = torch.zeros((), device=self.device)
         for part in micro_batches(rows, self.micro):
-            with self.accelerator.autocast():
-                loss = summed_loss(self.model, flatten(part, self.device))
-            self.accelerator.backward(loss / trained)
+            batch = flatten(part, self.device)
+            with rows_of(batch.lengths):  # in the backward pass too: activation checkpointing runs layers again there
+                with self.accelerator.autocast():
+                    loss = summed_loss(self.model, batch)
+                self.accelerator.backward(loss / trained)
             total += loss.detach()
         return float(total) / trained
 
@@ -282,7 +285,9 @@ class Trainer:
         if not self.cfg.trainer.load_best or progress.best in (None, progress.step):
             return
         best = self.checkpoints.at(int(progress.best or 0))
-        if best is None:
+        if best is None:  # damaged: the weights at hand are scored, so that scores and weights agree
+            progress.best = None
+            self._evaluate()
             return
         best.restore_weights(self.model)
         self.note(f"the weights of step {progress.best} scored best and are kept")

@@ -116,7 +116,7 @@ def test_the_base_copies_a_question_it_has_never_seen(tokenizer, model):
 
 def test_documents_never_pair_a_question_with_a_query(wikisql):
     texts = list(pretrain.documents(wikisql, 3000, seed=5))
-    pretrain.check(texts, sql_synth.generate("test", 200))
+    pretrain.check(texts, pretrain.HeldOut(sql_synth.generate("test", 200)))
     assert {document.kind for document in texts} >= {
         "question",
         "schema",
@@ -137,11 +137,11 @@ def test_check_refuses_a_pair_a_held_out_schema_and_a_test_row(wikisql):
         ("SQL", "SELECT b FROM a"),
     )
     with pytest.raises(AssertionError, match="a question with a query"):
-        pretrain.check([pretrain.Document("", (schema, asked, query))], [])
-    with pytest.raises(AssertionError, match="a held-out schema"):
-        pretrain.check([pretrain.Document("", (("Schema", row["context"]), query))], [])
-    with pytest.raises(AssertionError, match="a question of a test row"):
-        pretrain.check([pretrain.Document("", (asked,))], [row])
+        pretrain.check([pretrain.Document("", (schema, asked, query))], pretrain.HeldOut([]))
+    with pytest.raises(AssertionError, match="held-out text"):
+        pretrain.check([pretrain.Document("", (("Schema", row["context"]), query))], pretrain.HeldOut([]))
+    with pytest.raises(AssertionError, match="held-out text"):
+        pretrain.check([pretrain.Document("", (asked,))], pretrain.HeldOut([row]))
 
 
 def test_a_renamed_row_is_renamed_alike_in_question_schema_and_query(wikisql):

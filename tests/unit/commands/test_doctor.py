@@ -50,9 +50,7 @@ def only(lines: Iterator[Line]) -> Line:
     return line
 
 
-def test_a_whole_report_is_one_line_a_check_and_quick(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_whole_report_is_one_line_a_check_and_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = time.monotonic()
     assert doctor.main({"run_dir": str(tmp_path / "runs" / "one")}) == 0
     assert time.monotonic() - start < 30  # 4 s alone on two cores
@@ -198,9 +196,7 @@ def test_bitsandbytes_is_really_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (line.mark, line.remedy) == ("warn", "use quant=none")
 
 
-def test_an_output_folder_that_cannot_be_written_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_output_folder_that_cannot_be_written_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(dir: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -212,9 +208,7 @@ def test_an_output_folder_that_cannot_be_written_fails(
 
 
 @pytest.mark.parametrize(("free", "mark"), [(50e9, "ok"), (1e9, "warn"), (1e8, "fail")])
-def test_a_full_disk_fails_and_a_small_one_warns(
-    monkeypatch: pytest.MonkeyPatch, free: float, mark: str
-) -> None:
+def test_a_full_disk_fails_and_a_small_one_warns(monkeypatch: pytest.MonkeyPatch, free: float, mark: str) -> None:
     usage = doctor.shutil._ntuple_diskusage(int(1e12), 0, int(free))
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage)
     assert next(iter(doctor.disk())).mark == mark

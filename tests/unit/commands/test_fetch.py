@@ -63,9 +63,7 @@ def test_the_next_command_is_one_that_composes(
         ("config.json", "{}", None),
     ],
 )
-def test_the_licence_is_what_the_folder_states(
-    tmp_path: Path, file: str, text: str, told: str | None
-) -> None:
+def test_the_licence_is_what_the_folder_states(tmp_path: Path, file: str, text: str, told: str | None) -> None:
     (tmp_path / file).write_text(text)
     assert fetch.licence(tmp_path) == told
 

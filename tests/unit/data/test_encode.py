@@ -63,9 +63,7 @@ def test_every_row_fits_learns_its_whole_answer_and_when_to_stop(
 
 
 def test_truncation_takes_the_left_of_the_schema(tokenizer: Any) -> None:
-    row = Example(
-        "1", "How many singers are there?", "first " + "CREATE TABLE singer " * 40 + "last", "SELECT 1", "g"
-    )
+    row = Example("1", "How many singers are there?", "first " + "CREATE TABLE singer " * 40 + "last", "SELECT 1", "g")
     (encoded,) = encode([row], tokenizer, TEMPLATE, 80, "completion").rows
     text = tokenizer.decode(encoded.input_ids)
     assert len(encoded.input_ids) == 80

@@ -13,9 +13,7 @@ from ftlab.data import hub
 from ftlab.errors import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-HUB = DataConfig(
-    name="h", source="table", hub_id="some-org/some-rows", hub_revision="main", validation=2, test_size=4
-)
+HUB = DataConfig(name="h", source="table", hub_id="some-org/some-rows", hub_revision="main", validation=2, test_size=4)
 ROWS = [{"question": f"q{i}", "context": f"c{i}", "answer": f"SELECT {i}"} for i in range(30)]
 
 
@@ -99,9 +97,7 @@ def test_a_pinned_revision_is_not_replaced_by_another_cached_one(cached: Path) -
     assert "data.hub_revision=main" in str(caught.value)
 
 
-def test_faults_in_hub_rows_name_data_set_split_and_row(
-    cached: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faults_in_hub_rows_name_data_set_split_and_row(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [*ROWS, {**ROWS[0], "answer": None}]
     monkeypatch.setattr(hub, "tables", lambda *_: ({"train": broken}, "the Hub"))
     with pytest.raises(DataError, match=r"some-org/some-rows \(train\): 1 of 31 rows") as caught:

@@ -42,14 +42,9 @@ def test_percentiles_are_lengths_that_so_many_rows_do_not_exceed() -> None:
 
 
 @pytest.mark.parametrize("max_length", [50, 90, 4096])
-def test_the_plot_tells_whole_truncated_and_dropped_rows_apart(
-    tokenizer: Any, tmp_path: Path, max_length: int
-) -> None:
+def test_the_plot_tells_whole_truncated_and_dropped_rows_apart(tokenizer: Any, tmp_path: Path, max_length: int) -> None:
     pytest.importorskip("matplotlib")
-    rows = [
-        Example(str(i), "How many? " * (i // 8), "CREATE TABLE t " * (i + 1), "SELECT 1", "g")
-        for i in range(40)
-    ]
+    rows = [Example(str(i), "How many? " * (i // 8), "CREATE TABLE t " * (i + 1), "SELECT 1", "g") for i in range(40)]
     cfg = DataConfig(name="x", source="table", max_length=max_length)
     measured = measure(rows, tokenizer, cfg, "completion")
     fate = {name: len(lengths) for name, lengths in measured.by_fate().items()}

@@ -33,9 +33,7 @@ def test_only_a_field_makes_a_template_show_the_schema() -> None:
     assert not uses_context("{{context}} {question}")
 
 
-@pytest.mark.parametrize(
-    ("kind", "begins"), [("bos", True), ("bos_eos", True), ("plain", False), ("no_eos", False)]
-)
+@pytest.mark.parametrize(("kind", "begins"), [("bos", True), ("bos_eos", True), ("plain", False), ("no_eos", False)])
 def test_the_begin_marker_is_put_where_the_tokenizer_puts_it_and_no_end_marker(
     make_tokenizer: Callable[[str], Any], kind: str, begins: bool
 ) -> None:

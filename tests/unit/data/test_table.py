@@ -79,9 +79,7 @@ def test_json_lines_in_a_json_file_and_a_byte_order_mark_are_read(tmp_path: Path
 def test_csv_text_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None:
     rows = [{**row, "answer": f'SELECT "a, b"\nFROM t{i}'} for i, row in enumerate(good(20))]
     splits = data.load(config(write(tmp_path / "rows.csv", rows)))
-    assert ('SELECT "a, b"\nFROM t7') in {
-        row.answer for row in splits.train + splits.validation + splits.test
-    }
+    assert ('SELECT "a, b"\nFROM t7') in {row.answer for row in splits.train + splits.validation + splits.test}
 
 
 def test_a_folder_with_its_own_splits_is_kept_as_it_is(tmp_path: Path) -> None:
@@ -326,9 +324,7 @@ def test_real_alpaca_files_work_with_their_column_names(shared: Path, name: str)
 
 
 def test_chat_data_is_refused_before_anything_is_read_into_a_prompt(shared: Path) -> None:
-    with pytest.raises(
-        DataError, match="no column question, context, answer; the columns are conversations, tools"
-    ):
+    with pytest.raises(DataError, match="no column question, context, answer; the columns are conversations, tools"):
         data.load(config(shared / "multiturn/glaive_toolcall_en_sharegpt.jsonl.gz"))
 
 
