@@ -37,7 +37,7 @@ def attend(
     if lengths is None or not _applies(lengths, query, kwargs.get("sliding_window")):
         whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return whole
-    rows = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    rows = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
     return torch.cat([sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in rows], dim=1), None
 
 

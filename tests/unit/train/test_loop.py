@@ -148,7 +148,7 @@ def test_auto_on_a_cpu_divides_the_global_batch(make: Make) -> None:
     for size in (1, 4, 6, 16):
         run = make(f"trainer.global_batch_size={size}", "trainer.micro_batch_size=auto")
         assert size % run.trainer._micro_batch_size() == 0
-    long = make("trainer.micro_batch_size=auto", rows=[row(i, 2000, 5) for i in range(4)])
+    long = make("trainer.micro_batch_size=auto", rows=[row(i, 4000, 5) for i in range(4)])
     assert long.trainer._micro_batch_size() == 1
 
 
