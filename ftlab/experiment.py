@@ -416,7 +416,7 @@ def report(folder: RunDir, summary: dict[str, Any], terminal: Terminal, tracker_
     commands = [
         f'python -m ftlab predict run={where} context="CREATE TABLE city (name TEXT, people INT)" '
         'question="Which cities have more than 1000 people?"',
-        f"python -m ftlab eval run={where} eval.max_rows=null",
+        f"python -m ftlab eval run={where} split=validation",
         "python -m ftlab runs",
     ]
     if tracker_line and tracker_line.startswith("wandb "):
