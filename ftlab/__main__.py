@@ -122,19 +122,25 @@ def train(words: list[str]) -> int:
         print("no arguments: running experiment=quickstart (python -m ftlab --help shows everything else)\n")
         overrides = ["experiment=quickstart"]
     composition = _compose(overrides, options)
+    from ftlab.report import report_finished
     from ftlab.run_dir import RunDir
+    from ftlab.terminal import Terminal
 
     if options["dry_run"]:
         from ftlab.experiment import dry_run
-        from ftlab.terminal import Terminal
 
         dry_run(composition, Terminal())
         return 0
-    with RunDir(composition.config.run_dir).claim():  # refuse a folder in use before torch is imported
-        pass
-    from ftlab.experiment import run
+    cfg = composition.config
+    with RunDir(cfg.run_dir).claim() as folder:  # all that can be refused or reported is, before torch is imported
+        folder.check_same(composition.tree, cfg.force)
+        finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
+        if finished:
+            report_finished(folder, finished, Terminal())
+            return 0
+        from ftlab.experiment import run_in
 
-    run(composition)
+        run_in(folder, composition, Terminal())
     return 0
 
 
@@ -192,6 +198,8 @@ def multirun(words: list[str]) -> int:
         print(f"\n== job {hydra.job.num}: {' '.join(hydra.overrides.task) or 'no overrides'}")
         return run(composition).objective
 
+    if "--dry-run" in words:
+        raise InputError("--dry-run plans one experiment: leave out --multirun and give one value a key")
     folder = [word.partition("=")[2] for word in words if word.startswith("run_dir=")]
     words = [word for word in words if not word.startswith("run_dir=")]
     return through_hydra([*words, *(f"hydra.sweep.dir={name}" for name in folder[-1:])], job)

@@ -4,10 +4,12 @@ Field names are the consuming library's own keywords (PEFT's `LoraConfig`, trans
 `BitsAndBytesConfig`), so that mapping them is mechanical.
 """
 
+import math
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -185,7 +187,9 @@ def check(cfg: ExperimentConfig) -> ExperimentConfig:
 
     Rules that need weights or data (module names, columns) are checked where those are read.
     """
-    problems: List[str] = []
+    problems: List[str] = [
+        f"{key}={value} must be a finite number" for key, value in _floats(cfg) if not math.isfinite(value)
+    ]
 
     def rule(holds: bool, key: str, value: Any, text: str) -> None:
         if not holds:
@@ -201,6 +205,15 @@ def check(cfg: ExperimentConfig) -> ExperimentConfig:
     if problems:
         raise ConfigError(*problems)
     return cfg
+
+
+def _floats(node: Any, prefix: str = "") -> Iterator[Tuple[str, float]]:
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if is_dataclass(value):
+            yield from _floats(value, f"{prefix}{f.name}.")
+        elif isinstance(value, float):
+            yield prefix + f.name, value
 
 
 def _check_model(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
@@ -286,6 +299,12 @@ def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
     for key in ("train_rows", "test_rows"):
         value = getattr(data, key)
         rule(value is None or value >= 1, f"data.{key}", value, "must be null or at least 1")
+    rule(
+        data.source != "sql_synth" or data.path is None,
+        "data.path",
+        data.path,
+        "is not read by generated data: choose data=jsonl or data=sql_create_context",
+    )
     if data.source == "table" and not data.path:
         rule(
             bool(data.hub_id),
@@ -310,6 +329,10 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
     one_of("trainer.lr_scheduler_type", trainer.lr_scheduler_type, SCHEDULES)
     one_of("trainer.loss_on", trainer.loss_on, ("completion", "all"))
     rule(trainer.lr > 0, "trainer.lr", trainer.lr, "must be above 0")
+    rule(trainer.weight_decay >= 0, "trainer.weight_decay", trainer.weight_decay, "must be 0 or more")
+    rule(trainer.adam_epsilon > 0, "trainer.adam_epsilon", trainer.adam_epsilon, "must be above 0")
+    for key in ("adam_beta1", "adam_beta2"):
+        rule(0 <= getattr(trainer, key) < 1, f"trainer.{key}", getattr(trainer, key), "must lie in [0, 1)")
     rule(trainer.warmup_steps >= 0, "trainer.warmup_steps", trainer.warmup_steps, "must be 0 or more")
     rule(trainer.max_grad_norm >= 0, "trainer.max_grad_norm", trainer.max_grad_norm, "must be 0 (off) or more")
     rule(
@@ -345,6 +368,12 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
     for key in ("batch_size", "max_new_tokens"):
         rule(getattr(evaluation, key) >= 1, f"eval.{key}", getattr(evaluation, key), "must be at least 1")
     rule(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must lie in [0, 2**32)")
+    rule(
+        patience is None or evaluation.every is not None,
+        "trainer.early_stopping",
+        patience,
+        "needs evaluations during training: set eval.every=STEPS",
+    )
     one_of("objective", cfg.objective, tuple(OBJECTIVES))
     one_of("tracker.name", cfg.tracker.name, ("wandb", "none"))
     one_of("tracker.mode", cfg.tracker.mode, ("auto", "online", "offline"))

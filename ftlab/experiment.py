@@ -21,12 +21,13 @@ from transformers.utils import logging as transformers_logging
 
 from ftlab import data, models, trackers, weights
 from ftlab.composition import Composition, to_tree
-from ftlab.config import ExperimentConfig
+from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
 from ftlab.data.encode import EncodedSet, encode
 from ftlab.errors import ConfigError, Stopped
 from ftlab.evaluate import Scores, Split, prediction_rows
 from ftlab.generate import generation_config
+from ftlab.report import report, report_finished
 from ftlab.run_dir import RunDir
 from ftlab.terminal import Terminal
 from ftlab.trackers.jsonl import JsonlTracker
@@ -60,35 +61,25 @@ def run(experiment: ExperimentConfig | Composition, terminal: Terminal | None = 
         Stopped: SIGTERM or SIGINT; the same call resumes.
     """
     composition = experiment if isinstance(experiment, Composition) else bare(experiment)
-    terminal = terminal or Terminal()
-    folder = RunDir(composition.config.run_dir)
-    with folder.claim():
-        if composition.config.force:
-            folder.clear()
-        folder.check_same(composition.tree)
-        finished = finished_run(folder, composition.config)
-        if finished:
-            terminal.note(f"{folder.path} holds this run, finished; force=true runs it again")
-            report(folder, finished.summary, terminal)
-            return finished
-        folder.record(composition)
-        with StopSignal().caught() as stop:
-            return Experiment(composition, folder, terminal, stop).run()
+    with RunDir(composition.config.run_dir).claim() as folder:
+        folder.check_same(composition.tree, composition.config.force)
+        return run_in(folder, composition, terminal or Terminal())
+
+
+def run_in(folder: RunDir, composition: Composition, terminal: Terminal) -> Outcome:
+    """`run` in a folder that this process has claimed and checked."""
+    cfg = composition.config
+    finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
+    if finished:
+        report_finished(folder, finished, terminal)
+        return Outcome(float(finished["objective"]["value"]), finished, folder.path)
+    with StopSignal().caught() as stop:
+        return Experiment(composition, folder, terminal, stop).run()
 
 
 def bare(cfg: ExperimentConfig) -> Composition:
     """A composition of a configuration made in Python, of which Hydra knows nothing."""
-    return Composition(cfg, to_tree(cfg), {}, [], set())
-
-
-def finished_run(folder: RunDir, cfg: ExperimentConfig) -> Outcome | None:
-    """The outcome that the folder already holds; None where there is still something to do."""
-    summary = folder.summary
-    if summary.get("status") != "finished":
-        return None
-    if cfg.trainer.max_steps is not None and cfg.trainer.max_steps > summary["planned_steps"]:
-        return None
-    return Outcome(float(summary["objective"]["value"]), summary, folder.path)
+    return Composition(check(cfg), to_tree(cfg), {}, [], set())
 
 
 @dataclass(frozen=True)
@@ -141,6 +132,7 @@ class Experiment:
         self.checkpoints = Checkpoints(folder / "checkpoints", self.cfg.trainer.keep, terminal.warn)
         self.tracker: trackers.Trackers | None = None
         self.began = time.perf_counter()
+        self.begun = False  # whether the folder is this run's
         self.flat = True
         self.flops_per_token = 0.0
         self.summary = self._first_summary()
@@ -159,6 +151,7 @@ class Experiment:
         self.terminal.config(self.composition.tree, self.composition.changed)
         with self._phase("data"):
             prepared = prepare(cfg)
+        self._begin()
         self._describe(prepared)
         resumed = self.checkpoints.newest()
         self._open_tracker(resumed)
@@ -177,17 +170,29 @@ class Experiment:
 
     # --- before training ------------------------------------------------------------------------------------
 
-    def _first_summary(self) -> dict[str, Any]:
+    def _begin(self) -> None:
+        """Data and settings are sound: from here on the folder is written, and what an interrupted run left of
+        its base scores is taken up."""
+        self.folder.begin(self.composition, self.cfg.force)
+        self.begun = True
         before = self.folder.summary
+        self.summary |= {
+            "started": before.get("started") or self.summary["started"],
+            "base": before.get("base", {}),
+            "intervals": {"base": before.get("intervals", {}).get("base", {}), "tuned": {}},
+            "tracker_id": before.get("tracker_id"),
+        }
+
+    def _first_summary(self) -> dict[str, Any]:
         return {
             "status": "running",
             "run_name": self.cfg.run_name,
-            "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "objective": {"name": self.cfg.objective, "value": None},
-            "base": before.get("base", {}),
+            "base": {},
             "tuned": {},
-            "intervals": {"base": before.get("intervals", {}).get("base", {}), "tuned": {}},
-            "tracker_id": before.get("tracker_id"),
+            "intervals": {"base": {}, "tuned": {}},
+            "tracker_id": None,
             "seconds": {},
             "vram": {},
             "versions": versions(),
@@ -292,6 +297,11 @@ class Experiment:
             trainer.restore(resumed)
             self.terminal.note(f"resumed from step {resumed.step} of {trainer.plan.steps}")
         self.summary["planned_steps"] = trainer.plan.steps
+        if 0 < trainer.plan.steps <= self.cfg.trainer.warmup_steps:
+            self.terminal.warn(
+                f"trainer.warmup_steps={self.cfg.trainer.warmup_steps:g} covers all {trainer.plan.steps} steps: "
+                f"the learning rate never reaches trainer.lr={self.cfg.trainer.lr:g}"
+            )
         with self.terminal.progress(trainer.plan.steps, trainer.progress.step) as self.bar:
             progress = trainer.train()
         self.summary["seconds"]["train"] = round(progress.seconds, 3)
@@ -404,26 +414,8 @@ class Experiment:
         if self.tracker:
             self.tracker.close(exit_code=getattr(error, "exit_code", 1))
         with suppress(OSError):  # on a full disk the error under way matters more
-            self.folder.write_summary(self.summary)
-
-
-def report(folder: RunDir, summary: dict[str, Any], terminal: Terminal, tracker_line: str | None = None) -> None:
-    """Answers, scores and what to do next."""
-    terminal.predictions(folder.read_rows("predictions.jsonl"))
-    terminal.scores(summary["base"], summary["tuned"], summary["intervals"])
-    where = folder.path
-    terminal.note(f"everything is in {where}/ (predictions.jsonl, summary.json, metrics.jsonl)")
-    commands = [
-        f'python -m ftlab predict run={where} context="CREATE TABLE city (name TEXT, people INT)" '
-        'question="Which cities have more than 1000 people?"',
-        f"python -m ftlab eval run={where} split=validation",
-        "python -m ftlab runs",
-    ]
-    if tracker_line and tracker_line.startswith("wandb "):
-        commands.append(tracker_line)
-    elif tracker_line:
-        terminal.note(tracker_line)
-    terminal.next_commands(commands)
+            if self.begun:
+                self.folder.write_summary(self.summary)
 
 
 def dry_run(composition: Composition, terminal: Terminal) -> None:

@@ -29,6 +29,10 @@ from ftlab.redact import redact, redact_tree
 FREE_KEYS = ("trainer.log_every", "trainer.keep", "trainer.profile", "run_dir", "run_name", "force")
 FREE_NODES = ("tracker.",)
 
+# What a run writes, and all that is ever removed.
+FOLDERS = ("adapter", "model", "checkpoints", "wandb", ".hydra", "profile", "evaluations")
+FILES = ("config.yaml", "metrics.jsonl", "summary.json", "predictions.jsonl")
+
 
 class RunDir:
     """One run's folder. `claim` must hold before anything else is written."""
@@ -46,6 +50,7 @@ class RunDir:
         Raises:
             RunDirError: it cannot be written, or another process holds it (the message names its pid).
         """
+        made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = self._locked()
@@ -61,6 +66,8 @@ class RunDir:
         finally:
             (self / ".lock").unlink(missing_ok=True)
             os.close(handle)
+            if made and not any(self.path.iterdir()):  # refused before anything was written
+                self.path.rmdir()
 
     def _locked(self) -> int:
         """An open and locked handle of `.lock`. A file that its holder removed between our opening and locking
@@ -105,42 +112,85 @@ class RunDir:
 
     def record(self, composition: Composition) -> None:
         """Write config.yaml and .hydra/, secrets masked."""
-        write_yaml(self / "config.yaml", composition.tree)
         hydra = self / ".hydra"
         hydra.mkdir(exist_ok=True)
-        write_yaml(hydra / "config.yaml", composition.tree)
-        write_yaml(hydra / "hydra.yaml", {"hydra": composition.hydra})
         write_yaml(hydra / "overrides.yaml", composition.overrides)
+        write_yaml(hydra / "hydra.yaml", {"hydra": composition.hydra})
+        write_yaml(hydra / "config.yaml", composition.tree)
+        write_yaml(self / "config.yaml", composition.tree)
 
-    def check_same(self, tree: dict[str, Any]) -> None:
-        """Refuse to go on in a folder whose run was configured otherwise; one that got no further than its first
-        steps has nothing to lose and is started anew.
+    def check_same(self, tree: dict[str, Any], force: bool = False) -> None:
+        """Refuse a folder that is not a run's, or whose run was configured otherwise. A run that saved no
+        checkpoint has nothing to lose, and `force` gives up what is there.
 
         Raises:
             RunDirError: lists every difference that matters.
         """
-        if not (self / "config.yaml").exists():
+        if not self._ours():
+            foreign = [name for name in (*FOLDERS, *FILES) if (self / name).exists()]
+            if foreign:
+                raise RunDirError(
+                    f"run_dir={self.path} holds {', '.join(foreign)}, which no run of ftlab wrote: "
+                    "choose another run_dir=DIR"
+                )
             return
-        mine = flatten(redact_tree(tree))
-        theirs = flatten(load_tree(self / "config.yaml"))
-        differing = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
-        refused = [key for key in differing if not _may_differ(key, theirs.get(key), mine.get(key))]
-        if refused and self.summary.get("status") != "finished" and not any(self.path.glob("checkpoints/step-*")):
-            self.clear()
-        elif refused:
-            lines = [f"  {key}: {theirs.get(key)} in the folder, {mine.get(key)} now" for key in refused]
+        refused = self._differences(tree)
+        if refused and not force and (self._finished() or any(self.path.glob("checkpoints/step-*"))):
             raise RunDirError(
                 f"run_dir={self.path} holds a run of another configuration:\n"
-                + "\n".join(lines)
+                + "\n".join(refused)
                 + "\nchoose another run_dir=DIR, or replace that run with force=true"
             )
 
+    def begin(self, composition: Composition, force: bool) -> None:
+        """Make the folder this run's: go on from what fits, remove what a run of another configuration left."""
+        if self._ours() and (force or self._differences(composition.tree)):
+            self.clear()
+        self.record(composition)
+
+    def done(self, max_steps: int | None) -> dict[str, Any] | None:
+        """The summary of the finished run in the folder; None where there is none, or more steps are wanted."""
+        if not self._finished():
+            return None
+        summary = self.summary
+        return None if max_steps is not None and max_steps > summary["planned_steps"] else summary
+
+    def check_result(self, name: str) -> None:
+        """Refuse to ask a run that has no result yet.
+
+        Raises:
+            RunDirError: says how the run stands.
+        """
+        if (self / name).is_dir():
+            return
+        summary = self.summary
+        failed = summary.get("status") == "failed"
+        how = f"it failed ({summary.get('error')})" if failed else "it has not finished (the same command resumes it)"
+        raise RunDirError(f"run={self.path} holds no {name}/: {how}")
+
     def clear(self) -> None:
         """Remove what a run wrote here; files of others stay."""
-        for name in ("adapter", "model", "checkpoints", "wandb", ".hydra", "profile", "evaluations"):
+        for name in FOLDERS:
             shutil.rmtree(self / name, ignore_errors=True)
-        for name in ("config.yaml", "metrics.jsonl", "summary.json", "predictions.jsonl"):
+        for name in FILES:
             (self / name).unlink(missing_ok=True)
+
+    def _ours(self) -> bool:
+        return (self / ".hydra" / "overrides.yaml").is_file()
+
+    def _finished(self) -> bool:
+        return self.summary.get("status") == "finished"
+
+    def _differences(self, tree: dict[str, Any]) -> list[str]:
+        if not (self / "config.yaml").exists():
+            return []
+        mine = flatten(redact_tree(tree))
+        theirs = flatten(load_tree(self / "config.yaml"))
+        return [
+            f"  {key}: {theirs.get(key)} in the folder, {mine.get(key)} now"
+            for key in sorted({*mine, *theirs})
+            if mine.get(key) != theirs.get(key) and not _may_differ(key, theirs.get(key), mine.get(key))
+        ]
 
 
 def _may_differ(key: str, before: Any, now: Any) -> bool:

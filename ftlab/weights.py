@@ -593,6 +593,11 @@ _REMEDY = (
 )
 
 
+def _named(model: ModelConfig) -> str:
+    """The override that names the model: its option, or its id where there is no option of that name."""
+    return f"model.id={model.id}" if model.name == Path(model.id).name else f"model={model.name}"
+
+
 def _offline_message(model: ModelConfig, what: What) -> str:
     from huggingface_hub import constants
 
@@ -602,9 +607,9 @@ def _offline_message(model: ModelConfig, what: What) -> str:
     if model.package:
         looked.append(f"{cache()} holds no weights converted from {model.package}")
     return (
-        f"model.id={model.id}, revision {model.revision or 'main'}: its {what} are not on this machine, and "
+        f"model.id={model.id}, revision {model.revision or 'main'}: no {what} of it on this machine, and "
         f"HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network. Looked at: {'; '.join(looked)}. "
-        f"Run `python -m ftlab fetch model={model.name}` where there is a network (HF_ENDPOINT=URL names a "
+        f"Run `python -m ftlab fetch {_named(model)}` where there is a network (HF_ENDPOINT=URL names a "
         "mirror), copy the folder it prints, and set model.id=FOLDER"
     )
 

@@ -122,9 +122,10 @@ def report(args: dict[str, str]) -> Iterator[Line]:
 def _configuration(args: dict[str, str]) -> "ExperimentConfig | None":
     """The experiment that a run with these overrides would have; None where Hydra is missing or broken."""
     try:
-        from ftlab.composition import compose
+        from ftlab.composition import compose, quoted
 
-        return compose([f"{key}={value}" for key, value in args.items()])
+        simple = re.compile(r"[\w./:@-]*")  # all else is quoted: values of this command are plain text
+        return compose([f"{k}={v if simple.fullmatch(v) else quoted(v)}" for k, v in args.items()])
     except ConfigError:
         if args:
             raise

@@ -34,6 +34,7 @@ def main(arguments: dict[str, str]) -> int:
     if split not in ("test", "validation"):
         raise InputError(f"split={split} must be test or validation")
     cfg = configuration(folder, arguments)
+    folder.check_result("adapter" if cfg.lora.r else "model")
     return _evaluate(folder, cfg, split, arguments)
 
 

@@ -22,6 +22,8 @@ def main(arguments: dict[str, str]) -> int:
         raise InputError("predict needs a run: python -m ftlab predict run=DIR question=TEXT context=TEXT")
     folder = find_run(arguments["run"])
     cfg = typed_from_tree(tree_of(folder))
+    folder.check_result("adapter" if cfg.lora.r else "model")
+    new_tokens = _positive(arguments, "max_new_tokens", cfg.eval.max_new_tokens)
     asked = _asked(arguments, "{context}" in cfg.data.prompt)
 
     from accelerate import Accelerator
@@ -40,7 +42,7 @@ def main(arguments: dict[str, str]) -> int:
             model,
             tokenizer,
             prompts,
-            max_new_tokens=_positive(arguments, "max_new_tokens", cfg.eval.max_new_tokens),
+            max_new_tokens=new_tokens,
             batch_size=cfg.eval.batch_size,
         )
     print("\n".join(answers))

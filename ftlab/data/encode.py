@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftlab.data.prompts import batch_prompt_ids, begin_ids, kept_tail, render, text_ids
 from ftlab.data.splits import Example
-from ftlab.errors import TrainingError, WeightsError
+from ftlab.errors import DataError, WeightsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ def encode(
 ) -> EncodedSet:
     """Tokenise `examples` and make them fit `max_length` tokens. `loss_on`: completion or all.
 
-    Raises WeightsError for a tokenizer without end marker, TrainingError if no row is left.
+    Raises WeightsError for a tokenizer without end marker, DataError if no row is left.
     """
     tokens = tokenise(examples, tokenizer, prompt)
     fitted = fit(tokens, max_length, loss_on)
@@ -116,13 +116,13 @@ def whole_step(length: int) -> int:
 
 
 def refuse_nothing(fitted: EncodedSet, tokens: Sequence[Tokens], max_length: int) -> None:
-    """Raise TrainingError, with the `max_length` that would do, if no row is left to train on."""
+    """Raise DataError, with the `max_length` that would do, if no row is left to train on."""
     if fitted.rows:
         return
     if not tokens:
-        raise TrainingError("there are no rows to train on: this split is empty")
+        raise DataError("there are no rows to train on: this split is empty")
     longest = max(map(len, tokens))
-    raise TrainingError(
+    raise DataError(
         f"data.max_length={max_length} leaves nothing to train on: in all {len(tokens):,} rows the question "
         f"and the answer alone are longer.\nThe longest row has {longest:,} tokens: "
         f"data.max_length={whole_step(longest)}"

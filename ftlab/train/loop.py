@@ -186,10 +186,11 @@ class Trainer:
         return norm
 
     def _not_finite(self, what: str, value: float) -> TrainingError:
+        step = self.progress.step + (what != "eval/loss")
         kept = self.checkpoints.newest()
         where = f"the checkpoint of step {kept.step} is kept" if kept else "no checkpoint was written yet"
         return TrainingError(
-            f"{what}={value} at step {self.progress.step + 1}; {where}. "
+            f"{what}={value} at step {step}; {where}. "
             f"Lower trainer.lr={self.cfg.trainer.lr:g}, or raise trainer.warmup_steps"
         )
 
@@ -253,6 +254,8 @@ class Trainer:
         except Stopped:
             self._save()
             raise
+        if progress.step and not math.isfinite(scores.metrics["eval/loss"]):
+            raise self._not_finite("eval/loss", scores.metrics["eval/loss"])
         progress.evaluated = progress.step
         improved = progress.best is None or self._rank(scores.metrics) > self._rank(progress.best_metrics)
         if improved:

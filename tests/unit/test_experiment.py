@@ -265,7 +265,7 @@ def test_a_loss_that_is_no_number_fails_the_run_and_keeps_the_checkpoint(
 @pytest.mark.parametrize(
     ("overrides", "error", "said"),
     [
-        (["data.max_length=16"], TrainingError, r"data\.max_length=16.*\n?.*data\.max_length=\d+"),
+        (["data.max_length=16"], DataError, r"data\.max_length=16.*\n?.*data\.max_length=\d+"),
         (["lora.target_modules=[q_proj,v_prj]"], ConfigError, "nearest: v_proj"),
         (["lora.modules_to_save=[head]"], ConfigError, "lm_head"),
         (["data.path=/nowhere"], DataError, "nowhere"),

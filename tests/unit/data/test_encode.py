@@ -11,7 +11,7 @@ from ftlab.config import DataConfig
 from ftlab.data import Example
 from ftlab.data.encode import encode
 from ftlab.data.prompts import prompt_ids
-from ftlab.errors import TrainingError, WeightsError
+from ftlab.errors import DataError, WeightsError
 
 TEMPLATE = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
 KINDS = ("bos", "bos_eos", "plain")
@@ -99,14 +99,14 @@ def test_loss_on_all_without_a_prompt_still_skips_the_first_token(
 
 def test_no_row_left_is_an_error_with_a_length_that_works(tokenizer: Any) -> None:
     rows = random_rows(30)
-    with pytest.raises(TrainingError, match=r"data\.max_length=8 leaves nothing.*all 30 rows") as caught:
+    with pytest.raises(DataError, match=r"data\.max_length=8 leaves nothing.*all 30 rows") as caught:
         encode(rows, tokenizer, TEMPLATE, 8, "completion")
     suggested = int(str(caught.value).rsplit("data.max_length=", 1)[1])
     assert encode(rows, tokenizer, TEMPLATE, suggested, "completion").truncated == 0
 
 
 def test_no_rows_at_all_is_an_error(tokenizer: Any) -> None:
-    with pytest.raises(TrainingError, match="no rows"):
+    with pytest.raises(DataError, match="no rows"):
         encode([], tokenizer, TEMPLATE, 64, "all")
 
 

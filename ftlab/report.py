@@ -1,0 +1,32 @@
+"""What a finished run shows: answers, scores, and what to do next. No torch."""
+
+from pathlib import Path
+from typing import Any
+
+from ftlab.run_dir import RunDir
+from ftlab.terminal import Terminal
+
+
+def report_finished(folder: RunDir, summary: dict[str, Any], terminal: Terminal) -> None:
+    """Say that there is nothing left to do, and show the result again."""
+    terminal.note(f"{folder.path} holds this run, finished; force=true runs it again")
+    report(folder, summary, terminal)
+
+
+def report(folder: RunDir, summary: dict[str, Any], terminal: Terminal, tracker_line: str | None = None) -> None:
+    """Answers, scores and what to do next."""
+    terminal.predictions(folder.read_rows("predictions.jsonl"))
+    terminal.scores(summary["base"], summary["tuned"], summary["intervals"])
+    where = folder.path
+    terminal.note(f"everything is in {where}/ (predictions.jsonl, summary.json, metrics.jsonl)")
+    commands = [
+        f'python -m ftlab predict run={where} context="CREATE TABLE city (name TEXT, people INT)" '
+        'question="Which cities have more than 1000 people?"',
+        f"python -m ftlab eval run={where} split=validation",
+        "python -m ftlab runs" + ("" if where.parent == Path("outputs") else f" {where.parent}"),
+    ]
+    if tracker_line and tracker_line.startswith("wandb "):
+        commands.append(tracker_line)
+    elif tracker_line:
+        terminal.note(tracker_line)
+    terminal.next_commands(commands)
