@@ -30,7 +30,7 @@ TRAINED, SPECIAL, WARN = "bold green", "magenta", "yellow"
 def main(cfg: ExperimentConfig, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Show the data of `cfg` as the model reads it, and write a plot of its lengths to outputs/.
 
-    Raises DataError for data that cannot be used and, after showing it all, TrainingError if no row to train
+    Raises DataError for data that cannot be used and, after showing it all, if no row to train
     on fits `data.max_length`.
     """
     splits = data.load(cfg.data)

@@ -248,7 +248,7 @@ def test_several_runs_get_a_folder_each(cli: Cli, small: list[str]) -> None:
 def test_no_argument_means_the_quickstart(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Any] = []
     module = importlib.import_module("ftlab.experiment")
-    monkeypatch.setattr(module, "run", ran.append)
+    monkeypatch.setattr(module, "run_in", lambda folder, composition, terminal: ran.append(composition))
     code, out, _ = cli()
     assert code == 0
     assert "experiment=quickstart" in out

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ftlab.commands import data as command
 from ftlab.config import DataConfig, ExperimentConfig, ModelConfig
-from ftlab.errors import DataError, TrainingError
+from ftlab.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_a_plot_that_cannot_be_written_does_not_end_the_command(
 
 
 def test_everything_is_shown_before_no_row_fits_ends_it(capsys: pytest.CaptureFixture[str], tokenizer: Any) -> None:
-    with pytest.raises(TrainingError, match=r"data\.max_length=16 leaves nothing to train on"):
+    with pytest.raises(DataError, match=r"data\.max_length=16 leaves nothing to train on"):
         command.main(config(max_length=16), tokenizer)
     out = capsys.readouterr().out
     assert re.search(r"train +48 +0 +48 \(100\.0%\)", out)
