@@ -364,7 +364,7 @@ def test_offline_asks_neither_the_hub_nor_pip(hub: Hub, monkeypatch: pytest.Monk
         weights.find(base(package="some-package==1.0"))
     assert hub.requests == []
     message = str(error.value)
-    for part in ("model.id=org/base", constants.HF_HUB_CACHE, "some-package==1.0", "fetch model=base"):
+    for part in ("model.id=org/base", constants.HF_HUB_CACHE, "some-package==1.0", "fetch model.id=org/base"):
         assert part in message
     assert "HF_ENDPOINT" in message
     assert "model.id=FOLDER" in message
