@@ -127,7 +127,8 @@ class RunDir:
             RunDirError: lists every difference that matters.
         """
         if not self._ours():
-            foreign = [name for name in (*FOLDERS, *FILES) if (self / name).exists()]
+            # .hydra alone is a run that was killed while it wrote its first record.
+            foreign = [name for name in (*FOLDERS, *FILES) if name != ".hydra" and (self / name).exists()]
             if foreign:
                 raise RunDirError(
                     f"run_dir={self.path} holds {', '.join(foreign)}, which no run of ftlab wrote: "

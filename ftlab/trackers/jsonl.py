@@ -31,7 +31,9 @@ class JsonlTracker:
         """Drop lines beyond `step`, which a resumed run writes anew; the file is replaced in one move."""
         if self._file is not None:
             self._file.close()
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        # Test scores are a run's last line; a run that goes on writes its end anew.
+        kept = [line for line in lines if _step(line) <= step and '"test/' not in line]
         temporary = self.path.with_name(self.path.name + ".tmp")
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in kept)
