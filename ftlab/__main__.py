@@ -14,9 +14,12 @@ from typing import Any
 from ftlab.commands import plain_arguments
 from ftlab.errors import FtlabError, InputError
 
-PLAIN = ("predict", "eval", "doctor", "runs")  # their values are plain text
+PLAIN = ("predict", "eval", "doctor", "runs", "compare")  # their values are plain text
 COMPOSED = ("fetch", "data")  # their values are Hydra overrides
+DASHED = ("score",)  # their options have dashes
+COMMANDS = (*PLAIN, *COMPOSED, *DASHED)
 ON_A_RUN = ("predict", "eval")  # their first bare word is the run
+WITH_WORDS = ("runs", "compare")  # they take bare words
 SHOWING = (
     "--help",
     "-h",
@@ -52,6 +55,9 @@ def main(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("ftlab: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def dispatch(words: list[str]) -> int:
@@ -61,10 +67,12 @@ def dispatch(words: list[str]) -> int:
         return plain(first, words[1:])
     if first in COMPOSED:
         return composed(first, words[1:])
+    if first in DASHED:
+        return dashed(first, words[1:])
     if first and "=" not in first and not first.startswith(("-", "+", "~")):
-        near = difflib.get_close_matches(first, [*PLAIN, *COMPOSED], n=1, cutoff=0.0)
+        near = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.0)
         raise InputError(
-            f"{first!r} is no command. Did you mean: {near[0]}? Commands: {', '.join([*PLAIN, *COMPOSED])}. "
+            f"{first!r} is no command. Did you mean: {near[0]}? Commands: {', '.join(COMMANDS)}. "
             "A run takes GROUP=OPTION and KEY=VALUE: python -m ftlab --help"
         )
     if any(word.split("=")[0] in SHOWING for word in words):
@@ -81,11 +89,18 @@ def plain(command: str, words: list[str]) -> int:
     arguments, bare = plain_arguments(words)
     if command in ON_A_RUN and bare and "run" not in arguments:
         arguments["run"] = bare.pop(0)
-    if bare and command != "runs":
+    if bare and command not in WITH_WORDS:
         raise InputError(f"{bare[0]!r} is not of the form key=value: {_module(command).__doc__.splitlines()[0]}")
-    if command == "runs":
+    if command in WITH_WORDS:
         return int(_module(command).main(arguments, bare))
     return int(_module(command).main(arguments))
+
+
+def dashed(command: str, words: list[str]) -> int:
+    """A command that reads its words itself."""
+    if any(word in ("--help", "-h") for word in words):
+        return usage(command)
+    return int(_module(command).main(words))
 
 
 def composed(command: str, words: list[str]) -> int:

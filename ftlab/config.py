@@ -25,8 +25,14 @@ DTYPES = ("bfloat16", "float16", "float32")
 OBJECTIVES = {
     "eval/sql_exact_match": True,
     "eval/sql_string_match": True,
+    "eval/sql_ast_match": True,
+    "eval/sql_exec_match": True,
+    "eval/sql_valid": True,
     "eval/loss": False,
 }
+# Metrics of SQL that count rows; all others of SQL are rates.
+COUNTS = ("sql_gold_broken", "sql_vacuous")
+MOST_DATABASES = 1000
 
 
 @dataclass
@@ -134,6 +140,9 @@ class EvalConfig:
     max_rows: Optional[int] = 200  # rows scored of each split; null: all
     batch_size: int = 32
     max_new_tokens: int = 128
+    databases: int = 32  # made-up databases that an answer other than the gold one is executed on
+    extract_sql: bool = False  # score the query inside a Markdown fence or prose (ftlab.sql.extract)
+    rows_dir: Optional[str] = None  # a folder of <group>.sqlite with real rows, to be executed on too
 
 
 @dataclass
@@ -165,6 +174,11 @@ class ExperimentConfig:
     run_name: str = MISSING
     run_dir: str = MISSING
     force: bool = False
+
+
+def is_rate(key: str) -> bool:
+    """Whether a metric is a share of rows, of which more is better."""
+    return "/sql_" in key and not key.endswith(COUNTS)
 
 
 def register() -> None:
@@ -367,6 +381,8 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         rule(value is None or value >= 1, f"eval.{key}", value, "must be null or at least 1")
     for key in ("batch_size", "max_new_tokens"):
         rule(getattr(evaluation, key) >= 1, f"eval.{key}", getattr(evaluation, key), "must be at least 1")
+    databases = evaluation.databases
+    rule(1 <= databases <= MOST_DATABASES, "eval.databases", databases, f"must lie in 1 to {MOST_DATABASES}")
     rule(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must lie in [0, 2**32)")
     rule(
         patience is None or evaluation.every is not None,

@@ -25,7 +25,7 @@ from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
 from ftlab.data.encode import EncodedSet, encode
 from ftlab.errors import ConfigError, Stopped
-from ftlab.evaluate import Scores, Split, prediction_rows
+from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
 from ftlab.generate import generation_config
 from ftlab.report import report, report_finished
 from ftlab.run_dir import RunDir
@@ -40,6 +40,7 @@ from ftlab.vram import Meter, peak_flops
 from ftlab.weights import Located
 
 PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
+SHOWN = ("exact_string", "ast_equal", "exec_equal", "valid")  # verdicts in the tracker's table of predictions
 PRECISION = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
 
 
@@ -100,6 +101,7 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
         InputError: packages, data, tokenizer or module names that do not fit.
     """
     check_packages(cfg)
+    check_rows_dir(cfg.eval)
     splits = data.load(cfg.data)
     located = weights.find(cfg.model, what="tokenizer")
     tokenizer = models.load_tokenizer(located, cfg.model.trust_remote_code)
@@ -157,7 +159,7 @@ class Experiment:
         self._open_tracker(resumed)
         with self._phase("load"):
             located, base = self._load_base(prepared)
-        base_answers = self._base_answers(base, prepared)
+        base_scores = self._base_scores(base, prepared)
         model = self._adapted(base)
         with self.terminal.phase("train"), self.meter.phase("train"):
             tuned_validation = self._train(model, prepared, resumed)
@@ -165,7 +167,7 @@ class Experiment:
         self._add_scores("tuned", tuned_validation)
         self._add_scores("tuned", tuned)
         self._save_result(model, prepared.tokenizer, located)
-        rows = prediction_rows(prepared.test, base_answers, tuned.answers)
+        rows = prediction_rows(prepared.test, base_scores, tuned)
         return self._finish(rows)
 
     # --- before training ------------------------------------------------------------------------------------
@@ -247,20 +249,19 @@ class Experiment:
             self.terminal.warn("this architecture lets rows of a flat batch see each other: one row a forward pass")
         return located, base
 
-    def _base_answers(self, base: PreTrainedModel, prepared: Prepared) -> list[str]:
-        """The base's answers on test; those of an interrupted run are used again."""
-        written = self.folder.read_rows("predictions.jsonl")
-        answers = [str(row.get("base_pred")) for row in written]
-        ids = [row.get("id") for row in written]
-        known = self.summary["base"]
-        if ids == [row.id for row in prepared.test.rows] and "test/loss" in known and "eval/loss" in known:
-            return answers
+    def _base_scores(self, base: PreTrainedModel, prepared: Prepared) -> Scores:
+        """The base's answers on test and their verdicts; those of an interrupted run are used again."""
+        rows = self.folder.read_rows("predictions.jsonl")
+        written, known = scores_of_base(rows), self.summary["base"]
+        ids = [row.get("id") for row in rows]
+        if written and ids == [row.id for row in prepared.test.rows] and "test/loss" in known and "eval/loss" in known:
+            return written
         for split in (prepared.validation, prepared.test):
             scores = self._score(base, split, f"evaluate base on {split.title}")
             self._add_scores("base", scores)
-        self.folder.write_rows("predictions.jsonl", prediction_rows(prepared.test, scores.answers, None))
+        self.folder.write_rows("predictions.jsonl", prediction_rows(prepared.test, scores, None))
         self.folder.write_summary(self.summary)
-        return scores.answers
+        return scores
 
     def _adapted(self, base: PreTrainedModel) -> nn.Module:
         """The base in its adapter, or the base itself where all weights are trained."""
@@ -306,7 +307,7 @@ class Experiment:
             progress = trainer.train()
         self.summary["seconds"]["train"] = round(progress.seconds, 3)
         self.summary |= {"step": progress.step, "best_step": progress.best, "epochs": trainer.plan.epochs}
-        return Scores(progress.metrics, progress.intervals, [])
+        return Scores(progress.metrics, progress.intervals)
 
     def _record(self, metrics: Metrics, step: int) -> None:
         limit = peak_flops(self.accelerator.device)
@@ -397,7 +398,7 @@ class Experiment:
     def _close_tracker(self, rows: list[dict[str, Any]], step: int) -> str | None:
         if self.tracker is None:
             return None
-        columns = ["question", "gold", "base_pred", "pred", "exact_string"]
+        columns = ["question", "gold", "base_pred", "pred", *SHOWN, *(f"base_{name}" for name in SHOWN), "reason"]
         self.tracker.table("predictions", columns, [[row[c] for c in columns] for row in rows], step)
         numbers = {f"base/{key}": value for key, value in self.summary["base"].items()}
         kept = ("trainable_parameters", "parameters", "data_sha256", "model", "seconds", "vram", "objective")
@@ -453,7 +454,8 @@ def dry_run(composition: Composition, terminal: Terminal) -> None:
 def model_card(cfg: ExperimentConfig, summary: dict[str, Any], located: Located) -> str:
     """A short card beside the result: what it is, how to ask it, how it scored."""
     tuned, base = summary["tuned"], summary["base"]
-    lines = [f"| {key} | {base.get(key, float('nan')):.4f} | {value:.4f} |" for key, value in sorted(tuned.items())]
+    whole = sorted(key for key in tuned if key.count("/") == 1)  # not those by kind of query
+    lines = [f"| {key} | {base.get(key, float('nan')):.4f} | {tuned[key]:.4f} |" for key in whole]
     table = "\n".join(["| metric | base | tuned |", "| --- | --- | --- |", *lines])
     return (
         f"---\nbase_model: {cfg.model.id}\nlibrary_name: {'peft' if cfg.lora.r else 'transformers'}\n---\n\n"

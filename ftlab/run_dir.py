@@ -17,11 +17,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from omegaconf import OmegaConf
 
 from ftlab.composition import Composition, flatten, load_tree
+from ftlab.config import ExperimentConfig
 from ftlab.errors import RunDirError
 from ftlab.redact import redact, redact_tree
 
@@ -186,7 +188,8 @@ class RunDir:
         if not (self / "config.yaml").exists():
             return []
         mine = flatten(redact_tree(tree))
-        theirs = flatten(load_tree(self / "config.yaml"))
+        # What a run of an older ftlab does not name was as it is by default.
+        theirs = {**flatten(defaults()), **flatten(load_tree(self / "config.yaml"))}
         return [
             f"  {key}: {theirs.get(key)} in the folder, {mine.get(key)} now"
             for key in sorted({*mine, *theirs})
@@ -198,6 +201,11 @@ def _may_differ(key: str, before: Any, now: Any) -> bool:
     if key == "trainer.max_steps":
         return before is not None and now is not None and now > before
     return key in FREE_KEYS or key.startswith(FREE_NODES)
+
+
+def defaults() -> dict[str, Any]:
+    """What the schema has keys be that a configuration does not name."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(ExperimentConfig)))
 
 
 def find_run(text: str) -> RunDir:

@@ -18,11 +18,22 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from ftlab.config import COUNTS, is_rate
 from ftlab.redact import redact, redact_tree
 
 PLAIN_WIDTH = 100  # columns of tables where the output is no terminal
 SILENCE_SECONDS = 30.0  # plain output tells at least so often where a long phase stands
 SPLITS = {"eval": "validation", "test": "test"}  # the prefix of a metric's key, and what it was measured on
+LABELS = {  # of metrics, in the order in which they are shown
+    "sql_string_match": "string match",
+    "sql_ast_match": "AST match (headline)",
+    "sql_exec_match": "exec match",
+    "sql_valid": "valid",
+    "loss": "loss",
+    "sql_gold_broken": "gold broken, rows",
+    "sql_vacuous": "gold vacuous, rows",
+}
+BY_BUCKET = {"sql_ast_match": "AST", "sql_exec_match": "exec"}  # scores that are also shown by kind of gold query
 
 Metrics = Mapping[str, float]
 
@@ -109,25 +120,30 @@ class Terminal:
         intervals: Mapping[str, Any] | None,
         columns: tuple[str, str] = ("base", "tuned"),
     ) -> None:
-        """Both models' scores side by side, validation and test apart.
+        """Both models' scores side by side, validation and test apart; then by kind of gold query.
 
         `intervals` holds, by `base` and `tuned` or for the tuned model alone, (low, high) by metric key. Rates
         are shown in percent and their difference in percentage points, losses as they are.
         """
-        keys = list(dict.fromkeys([*tuned, *base]))
+        keys = [key for key in dict.fromkeys([*tuned, *base]) if key.partition("/")[0] in SPLITS]
         ranges = (intervals or {}).get("tuned", intervals or {})
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("")
-        for title in (*columns, "difference"):
-            table.add_column(title, justify="right")
-        if ranges:
-            table.add_column(f"95 % of {columns[1]}", justify="right")
+        rows: list[list[Text]] = []
         for prefix, split in SPLITS.items():
-            mine = sorted(key for key in keys if key.startswith(f"{prefix}/"))
-            if mine:
-                table.add_row(Text(split, style="bold"))
-            for key in mine:
-                table.add_row(*_score_cells(key, base.get(key), tuned.get(key), ranges.get(key)))
+            mine = _shown([key for key in keys if key.startswith(f"{prefix}/")], base, tuned)
+            rows += [[Text(split, style="bold")]] if mine else []
+            rows += [_score_cells(key, base.get(key), tuned.get(key), ranges.get(key)) for key in mine]
+        self.table(["", *columns, "difference", *([f"95 % of {columns[1]}"] if ranges else [])], rows)
+        head, rows = _by_bucket(keys, base, tuned, columns)
+        if rows:
+            self.table(head, rows)
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+        """A line a row below an empty one; the first column reads from the left, the others end at the right."""
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for i, title in enumerate(head):
+            table.add_column(Text(title), justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
         with self.console.capture() as captured:
             self.console.print(table)
         self._line(Text(""))
@@ -137,16 +153,20 @@ class Terminal:
     def predictions(self, rows: Sequence[Mapping[str, Any]], limit: int = 5) -> None:
         """The first rows: `question`, `gold`, `base_pred` and `pred` under each other, a line each.
 
-        `exact_string` and `base_exact_string` say which answers are right; without them the texts are compared.
+        `ast_equal` and `base_ast_equal` say which answers are right; older rows have only `exact_string` and
+        `base_exact_string`, and without those the texts are compared.
         """
         for row in rows[:limit]:
             self._line(Text(""))
             self._answer("question", "", row.get("question"), "")
             self._answer("gold", "", row.get("gold"), "")
-            for label, key, right in (("base", "base_pred", "base_exact_string"), ("tuned", "pred", "exact_string")):
-                if row.get(key) is not None:
-                    good = row[right] if row.get(right) is not None else row[key].strip() == row["gold"].strip()
-                    self._answer(label, "right" if good else "wrong", row[key], "green" if good else "red")
+            for label, prefix in (("base", "base_"), ("tuned", "")):
+                answer = row.get(f"{prefix}pred")
+                if answer is not None:
+                    known = [row.get(prefix + name) for name in ("ast_equal", "exact_string")]
+                    same = answer.strip() == row["gold"].strip()
+                    good = next((verdict for verdict in known if verdict is not None), same)
+                    self._answer(label, "right" if good else "wrong", answer, "green" if good else "red")
 
     def next_commands(self, commands: Sequence[str]) -> None:
         """At most four commands, each whole on its own line, to be copied."""
@@ -310,9 +330,50 @@ def _value(value: Any) -> str:
     return text if text.isprintable() and text == text.strip() and text else json.dumps(text, ensure_ascii=False)
 
 
+def _shown(keys: Sequence[str], base: Metrics, tuned: Metrics) -> list[str]:
+    """Keys of one split as they are listed: none by kind of query, no count of nothing, and the headline under its
+    own name only."""
+    order = list(LABELS)
+    names = {key: key.partition("/")[2] for key in keys if key.count("/") == 1}
+    if "sql_ast_match" in names.values():
+        names = {key: name for key, name in names.items() if name != "sql_exact_match"}
+    kept = [key for key in names if not key.endswith(COUNTS) or base.get(key) or tuned.get(key)]
+    return sorted(kept, key=lambda key: (order.index(names[key]) if names[key] in order else -1, key))
+
+
+def _by_bucket(
+    keys: Sequence[str], base: Metrics, tuned: Metrics, columns: tuple[str, str]
+) -> tuple[list[str], list[list[Text]]]:
+    """Head and rows of the scores by kind of gold query, `base -> tuned` in percent."""
+    scores = [f"{prefix}/{name}" for prefix in SPLITS for name in BY_BUCKET]
+    scores = [score for score in scores if any(key.startswith(f"{score}/") for key in keys)]
+    buckets = dict.fromkeys(key.split("/")[2] for key in keys if key.rpartition("/")[0] in scores)
+    titles = {f"{prefix}/{name}": title for prefix in SPLITS for name, title in BY_BUCKET.items()}
+    titles |= {f"{prefix}/sql_ast_match": f"{split} AST" for prefix, split in SPLITS.items()}
+    head = [f"{' -> '.join(columns)}, %", *(titles[score] for score in scores)]
+    rows = [[Text("  " + bucket.replace("_", " "))] for bucket in buckets]
+    for row, bucket in zip(rows, buckets, strict=True):
+        for score in scores:
+            pair = [values[key] for values in (base, tuned) if _is_number(values.get(key := f"{score}/{bucket}"))]
+            row.append(Text(" -> ".join(f"{100 * value:.1f}" for value in pair) or "-"))
+    return head, rows
+
+
+def percent(value: float) -> str:
+    """A rate: `12.5 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def span(interval: Sequence[float], sign: str = "") -> str:
+    """An interval of a rate, in percent: `8.1 to 17.2`."""
+    return " to ".join(f"{100 * bound:{sign}.1f}" for bound in interval)
+
+
 def _score_cells(key: str, before: float | None, after: float | None, ranges: Any) -> list[Text]:
-    rate = "/sql_" in key
-    cells = [Text("  " + key.partition("/")[2]), Text(_number(before, rate)), Text(_number(after, rate), "bold")]
+    name, rate = key.partition("/")[2], is_rate(key)
+    cells = [Text("  " + LABELS.get(name, name)), Text(_number(before, key)), Text(_number(after, key), "bold")]
+    if key.endswith(COUNTS):
+        return cells
     if _is_number(before) and _is_number(after):
         gain = float(after) - float(before)  # type: ignore[arg-type]
         better = gain > 0 if rate else gain < 0
@@ -322,14 +383,15 @@ def _score_cells(key: str, before: float | None, after: float | None, ranges: An
         cells.append(Text(""))
     if ranges:
         low, high = ranges
-        cells.append(Text(f"{100 * low:.1f} to {100 * high:.1f}" if rate else f"{low:.3f} to {high:.3f}", "dim"))
+        cells.append(Text(span(ranges) if rate else f"{low:.3f} to {high:.3f}", "dim"))
     return cells
 
 
-def _number(value: float | None, rate: bool) -> str:
+def _number(value: float | None, key: str) -> str:
     if not _is_number(value):
         return "-"
-    return f"{100 * float(value):.1f} %" if rate else f"{float(value):.3f}"  # type: ignore[arg-type]
+    number = float(value)  # type: ignore[arg-type]
+    return percent(number) if is_rate(key) else f"{number:,.0f}" if key.endswith(COUNTS) else f"{number:.3f}"
 
 
 def _is_number(value: object) -> bool:
@@ -349,11 +411,14 @@ def _training(metrics: Metrics) -> list[str]:
 
 
 def _evaluation(metrics: Metrics) -> list[str]:
-    """Scores of an evaluation during training; the string match stays away where it is the headline itself."""
-    keys = [key for key in metrics if key.partition("/")[0] in SPLITS]
-    if any(key.endswith("/sql_exact_match") for key in keys):
-        keys = [key for key in keys if not key.endswith("/sql_string_match")]
-    return [f"{key} {_number(metrics[key], '/sql_' in key)}" for key in keys]
+    """Of the scores of an evaluation those that one watches while training: loss, headline, exec."""
+    names = {"loss": "loss", "sql_exact_match": "AST", "sql_exec_match": "exec"}
+    parts = []
+    for prefix, split in SPLITS.items():
+        keys = {f"{prefix}/{name}": title for name, title in names.items() if f"{prefix}/{name}" in metrics}
+        parts += [split] if keys else []
+        parts += [f"{title} {_number(metrics[key], key)}" for key, title in keys.items()]
+    return parts
 
 
 def _clock(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """The commands beside training, one module each.
 
-Commands that read or answer get their own key=value as plain text, split at the first `=`; `fetch` and
-`data` get a composed configuration.
+Commands that read or answer get their own key=value as plain text, split at the first `=`; `score` has options with
+dashes; `fetch` and `data` get a composed configuration.
 """
 
 import difflib
@@ -40,3 +40,45 @@ def check_keys(command: str, arguments: Iterable[str], known: Iterable[str]) -> 
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or known
             raise InputError(f"{key}= is no argument of {command}. Did you mean: {', '.join(near)}?")
+
+
+def dashed_arguments(
+    command: str, words: list[str], options: Iterable[str], flags: Iterable[str]
+) -> tuple[dict[str, str], list[str]]:
+    """`--option VALUE`, `--option=VALUE` or `option=VALUE`, and `--flag`, as a dict (a flag's value is true or false);
+    and the words that are no option. After `--` nothing is an option.
+
+    Raises:
+        InputError: an unknown option, one without its value or given twice, a flag that is neither true nor false.
+    """
+    options, flags = list(options), list(flags)
+    arguments: dict[str, str] = {}
+    bare: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word == "--":
+            bare += rest
+        elif not (word.startswith("-") and word != "-") and not (equals and name.isidentifier()):
+            bare.append(word)
+        elif name not in (*options, *flags):
+            raise InputError(f"{word} is no option of {command}. {_meant(name, [*options, *flags])}")
+        elif name in arguments:
+            raise InputError(f"--{name} is given twice")
+        else:
+            given = value if equals else "true" if name in flags else next(rest, None)
+            arguments[name] = _checked(name, given, name in flags)
+    return arguments, bare
+
+
+def _meant(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lstrip("-"), known, n=1, cutoff=0.4) or known
+    return f"Did you mean: {', '.join('--' + other for other in near)}?"
+
+
+def _checked(name: str, value: str | None, is_flag: bool) -> str:
+    if value is None:
+        raise InputError(f"--{name} needs a value: --{name} VALUE")
+    if is_flag and value.lower() not in ("true", "false"):
+        raise InputError(f"--{name}={value} must be true or false, or --{name} alone")
+    return value.lower() if is_flag else value

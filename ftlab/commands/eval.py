@@ -80,13 +80,14 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
 
 def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict[str, str]) -> int:
     from ftlab import data
-    from ftlab.evaluate import Split, prediction_rows
+    from ftlab.evaluate import Split, check_rows_dir, prediction_rows
     from ftlab.experiment import make_accelerator, quiet
     from ftlab.models import load_result
     from ftlab.terminal import Terminal
     from ftlab.train.loss import leaks
 
     quiet()
+    check_rows_dir(cfg.eval)
     terminal = Terminal()
     splits = data.load(cfg.data)
     accelerator = make_accelerator(cfg)
@@ -111,7 +112,7 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
         "data_sha256": splits.sha256,
     }
     write_atomic(folder / f"{stem}.json", json.dumps(finite(redact_tree(record)), indent=2) + "\n")
-    rows = prediction_rows(scored, None, scores.answers)
+    rows = prediction_rows(scored, None, scores)
     folder.write_rows(f"{stem}.jsonl", rows)
     terminal.note(f"written: {folder / stem}.json (scores) and .jsonl (answers)")
     return 0

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ftlab.config import OBJECTIVES, known_keys
+from ftlab.config import OBJECTIVES, is_rate, known_keys
 from ftlab.errors import InputError
 
 OUTPUTS = Path("outputs")
@@ -269,7 +269,7 @@ def _number(value: Any) -> float | None:
 def _order(text: str) -> Order:
     """Newest and best first, other keys from low to high; a `-` turns it round, absent values stay last."""
     key = text.removeprefix("-")
-    down = key in ("started", "score") or "/sql_" in key
+    down = key in ("started", "score") or is_rate(key)
     down = down != text.startswith("-")
 
     def ordered(runs: list[Run]) -> list[Run]:
@@ -367,7 +367,7 @@ def _headline(run: Run) -> str:
     tuned = _number(run.values["score"]) if tuned is None else tuned
     if base is None and tuned is None:
         return "-"
-    rate = key is not None and "/sql_" in key
+    rate = key is not None and is_rate(key)
     before, after = ("" if n is None else f"{100 * n:.1f}" if rate else f"{n:.3f}" for n in (base, tuned))
     return f"{before} -> {after}{' %' if rate and after else ''}".strip()
 

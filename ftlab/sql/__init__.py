@@ -1,10 +1,41 @@
 """Scores of SQL answers. Needs neither torch nor Hydra and can be used alone.
 
-`exact_string` is the strict score. Its meaning is fixed: both texts equal, character by character, once
-runs of ASCII white space outside quotes are one blank, the ends are stripped and trailing semicolons gone.
+`exact_string`, `ast_equal`, `exec_equal` and `valid` say of a prediction what docs/metrics.md defines; `Scorer` gives
+all of them at once, with the reasons. Whatever needs SQLite or a parser happens in a process of its own, so that no
+prediction can harm the caller.
 """
 
-from ftlab.sql.intervals import wilson
+from ftlab.sql.extract import extract
+from ftlab.sql.intervals import clustered_bootstrap, mcnemar, wilson
+from ftlab.sql.scorer import Scorer, shared_scorer
 from ftlab.sql.strict import exact_string
+from ftlab.sql.verdict import Verdict
 
-__all__ = ["exact_string", "wilson"]
+__all__ = [
+    "Scorer",
+    "Verdict",
+    "ast_equal",
+    "clustered_bootstrap",
+    "exact_string",
+    "exec_equal",
+    "extract",
+    "mcnemar",
+    "shared_scorer",
+    "valid",
+    "wilson",
+]
+
+
+def ast_equal(gold: str, pred: object, context: str) -> bool:
+    """Whether two queries over the tables of a context have the same canonical tree."""
+    return shared_scorer().score(gold, pred, context).ast_equal
+
+
+def exec_equal(gold: str, pred: object, context: str) -> bool | None:
+    """Whether two queries give the same result on every database that was tried; None where the gold cannot run."""
+    return shared_scorer().score(gold, pred, context).exec_equal
+
+
+def valid(pred: object, context: str) -> bool:
+    """Whether a text is one read-only query that SQLite prepares on the tables of a context."""
+    return shared_scorer().score("SELECT 1", pred, context).valid

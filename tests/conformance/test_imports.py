@@ -14,6 +14,7 @@ PACKAGE = Path(ftlab.__file__).parent
 
 # The row type and the prompt are the words in which the parts speak of data.
 SHARED = {"ftlab.data.encode", "ftlab.data.prompts", "ftlab.data.splits"}
+SQL = {f"ftlab.sql.{file.stem}" for file in (PACKAGE / "sql").glob("*.py")} | {"ftlab.sql"}
 BASICS = {"ftlab.errors", "ftlab.config", "ftlab.redact", "ftlab.quiet"}
 
 # Module or package -> the modules of ours that it may import, its own apart.
@@ -33,7 +34,10 @@ MAY_IMPORT = {
     "ftlab.terminal": BASICS,
     "ftlab.composition": BASICS,
     "ftlab.run_dir": BASICS | {"ftlab.composition"},
-    "ftlab.evaluate": BASICS | SHARED | {"ftlab.data", "ftlab.generate", "ftlab.sql", "ftlab.train.loss"},
+    "ftlab.lines": {"ftlab.errors"},
+    "ftlab.evaluate": BASICS | SHARED | SQL | {"ftlab.data", "ftlab.generate", "ftlab.train.loss"},
+    "ftlab.commands.score": BASICS | SQL | {"ftlab.commands", "ftlab.lines", "ftlab.terminal"},
+    "ftlab.commands.compare": BASICS | SQL | {"ftlab.commands", "ftlab.lines", "ftlab.run_dir", "ftlab.terminal"},
 }
 
 # No module of these may import, at any depth of code, the libraries beside it.
@@ -49,10 +53,19 @@ WITHOUT = {
     "ftlab.generate": {"wandb", "hydra", "peft"},
     "ftlab.trackers": {"torch", "hydra", "transformers"},
     "ftlab.vram": {"transformers", "peft", "hydra"},
+    "ftlab.lines": {"torch", "hydra", "omegaconf", "transformers"},
+    "ftlab.terminal": {"torch", "transformers"},
+    "ftlab.commands.score": {"torch", "hydra", "transformers"},
+    "ftlab.commands.compare": {"torch", "hydra", "transformers"},
 }
 
 # Libraries that one place alone knows.
-ONLY = {"wandb": ("ftlab.trackers",), "optuna": ("ftlab.sweep",), "rich": ("ftlab.terminal", "ftlab.commands")}
+ONLY = {
+    "wandb": ("ftlab.trackers",),
+    "optuna": ("ftlab.sweep",),
+    "sqlglot": ("ftlab.sql",),
+    "rich": ("ftlab.terminal", "ftlab.commands"),
+}
 
 
 def modules() -> dict[str, Path]:

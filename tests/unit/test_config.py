@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftlab import compose
-from ftlab.config import ExperimentConfig, check, known_keys
+from ftlab.config import ExperimentConfig, check, is_rate, known_keys
 from ftlab.errors import ConfigError
 
 
@@ -56,7 +56,12 @@ def refusal(*overrides: str) -> str:
         (["data.test_rows=0"], ["null"]),
         (["eval.every=0"], ["null"]),
         (["eval.batch_size=0"], ["at least 1"]),
-        (["objective=accuracy"], ["eval/sql_exact_match"]),
+        (["eval.databases=0"], ["eval.databases=0", "1 to 1000"]),
+        (["eval.databases=1001"], ["eval.databases=1001"]),
+        (["eval.databases=many"], ["whole number"]),
+        (["eval.extract_sql=often"], ["eval.extract_sql"]),
+        (["objective=accuracy"], ["eval/sql_exact_match", "eval/sql_exec_match"]),
+        (["objective=test/sql_exec_match"], ["eval/sql_exec_match"]),
         (["objective=test/sql_exact_match"], ["eval/loss"]),
         (["tracker.mode=always"], ["offline"]),
     ],
@@ -95,6 +100,8 @@ def test_an_explicit_run_dir_is_the_users_choice() -> None:
         ["data.prompt='{question} {{braces}}'"],
         ["run_name=mine/first"],
         ["eval.every=null"],
+        ["eval.databases=1000", "eval.extract_sql=true", "eval.rows_dir=somewhere"],
+        *([f"objective=eval/{name}"] for name in ("sql_ast_match", "sql_exec_match", "sql_valid", "loss")),
     ],
 )
 def test_what_is_allowed_passes(overrides: list[str]) -> None:
@@ -116,3 +123,8 @@ def test_known_keys_hold_nodes_and_leaves() -> None:
 def test_the_schema_does_not_import_torch() -> None:
     program = "import sys, ftlab.config, ftlab.composition; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_rates_are_told_from_counts_and_losses() -> None:
+    assert all(is_rate(f"test/{name}") for name in ("sql_valid", "sql_exec_match", "sql_ast_match/nested"))
+    assert not any(is_rate(f"test/{name}") for name in ("loss", "sql_gold_broken", "sql_vacuous"))

@@ -92,6 +92,11 @@ def test_predictions_are_those_of_the_test_split(finished: Path, rows_folder: Pa
     assert len(rows) == 4
     assert {row["gold"] for row in rows} <= {row["answer"] for row in tests}
     assert all(isinstance(row["base_pred"], str) and isinstance(row["pred"], str) for row in rows)
+    for prefix in ("", "base_"):
+        assert all(row[f"{prefix}ast_equal"] in (True, False) for row in rows)
+        assert all(row[f"{prefix}reason"] for row in rows)
+        wrong = [row for row in rows if row[f"{prefix}exec_equal"] and not row[f"{prefix}valid"]]
+        assert wrong == []
 
 
 def test_the_adapter_carries_all_that_prediction_needs(finished: Path, base_folder: Path) -> None:
@@ -201,6 +206,81 @@ def test_stopped_during_the_last_scoring_the_run_resumes_there(fit: Fit, termina
     assert again.summary["tuned"] == whole.summary["tuned"]
 
 
+def test_stopped_between_two_verdicts_the_run_resumes_there(fit: Fit, terminal: Any, tmp_path: Path) -> None:
+    whole = fit(run_dir=tmp_path / "whole")
+    judged: list[int] = []
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if terminal.phases[-1].startswith("evaluate tuned") and step == 4:
+            judged.append(step)
+            if len(judged) == 3:  # all answers are written, one is judged
+                os.kill(os.getpid(), 15)
+
+    terminal.on_update = stop
+    with pytest.raises(Stopped):
+        fit()
+    assert len(judged) == 3
+    terminal.on_update = lambda step, metrics: None
+    assert fit().summary["tuned"] == whole.summary["tuned"]
+
+
+def test_the_base_of_an_older_record_is_scored_again(fit: Fit, terminal: Any, tmp_path: Path) -> None:
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if step == 3 and "train/loss" in metrics:
+            os.kill(os.getpid(), 15)
+
+    terminal.on_update = stop
+    with pytest.raises(Stopped):
+        fit()
+    terminal.on_update = lambda step, metrics: None
+    file = tmp_path / "run/predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        del row["base_ast_equal"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    phases = len(terminal.phases)
+    assert fit().summary["status"] == "finished"
+    assert [phase for phase in terminal.phases[phases:] if "base" in phase]
+
+
+# --- what is scored ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sql_ast_match", "sql_exec_match", "sql_valid", "sql_string_match", "loss"])
+def test_any_score_may_be_the_objective(fit: Fit, name: str) -> None:
+    outcome = fit("trainer.max_steps=2", f"objective=eval/{name}")
+    assert outcome.objective == outcome.summary["tuned"][f"eval/{name}"]
+    assert outcome.summary["objective"]["name"] == f"eval/{name}"
+
+
+def test_the_scores_of_a_run_are_rates_with_intervals_and_kinds(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    for column in ("base", "tuned"):
+        scores, intervals = summary[column], summary["intervals"][column]
+        for prefix in ("eval", "test"):
+            names = ("sql_string_match", "sql_ast_match", "sql_exec_match", "sql_valid", "sql_exact_match")
+            for key in [f"{prefix}/{name}" for name in names]:
+                assert intervals[key][0] <= scores[key] <= intervals[key][1]
+            assert scores[f"{prefix}/sql_exact_match"] == scores[f"{prefix}/sql_ast_match"]
+            assert scores[f"{prefix}/sql_ast_match/aggregate"] == scores[f"{prefix}/sql_ast_match"]  # all golds count
+            assert scores[f"{prefix}/sql_gold_broken"] == 0
+            assert f"{prefix}/sql_ast_match/multi_table" not in scores
+
+
+def test_the_trackers_table_holds_the_verdicts(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[tuple[list[str], list[list[object]]]] = []
+
+    class Heard(module.trackers.NullTracker):
+        def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
+            tables.append((columns, rows))
+
+    monkeypatch.setattr(module.trackers, "open", lambda *arguments: Heard())
+    fit("trainer.max_steps=1")
+    ((columns, rows),) = tables
+    assert {"pred", "ast_equal", "exec_equal", "valid", "base_ast_equal", "reason"} <= set(columns)
+    assert [len(row) for row in rows] == [len(columns)] * 4
+
+
 # --- kinds of result --------------------------------------------------------------------------------------
 
 
@@ -272,6 +352,7 @@ def test_a_loss_that_is_no_number_fails_the_run_and_keeps_the_checkpoint(
         (["data.columns.question=ask"], DataError, "question"),
         (["model.id=/nowhere/model"], WeightsError, "nowhere"),
         (["lora.init_from=/nowhere"], ConfigError, "adapter_config"),
+        (["eval.rows_dir=/nowhere"], ConfigError, r"eval\.rows_dir=/nowhere is no folder"),
     ],
     ids=lambda part: part[0] if isinstance(part, list) else "",
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ftlab.__main__ import COMPOSED, PLAIN
+from ftlab.__main__ import COMMANDS
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -59,6 +59,10 @@ def light(words: list[str]) -> tuple[int, float, str]:
         (["traain"], 2, "Commands:"),
         (["predict"], 2, "run=DIR"),
         (["predict", "run=absent", "question=x"], 2, "python -m ftlab runs"),
+        (["score", "--help"], 0, "score IN.jsonl OUT.jsonl"),
+        (["score"], 2, "two files"),
+        (["compare", "-h"], 0, "compare RUN_A RUN_B"),
+        (["compare", "absent", "absent"], 2, "python -m ftlab runs"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
@@ -76,7 +80,7 @@ def test_help_lists_every_group_and_five_commands(cli: Cli) -> None:
     for word in ("model:", "quant:", "lora:", "data:", "trainer:", "eval:", "tracker:", "experiment:", "sweep:"):
         assert word in out
     assert sum("python -m ftlab" in line for line in out.split("== Commands ==")[0].splitlines()) >= 6
-    assert all(command in out for command in (*PLAIN, *COMPOSED))
+    assert all(command in out for command in COMMANDS)
 
 
 def test_cfg_job_works_from_a_folder_of_ones_own_options(cli: Cli, tmp_path: Path) -> None:
@@ -94,6 +98,9 @@ def test_cfg_job_works_from_a_folder_of_ones_own_options(cli: Cli, tmp_path: Pat
     [
         (["pedict", "run=x"], "predict"),
         (["fecth"], "fetch"),
+        (["scores"], "score"),
+        (["compair", "a", "b"], "compare"),
+        (["score", "in.jsonl", "out.jsonl", "--database", "3"], "--databases"),
         (["--dri-run"], "--dry-run"),
         (["model=tinny"], "tiny"),
         (["model=tiny", "+lora.rr=4"], "lora.r"),

@@ -145,6 +145,16 @@ def test_what_changes_what_is_learnt_may_not(override: str, finished: Path, smal
         RunDir(finished).check_same(trees(small, override))
 
 
+def test_a_record_older_than_a_key_is_as_that_key_is_by_default(finished: Path, small: list[str]) -> None:
+    record = finished / "config.yaml"
+    tree = yaml.safe_load(record.read_text())
+    del tree["eval"]["databases"]
+    record.write_text(yaml.safe_dump(tree))
+    RunDir(finished).check_same(composition([*small, f"run_dir={finished}"]).tree)
+    with pytest.raises(RunDirError, match=r"eval\.databases: 32 in the folder, 4 now"):
+        RunDir(finished).check_same(composition([*small, f"run_dir={finished}", "eval.databases=4"]).tree)
+
+
 def test_a_finished_run_is_reported_not_repeated(finished: Path, fit: Fit, terminal: Any) -> None:
     before = (finished / "summary.json").stat().st_mtime_ns
     outcome = fit(run_dir=finished)

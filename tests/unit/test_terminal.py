@@ -19,6 +19,18 @@ TRAINING = {
     "perf/tokens_per_second": 1234.4,
     "vram/peak_reserved_gib": 3.14159,
 }
+EVALUATION = {
+    "eval/sql_string_match": 0.1,
+    "eval/sql_ast_match": 0.345,
+    "eval/sql_exact_match": 0.345,
+    "eval/sql_exec_match": 0.4,
+    "eval/sql_valid": 0.9,
+    "eval/sql_ast_match/single_table": 0.5,
+    "eval/sql_exec_match/single_table": 0.625,
+    "eval/sql_gold_broken": 1.0,
+    "eval/sql_vacuous": 0.0,
+    "eval/loss": 0.5,
+}
 ROW = {
     "question": "Which [bold]singers[/bold] are there?",
     "gold": "SELECT name FROM [singer]",
@@ -121,12 +133,12 @@ def test_plain_progress_is_a_line_an_update_with_metrics(plain: Terminal, monkey
         bar.update(40, TRAINING)
         now = 140.0
         bar.update(60, {})
-        bar.update(60, {"eval/loss": 0.5, "eval/sql_exact_match": 0.345, "eval/sql_string_match": 0.345})
+        bar.update(60, EVALUATION)
         now = 1280.0
         bar.update(1200, {"train/loss": math.nan})
     assert shown(plain) == [
         "step 40/1,200  loss 0.8123  lr 2.9e-03  1,234 tok/s  3.1 GiB  eta 19:20",
-        "step 60/1,200  eval/loss 0.500  eval/sql_exact_match 34.5 %  eta 19:00",
+        "step 60/1,200  validation  loss 0.500  AST 34.5 %  exec 40.0 %  eta 19:00",
         "step 1,200/1,200  loss nan",
     ]
 
@@ -154,7 +166,7 @@ def test_a_bar_shows_the_numbers_at_80_columns_and_leaves_evaluations_behind() -
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", "\n".join(shown(terminal)))
     moving = "".join(text.split("\n"))
     assert "60/120 eta 0:00  loss 0.8123  lr 2.9e-03  1,234 tok/s  3.1 GiB" in moving
-    assert "step 60/120  eval/sql_exact_match 25.0 %" in text
+    assert "step 60/120  validation  AST 25.0 %" in text
 
 
 @pytest.mark.parametrize("file", [io.StringIO(), Screen()])
@@ -182,12 +194,47 @@ def test_scores_show_rates_in_percent_losses_as_they_are_and_splits_apart(plain:
     assert rows == [
         ["base", "tuned", "difference", "95", "%", "of", "tuned"],
         ["validation"],
-        ["loss", "3.200", "0.412", "-2.788"],
         ["sql_exact_match", "1.0", "%", "63.0", "%", "+62.0", "pp", "56.1", "to", "69.4"],
+        ["loss", "3.200", "0.412", "-2.788"],
         ["test"],
         ["sql_exact_match", "0.0", "%", "-"],
     ]
     assert all(line == line.rstrip() for line in shown(plain))
+
+
+def test_scores_stand_in_order_with_the_headline_once_and_kinds_of_query_apart(plain: Terminal) -> None:
+    before = {key: 0.0 if key != "eval/sql_gold_broken" else 1.0 for key in EVALUATION}
+    plain.scores(before, {**EVALUATION, "test/sql_ast_match/nested": 0.25}, None)
+    lines = [line for line in shown(plain) if line]
+    assert [line[:22].strip() for line in lines[1:8]] == [
+        "validation",
+        "string match",
+        "AST match (headline)",
+        "exec match",
+        "valid",
+        "loss",
+        "gold broken, rows",
+    ]
+    assert lines[7].split()[-2:] == ["1", "1"]
+    assert [line.split() for line in lines[8:]] == [
+        ["base", "->", "tuned,", "%", "validation", "AST", "exec", "test", "AST"],
+        ["single", "table", "0.0", "->", "50.0", "0.0", "->", "62.5", "-"],
+        ["nested", "-", "-", "25.0"],
+    ]
+
+
+def test_the_whole_table_fits_80_columns() -> None:
+    terminal = Terminal(io.StringIO(), width=80)
+    both = EVALUATION | {key.replace("eval/", "test/"): 1.0 for key in EVALUATION}
+    terminal.scores(both, both, {"tuned": dict.fromkeys(both, (0.9, 1.0))})
+    assert max(map(len, shown(terminal))) <= 80
+    assert sum("single table" in line for line in shown(terminal)) == 1
+    assert "…" not in "".join(shown(terminal))
+
+
+def test_a_table_reads_from_the_left_and_ends_at_the_right(plain: Terminal) -> None:
+    plain.table(["", "rows"], [["all", "1,000"], ["[b]of a kind[/b]", "1"]])
+    assert shown(plain) == ["", f"{'':16}   rows", f"{'all':16}  1,000", f"{'[b]of a kind[/b]':16}      1"]
 
 
 def test_scores_take_other_titles_and_missing_sides(plain: Terminal) -> None:
@@ -197,6 +244,11 @@ def test_scores_take_other_titles_and_missing_sides(plain: Terminal) -> None:
         ["test"],
         ["loss", "-", "0.500"],
     ]
+
+
+def test_right_is_what_has_an_equal_tree(plain: Terminal) -> None:
+    plain.predictions([{**ROW, "ast_equal": False, "base_ast_equal": True}])
+    assert [line.split()[1] for line in shown(plain)[3:]] == ["right", "wrong"]
 
 
 def test_predictions_are_whole_lines_marked_right_or_wrong(plain: Terminal) -> None:

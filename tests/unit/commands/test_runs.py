@@ -124,6 +124,20 @@ def test_a_filter_that_means_nothing_is_refused(args: dict[str, str], near: str,
         main(args, [])
 
 
+def test_every_score_can_be_sorted_by_best_first_and_counts_lowest_first(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rate, broken in (("x", 0.5, 3.0), ("y", 0.7, 1.0)):
+        scores = {"eval/sql_exec_match": rate, "eval/sql_exec_match/nested": rate, "eval/sql_gold_broken": broken}
+        write(outputs / name, tuned=0.1, started="2024-01-01T00:00:00+00:00")
+        summary = json.loads((outputs / name / "summary.json").read_text())
+        (outputs / name / "summary.json").write_text(json.dumps({**summary, "tuned": scores}))
+    for key in ("eval/sql_exec_match", "eval/sql_exec_match/nested", "eval/sql_gold_broken"):
+        assert listed(capsys, sort=key)[:2] == ["y", "x"]
+    assert listed(capsys, **{"min.eval/sql_exec_match": "0.6"}) == ["y"]
+    assert listed(capsys, **{"min.test/sql_valid": "0.6"}) == []
+
+
 def test_a_key_is_known_although_no_run_has_it(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert listed(capsys, **{"tracker.group": "study"}) == []
 

@@ -1,0 +1,423 @@
+"""SQLite in memory, in which a query of unknown origin can do nothing but read the tables of its schema.
+
+A query may call the functions of `FUNCTIONS` and read the schema's own tables; an authorizer refuses everything else.
+What it may cost is bounded; a query that passes one of these budgets is over the budget, whatever it would return:
+
+| budget             | value                                                                         |
+| ------------------ | ----------------------------------------------------------------------------- |
+| `SQL_BYTES`        | bytes of the text of a query                                                  |
+| `VALUE_BYTES`      | bytes of one text, blob or row, also inside a computation                     |
+| `EXPRESSION_DEPTH` | levels of an expression (SQLite also takes at most about 90 parentheses)      |
+| `COMPOUND_TERMS`   | SELECTs joined by UNION, INTERSECT and EXCEPT                                 |
+| `PATTERN_BYTES`    | bytes of the pattern of LIKE and GLOB                                         |
+| `ARGUMENTS`        | arguments of a function                                                       |
+| `LOOKUPS`          | names and functions looked up while a query is prepared, in every copy of a   |
+|                    | common table expression that it uses                                          |
+| `QUERY_STEPS`      | steps of SQLite's virtual machine that one run of a query takes               |
+| `PAIR_STEPS`       | steps of all runs of an engine together, since it was made or `reset`         |
+| `RESULT_ROWS`      | rows of a result                                                              |
+| `RESULT_BYTES`     | bytes of the texts and blobs of a result                                      |
+| `HEAP_BYTES`       | bytes that SQLite allocates in the whole process, real databases included     |
+| `FILE_BYTES`       | bytes of a real database                                                      |
+
+All are counted, none is timed, so that a verdict does not depend on the machine.
+"""
+
+import re
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ftlab.sql.schema import TOKEN, Schema, quoted
+
+SQL_BYTES = 250_000
+VALUE_BYTES = 250_000
+EXPRESSION_DEPTH = 1_000
+COMPOUND_TERMS = 100
+PATTERN_BYTES = 1_000
+ARGUMENTS = 100
+LOOKUPS = 20_000
+QUERY_STEPS = 5_000_000
+PAIR_STEPS = 25_000_000
+RESULT_ROWS = 20_000
+RESULT_BYTES = 16_000_000
+HEAP_BYTES = 160 * 2**20
+FILE_BYTES = 64 * 2**20
+
+# Steps between two looks at the step budgets.
+STEPS = 1_000
+# Rows fetched between two looks at the size of a result.
+BATCH = 100
+REASON_LENGTH = 200
+
+LIMITS = {
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: SQL_BYTES,
+    sqlite3.SQLITE_LIMIT_LENGTH: VALUE_BYTES,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: EXPRESSION_DEPTH,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: COMPOUND_TERMS,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: PATTERN_BYTES,
+    sqlite3.SQLITE_LIMIT_FUNCTION_ARG: ARGUMENTS,
+    sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER: 100,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+
+# What SQLite computes from its arguments alone (and from the clock, for dates). All else is refused: random numbers,
+# files, extensions, full-text internals and the state of the connection.
+FUNCTIONS = frozenset(
+    re.findall(
+        r"\S+",
+        """abs char coalesce format glob hex ifnull iif instr length like likelihood likely lower ltrim max min nullif
+        printf quote replace round rtrim sign soundex substr substring trim typeof unicode unlikely upper zeroblob
+        concat concat_ws unhex octet_length string_agg if
+        avg count group_concat sum total median percentile percentile_cont percentile_disc
+        cume_dist dense_rank first_value lag last_value lead nth_value ntile percent_rank rank row_number
+        acos acosh asin asinh atan atan2 atanh ceil ceiling cos cosh degrees exp floor ln log log10 log2 mod pi pow
+        power radians sin sinh sqrt tan tanh trunc
+        date datetime julianday strftime time timediff unixepoch current_date current_time current_timestamp
+        -> ->> json json_array json_array_length json_extract json_group_array json_group_object json_insert
+        json_object json_patch json_quote json_remove json_replace json_set json_type json_valid""",
+    )
+)
+
+ACTIONS = {
+    getattr(sqlite3, f"SQLITE_{name}"): name.replace("_", " ")
+    for name in re.findall(
+        r"\w+",
+        """ALTER_TABLE ANALYZE ATTACH CREATE_INDEX CREATE_TABLE CREATE_TRIGGER CREATE_VIEW CREATE_VTABLE DELETE DETACH
+        DROP_INDEX DROP_TABLE DROP_TRIGGER DROP_VIEW DROP_VTABLE INSERT PRAGMA REINDEX SAVEPOINT TRANSACTION UPDATE""",
+    )
+}
+
+OWN_TABLES = ("sqlite_", "pragma_")
+
+# What SQLite says of its limits, and the budget in our words.
+PASSED = {
+    "query string is too large": ("bytes of text", SQL_BYTES),
+    "string or blob too big": ("bytes in one value or row", VALUE_BYTES),
+    "Expression tree is too large": ("levels of an expression", EXPRESSION_DEPTH),
+    "parser stack overflow": ("levels of parentheses", None),
+    "too many terms in compound SELECT": ("SELECTs in a compound", COMPOUND_TERMS),
+    "pattern too complex": ("bytes in a pattern", PATTERN_BYTES),
+    "too many arguments": ("arguments of a function", ARGUMENTS),
+}
+
+BLANKS = " \t\n\r\f"
+# Possessive, so that no text makes it slow.
+START = re.compile(r"(?:[ \t\n\r\f]++|--[^\n]*+|/\*(?s:.*?)(?:\*/|\Z))*+(\w++|\S|\Z)")
+NO_SYNTAX = re.compile(
+    r"empty$|more than one|not a query|not text|has parameters|null char|syntax error|unrecognized token|incomplete "
+    r"input|unknown (?:or unsupported )?join|clause should come|a JOIN clause is required|over the budget"
+)
+FAULTS = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError)
+
+
+class EngineError(Exception):
+    """A query or a database that cannot be run; the message is one line."""
+
+
+class QueryError(EngineError):
+    """A query that is not one runnable read-only query, or that fails while it runs."""
+
+
+class OverBudget(EngineError):
+    """A query that passed a budget. `pair` says that the steps of all runs together did, not those of this one."""
+
+    def __init__(self, reason: str, pair: bool = False) -> None:
+        super().__init__(reason)
+        self.pair = pair
+
+
+class DatabaseError(EngineError):
+    """A file that is no SQLite database, or too large a one."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A result: the names of its columns, and its rows in SQLite's order."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+
+
+class Guard:
+    """What SQLite asks before it lets a query do anything, and the count of its steps."""
+
+    def __init__(self, tables: frozenset[str]) -> None:
+        self.tables = tables
+        self.pair_steps = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A query of unknown origin: nothing is refused, looked up or run yet."""
+        self.trusted = False
+        self.refused: str | None = None
+        self.lookups = 0
+        self.steps = 0
+
+    def authorize(self, action: int, first: str | None, second: str | None, base: str | None, _: str | None) -> int:
+        if self.trusted:
+            return sqlite3.SQLITE_OK
+        refusal = self.refusal(action, first, second, base)
+        if refusal is None:
+            return sqlite3.SQLITE_OK
+        self.refused = self.refused or refusal
+        return sqlite3.SQLITE_DENY
+
+    def refusal(self, action: int, first: str | None, second: str | None, base: str | None) -> str | None:
+        self.lookups += 1
+        if self.lookups > LOOKUPS:
+            return over("names looked up", LOOKUPS)
+        if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
+            return None
+        if action == sqlite3.SQLITE_READ:
+            return None if self.may_read(first or "", second, base) else f"not allowed: table {first}"
+        if action == sqlite3.SQLITE_FUNCTION:
+            return None if second in FUNCTIONS else f"not allowed: {second}()"
+        # To look at a table-valued function such as json_each, SQLite first writes its shape to a schema table.
+        if (first or "").lower().startswith(OWN_TABLES):
+            return "not allowed: a table or table-valued function of SQLite's own"
+        return f"not a query: {ACTIONS.get(action, 'this statement')}"
+
+    def may_read(self, table: str, column: str | None, base: str | None) -> bool:
+        """Whether a table is one of the schema's, or a subquery of which only the rows are counted.
+
+        Of such a subquery SQLite gives the alias and no column. So it does of its own tables, which are known.
+        """
+        if table.lower() in self.tables:
+            return base in ("main", None)
+        return not column and table.lower() not in virtual_tables() and not table.lower().startswith(OWN_TABLES)
+
+    def tick(self) -> bool:
+        self.steps += STEPS
+        self.pair_steps += STEPS
+        return self.steps > QUERY_STEPS or self.pair_steps > PAIR_STEPS
+
+
+@lru_cache(maxsize=1)
+def virtual_tables() -> frozenset[str]:
+    """Tables that SQLite has without anyone creating them, such as json_each and dbstat."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        return frozenset(name for (name,) in connection.execute("PRAGMA module_list"))
+    finally:
+        connection.close()
+
+
+def over(what: str, limit: int | None = None) -> str:
+    return f"over the budget: {what}" if limit is None else f"over the budget: more than {limit:,} {what}"
+
+
+class Engine:
+    """The tables of a schema, empty, in a SQLite of their own. Not for several threads at once."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self._connection = connect()
+        for statement in schema.ddl():
+            create(self._connection, statement)
+        self._protect()
+
+    @classmethod
+    def of_file(cls, path: Path | str) -> "Engine":
+        """The tables and rows of a SQLite file, read into memory; the file is never opened by SQLite.
+
+        Raises DatabaseError where the file cannot be read, is larger than `FILE_BYTES` or is no SQLite database.
+        """
+        engine = cls.__new__(cls)
+        engine._connection = connect()
+        try:
+            engine._connection.deserialize(read_database(Path(path)))
+            engine._connection.execute("PRAGMA temp_store = MEMORY")
+            engine.schema = Schema.of_database(engine._connection)
+        except (*FAULTS, OSError) as error:
+            raise DatabaseError(f"{path} cannot be read as a SQLite database: {error}") from None
+        engine._protect()
+        return engine
+
+    def _protect(self) -> None:
+        """From here on only `fill` may do more than read."""
+        self._guard = Guard(frozenset(self.schema.tables))
+        self._connection.set_authorizer(self._guard.authorize)
+        self._connection.set_progress_handler(self._guard.tick, STEPS)
+
+    def reset(self) -> None:
+        """Begin another pair: its steps count anew."""
+        self._guard.pair_steps = 0
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def fill(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
+        """Replace the rows of all tables: by lower-case table name, values in the order of the table's columns."""
+        self._guard.trusted = True
+        try:
+            if self._connection.in_transaction:  # an earlier fill was cut short
+                self._connection.execute("ROLLBACK")
+            self._connection.execute("BEGIN")
+            for key, table in self.schema.tables.items():
+                name = quoted(table.name)
+                self._connection.execute(f"DELETE FROM {name}")
+                if new := rows.get(key):
+                    marks = ", ".join("?" * len(table.columns))
+                    self._connection.executemany(f"INSERT INTO {name} VALUES ({marks})", new)
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("COMMIT")
+            self._guard.trusted = False
+
+    def prepare(self, text: str) -> str | None:
+        """None where a text is one read-only query that SQLite prepares on the tables, else the reason, one line."""
+        reason = not_a_query(text)
+        if reason is not None:
+            return reason
+        try:
+            self._execute("EXPLAIN " + text).close()
+        except FAULTS as error:
+            return str(self._fault(error))
+        return None
+
+    def syntax_ok(self, text: str) -> bool:
+        """Whether a text is one query to SQLite's grammar, though it may name what is not there."""
+        reason = self.prepare(text)
+        return reason is None or NO_SYNTAX.search(reason) is None
+
+    def run(self, text: str) -> Rows:
+        """The result of a query. Raises QueryError where it cannot run and OverBudget where it costs too much."""
+        reason = not_a_query(text)
+        if reason is not None:
+            raise QueryError(reason)
+        try:
+            return self._fetch(text)
+        except FAULTS as error:
+            if "Could not decode to UTF-8" not in str(error):
+                raise self._fault(error) from None
+        return self._with_any_text(lambda: self._fetch(text))
+
+    def _with_any_text(self, fetch: Callable[[], Rows]) -> Rows:
+        """Fetch where some text is not UTF-8, as in CAST(x'ff' AS TEXT). Kept apart because it is slower."""
+        self._connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+        try:
+            return fetch()
+        except FAULTS as error:
+            raise self._fault(error) from None
+        finally:
+            self._connection.text_factory = str
+
+    def _fetch(self, text: str) -> Rows:
+        cursor = self._execute(text)
+        try:
+            rows: list[tuple[Any, ...]] = []
+            size = 0
+            while batch := cursor.fetchmany(BATCH):
+                rows += batch
+                size += sum(len(value) for row in batch for value in row if isinstance(value, (str, bytes)))
+                if len(rows) > RESULT_ROWS:
+                    raise OverBudget(over("rows", RESULT_ROWS))
+                if size > RESULT_BYTES:
+                    raise OverBudget(over("bytes of rows", RESULT_BYTES))
+            return Rows([name for name, *_ in cursor.description or ()], rows)
+        finally:
+            cursor.close()
+
+    def _execute(self, text: str) -> sqlite3.Cursor:
+        self._guard.begin()
+        try:
+            return self._connection.execute(text.rstrip(BLANKS + ";"))
+        except (sqlite3.ProgrammingError, sqlite3.Warning) as error:
+            end = end_of_query(text)
+            if "one statement" not in str(error) or end == len(text):
+                raise
+        return self._connection.execute(text[:end])
+
+    def _fault(self, error: BaseException) -> EngineError:
+        """What SQLite or Python raised, in one line that says what is wrong with the query."""
+        guard, message = self._guard, str(error)
+        if guard.refused is not None:
+            return (OverBudget if guard.refused.startswith("over") else QueryError)(guard.refused)
+        if isinstance(error, MemoryError):
+            return OverBudget(over("memory"))
+        if message == "interrupted":
+            return interrupted(guard)
+        for sign, (what, limit) in PASSED.items():
+            if sign in message:
+                return OverBudget(over(what, limit))
+        if isinstance(error, UnicodeError):
+            return QueryError("not text: holds half of a surrogate pair")
+        if "one statement" in message:
+            return QueryError("more than one statement")
+        if "number of bindings" in message:
+            return QueryError("has parameters, which have no values")
+        return QueryError(one_line(message))
+
+
+def interrupted(guard: Guard) -> OverBudget:
+    if guard.steps > QUERY_STEPS:
+        return OverBudget(over("steps", QUERY_STEPS))
+    if guard.pair_steps > PAIR_STEPS:
+        return OverBudget(over("steps in all", PAIR_STEPS), pair=True)
+    return OverBudget(over("processor time"))
+
+
+# Sorting must not open a file, and what nobody can read needs no overwriting. The heap limit is the whole process's.
+SETTINGS = f"""
+    PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF; PRAGMA secure_delete = OFF;
+    PRAGMA hard_heap_limit = {HEAP_BYTES};
+"""
+
+
+def connect() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(SETTINGS)
+    for limit, value in LIMITS.items():
+        connection.setlimit(limit, value)
+    return connection
+
+
+def create(connection: sqlite3.Connection, statement: str) -> None:
+    """Create a table. One that SQLite refuses (too many columns, a name with a NUL) is left out."""
+    try:
+        connection.execute(statement)
+    except FAULTS:
+        return
+
+
+def read_database(path: Path) -> bytearray:
+    size = path.stat().st_size
+    if size > FILE_BYTES:
+        raise ValueError(f"{size:,} bytes, more than the {FILE_BYTES:,} that are read into memory")
+    data = bytearray(size)
+    with path.open("rb", buffering=0) as file:
+        file.readinto(data)
+    # A database last used with a write-ahead log says so in bytes 18 and 19; in memory there is no such log
+    # (sqlite.org/fileformat2.html, 1.3.3).
+    if data[18:20] == b"\x02\x02":
+        data[18:20] = b"\x01\x01"
+    return data
+
+
+def not_a_query(text: str) -> str | None:
+    """Why a text cannot be a query, from its first word alone."""
+    match = START.match(text)
+    word = match.group(1).upper() if match else ""
+    if word in ("SELECT", "WITH"):
+        return None
+    return f"not a query: {one_line(word)}" if word else "empty"
+
+
+def end_of_query(text: str) -> int:
+    """Where a text ends without its trailing semicolons, blanks and comments."""
+    end = 0
+    for token in TOKEN.finditer(text):
+        if token.group() != ";" and not token.group().startswith(("--", "/*")):
+            end = token.end()
+    return end
+
+
+def one_line(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 1] + "…"

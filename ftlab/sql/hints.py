@@ -1,0 +1,459 @@
+"""What a query compares its columns with: the values at which it and its near-misses part.
+
+One walk over the tree collects, for each use of a table, the tests that its columns are put to; which columns are
+equated; the group sizes that HAVING asks for; how many rows LIMIT wants. Nothing here must be exact: a wrong hint
+costs a row that tells nothing.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlglot import exp
+
+from ftlab.sql.schema import Kind, Schema
+from ftlab.sql.values import Value, around, fit, listed, matching
+
+Ref = tuple[str, str]
+
+COMPARISONS: dict[type[exp.Expr], str] = {
+    exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">=", exp.Is: "=",
+    exp.Like: "like", exp.Glob: "glob",
+}  # fmt: skip
+MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+NEGATED = {"=": "<>", "<>": "=", "<": ">=", "<=": ">", ">": "<=", ">=": "<", "like": "not like", "glob": "not glob"}
+NUMERIC = {"SUM", "AVG", "TOTAL", "ROUND", "ABS"}
+OF_A_GROUP = {"SUM", "AVG", "TOTAL", "MIN", "MAX"}
+DATE_PARTS = {
+    "%Y": "{}-06-15", "%m": "2008-{}-15", "%d": "2008-06-{}", "%Y-%m": "{}-15", "%H": "2008-06-15 {}:30:00",
+}  # fmt: skip
+LARGEST_GROUP = 250
+LARGEST_LIMIT = 40
+# Tests of one column by one role; x = 1 OR x = 2 OR ... may be thousands.
+MOST_TESTS = 40
+
+
+@dataclass(frozen=True)
+class Test:
+    """A condition on a column: values that fulfil it and values that just miss it.
+
+    `holds` judges other values where the column itself is compared, and is None where an expression of it is.
+    """
+
+    name: tuple[str, Any]
+    hits: tuple[Value, ...]
+    misses: tuple[Value, ...]
+    holds: Callable[[Value], bool] | None = field(default=None, compare=False)
+
+
+@dataclass(eq=False)
+class Role:
+    """One use of a table in a query, and the tests of its columns."""
+
+    table: str
+    tests: dict[str, list[Test]] = field(default_factory=dict)
+
+    def all_tests(self) -> Iterator[tuple[str, Test]]:
+        return ((column, test) for column, tests in self.tests.items() for test in tests)
+
+
+Cell = tuple[Role, str]
+Source = dict[str, list[Cell]]
+Output = tuple[str, list[Cell]]
+
+
+@dataclass
+class Scope:
+    """The tables that a SELECT reads, by alias, and the expressions that its outputs' aliases stand for."""
+
+    sources: dict[str, Source]
+    aliases: dict[str, exp.Expr]
+
+
+@dataclass
+class Hints:
+    """What one query tells. `listed` are the values that IN and = ask for; `planted` single literals inside
+    functions; `width` how many tables are read at a time; `either` that tests
+    are joined by OR."""
+
+    roles: list[Role] = field(default_factory=list)
+    links: list[tuple[Ref, Ref]] = field(default_factory=list)
+    listed: dict[Ref, set[Value]] = field(default_factory=dict)
+    planted: dict[Ref, list[Value]] = field(default_factory=dict)
+    numeric: set[Ref] = field(default_factory=set)
+    grouped: set[Ref] = field(default_factory=set)
+    sizes: set[int] = field(default_factory=set)
+    limit: int = 0
+    width: int = 1
+    either: bool = False
+
+
+def read_hints(tree: exp.Query, schema: Schema) -> Hints:
+    """The hints of a query; of one nested too deeply, those found until then."""
+    reader = Reader(schema)
+    with suppress(RecursionError):
+        reader.query(tree, [], {})
+    return reader.hints
+
+
+class Reader:
+    """The walk. A scope is known by the list of scopes round it, innermost last."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self.hints = Hints()
+
+    def kind(self, cell: Cell) -> Kind:
+        return self.schema.tables[cell[0].table].columns[cell[1]].kind
+
+    # Queries and their sources
+
+    def query(self, node: exp.Expr, scopes: list[Scope], known: dict[str, Source]) -> list[Output]:
+        """Read a query; its output columns as (name, columns of tables that go into it)."""
+        while isinstance(node, exp.Subquery | exp.Paren):
+            self.limit(node)
+            node = node.this
+        known = self.common_tables(node, scopes, known)
+        if isinstance(node, exp.Select):
+            return self.select(node, scopes, known)
+        if not isinstance(node, exp.SetOperation):
+            return []
+        left, right = self.query(node.this, scopes, known), self.query(node.expression, scopes, known)
+        for (_, ours), (_, theirs) in zip(left, right, strict=False):
+            self.link(ours, theirs)
+            self.hints.grouped.update(ref(cell) for cell in ours if ref(cell) in map(ref, theirs))
+        self.limit(node)
+        return left
+
+    def common_tables(self, node: exp.Expr, scopes: list[Scope], known: dict[str, Source]) -> dict[str, Source]:
+        with_ = node.args.get("with_")
+        for cte in with_.expressions if with_ else ():
+            source: Source = {}
+            known = {**known, cte.alias.lower(): source}
+            outputs = self.query(cte.this, scopes, known)
+            names = [name.name for name in (cte.args["alias"].args.get("columns") or ())]
+            source.update(named(outputs, names))
+        return known
+
+    def select(self, node: exp.Select, scopes: list[Scope], known: dict[str, Source]) -> list[Output]:
+        joins = node.args.get("joins") or []
+        from_ = node.args.get("from_")
+        scope = Scope({}, {e.alias.lower(): e.this for e in node.expressions if isinstance(e, exp.Alias)})
+        inner = [*scopes, scope]
+        for relation in [*([from_.this] if from_ else ()), *(join.this for join in joins)]:
+            self.source(relation, scope, scopes, known)
+        self.hints.width = max(self.hints.width, sum(len(around.sources) for around in inner))
+        for join in joins:
+            self.using(join, scope)
+            self.visit(join.args.get("on"), inner, known)
+        for clause in ("where", "having"):
+            if condition := node.args.get(clause):
+                self.visit(condition.this, inner, known)
+        if group := node.args.get("group"):
+            for key in group.expressions:
+                self.visit(key, inner, known)
+                self.hints.grouped.update(ref(cell) for cell in self.cells(self.output(key, node), inner))
+        for expression in [*node.expressions, *(node.args["order"].expressions if node.args.get("order") else ())]:
+            self.visit(expression, inner, known)
+        self.limit(node)
+        return [output for expression in node.expressions for output in self.outputs(expression, inner)]
+
+    def source(self, relation: exp.Expr, scope: Scope, scopes: list[Scope], known: dict[str, Source]) -> None:
+        """Enter a table or a subquery of FROM into the scope."""
+        alias = relation.alias_or_name.lower() or f" {len(scope.sources)}"
+        if isinstance(relation, exp.Subquery) and isinstance(relation.this, exp.Table):
+            self.source(relation.this, scope, scopes, known)
+        elif isinstance(relation, exp.Subquery):
+            scope.sources[alias] = named(self.query(relation.this, scopes, known), [])
+        elif isinstance(relation, exp.Table):
+            table = relation.name.lower()
+            if table in known:
+                scope.sources[alias] = known[table]
+            elif table in self.schema.tables:
+                role = Role(table)
+                self.hints.roles.append(role)
+                scope.sources[alias] = {name: [(role, name)] for name in self.schema.tables[table].columns}
+        for join in relation.args.get("joins") or ():
+            self.source(join.this, scope, scopes, known)
+
+    def using(self, join: exp.Expr, scope: Scope) -> None:
+        """USING and NATURAL equate columns of one name."""
+        names = [name.name.lower() for name in join.args.get("using") or ()]
+        if join.args.get("method") == "NATURAL":
+            names = [name for source in scope.sources.values() for name in source]
+        for name in names:
+            found = [source[name] for source in scope.sources.values() if name in source]
+            for cells in found[1:]:
+                self.link(found[0], cells)
+
+    def outputs(self, expression: exp.Expr, scopes: list[Scope]) -> list[Output]:
+        column = expression.unalias()
+        if isinstance(column, exp.Star) or (isinstance(column, exp.Column) and isinstance(column.this, exp.Star)):
+            qualifier = column.text("table").lower()
+            sources = scopes[-1].sources.items()
+            return [pair for alias, source in sources if qualifier in ("", alias) for pair in source.items()]
+        return [(expression.alias_or_name.lower(), self.cells(expression, scopes))]
+
+    def output(self, key: exp.Expr, select: exp.Select) -> exp.Expr:
+        """What a GROUP BY key stands for, where it is an output position."""
+        position = literal(key)
+        outputs: list[exp.Expr] = select.expressions
+        return outputs[position - 1] if isinstance(position, int) and 0 < position <= len(outputs) else key
+
+    def limit(self, node: exp.Expr) -> None:
+        bounds = [literal(node.args[name].expression) for name in ("limit", "offset") if node.args.get(name)]
+        asked = sum(bound for bound in bounds if isinstance(bound, int))
+        self.hints.limit = max(self.hints.limit, min(asked, LARGEST_LIMIT))
+
+    # Conditions
+
+    def visit(self, node: Any, scopes: list[Scope], known: dict[str, Source], negated: bool = False) -> None:
+        """Collect the tests in an expression; `negated` under an odd number of NOTs."""
+        while isinstance(node, exp.Connector):
+            self.hints.either = self.hints.either or isinstance(node, exp.And) == negated
+            self.visit(node.expression, scopes, known, negated)
+            node = node.this
+        if isinstance(node, exp.Not | exp.Paren | exp.Escape):
+            self.visit(node.this, scopes, known, negated != isinstance(node, exp.Not))
+            return
+        if isinstance(node, exp.Query):
+            self.query(node, scopes, known)
+            return
+        if type(node) in COMPARISONS:
+            operator = COMPARISONS[type(node)]
+            self.compare(NEGATED[operator] if negated else operator, node.this, node.expression, scopes, known)
+        elif isinstance(node, exp.In):
+            self.membership(node, scopes, known, negated)
+            return
+        elif isinstance(node, exp.Between):
+            self.compare("<" if negated else ">=", node.this, node.args["low"], scopes, known)
+            self.compare(">" if negated else "<=", node.this, node.args["high"], scopes, known)
+        elif isinstance(node, exp.Case) and node.this is not None:
+            for branch in node.args["ifs"]:
+                self.compare("=", node.this, branch.this, scopes, known)
+        elif isinstance(node, exp.Anonymous):
+            self.function(node, scopes)
+        if isinstance(node, exp.Expr) and not isinstance(node, exp.Column | exp.Literal):
+            for child in node.iter_expressions():
+                self.visit(child, scopes, known)
+
+    def function(self, node: exp.Anonymous, scopes: list[Scope]) -> None:
+        """Note what a function counts as a number, and plant the texts among its arguments."""
+        cells = self.cells(node, scopes)
+        if node.name.upper() in NUMERIC:
+            self.hints.numeric.update(map(ref, cells))
+        for argument in node.expressions:
+            text = self.constant(argument, scopes)
+            if isinstance(text, str) and "%" not in text:
+                for cell in cells:
+                    self.hints.planted.setdefault(ref(cell), []).extend((text, f"p{text}q"))
+
+    def membership(self, node: exp.In, scopes: list[Scope], known: dict[str, Source], negated: bool) -> None:
+        """x IN (a, b) and x IN (SELECT ...)."""
+        cells = self.cells(node.this, scopes)
+        self.visit(node.this, scopes, known)
+        if query := node.args.get("query"):
+            outputs = self.query(query, scopes, known)
+            self.link(cells, outputs[0][1] if outputs else [])
+            return
+        values = [self.constant(element, scopes) for element in node.expressions]
+        for cell in cells:
+            fitting: list[Value] = [v for v in (fit(value, self.kind(cell)) for value in values) if v is not None]
+            self.hints.listed.setdefault(ref(cell), set()).update(fitting)
+            self.note(cell, inclusion(fitting, negated))
+
+    def compare(self, operator: str, left: Any, right: Any, scopes: list[Scope], known: dict[str, Source]) -> None:
+        value, subject = self.constant(right, scopes), left
+        if value is None:
+            value, subject = self.constant(left, scopes), right
+            operator = MIRRORED.get(operator, operator)
+        if value is None:
+            self.link(self.compared(left, scopes, known), self.compared(right, scopes, known))
+            return
+        subject = self.inner(subject, scopes)
+        name = function_name(subject)
+        if name == "COUNT":
+            self.sizes(value)
+            return
+        if isinstance(subject, exp.Column) or name in OF_A_GROUP:
+            for cell in self.cells(subject, scopes):
+                self.note(cell, direct(operator, value, self.kind(cell)))
+                if operator == "=" and (fitting := fit(value, self.kind(cell))) is not None:
+                    self.hints.listed.setdefault(ref(cell), set()).add(fitting)
+        else:
+            for cell in self.cells(subject, scopes):
+                self.note(cell, indirect(operator, value, subject, self.kind(cell)))
+
+    def inner(self, subject: Any, scopes: list[Scope]) -> Any:
+        """What an operand comes down to: without parentheses, the output of a scalar subquery, of an alias."""
+        for _ in range(8):
+            if isinstance(subject, exp.Paren | exp.Collate) or function_name(subject) == "CAST":
+                subject = subject.expressions[0] if isinstance(subject, exp.Anonymous) else subject.this
+            elif isinstance(subject, exp.Subquery) and isinstance(subject.this, exp.Select):
+                subject = subject.this.expressions[0].unalias()
+            elif isinstance(subject, exp.Column) and not resolve(subject, scopes):
+                subject = alias_of(subject, scopes) or subject
+            else:
+                break
+        return subject
+
+    def compared(self, node: Any, scopes: list[Scope], known: dict[str, Source]) -> list[Cell]:
+        """The columns that an operand takes its value from; a subquery's are its output's."""
+        if isinstance(node, exp.Subquery | exp.Paren) and isinstance(node.this, exp.Query):
+            shadow = Reader(self.schema)
+            outputs = shadow.query(node, scopes, known)
+            return outputs[0][1] if outputs else []
+        return self.cells(node, scopes)
+
+    def cells(self, node: Any, scopes: list[Scope]) -> list[Cell]:
+        """The columns of tables in an expression, those of subqueries aside; none go into a count."""
+        found: list[Cell] = []
+        stack = [node]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, exp.Column):
+                found += resolve(node, scopes)
+            elif isinstance(node, exp.Expr) and not isinstance(node, exp.Query) and function_name(node) != "COUNT":
+                stack.extend(node.iter_expressions())
+        return found
+
+    def constant(self, node: Any, scopes: list[Scope]) -> Value:
+        """The literal that an operand is, also "text" that names no column; None where it is none."""
+        if isinstance(node, exp.Column):
+            free = node.this.args.get("quoted") and not node.table
+            return node.name if free and not resolve(node, scopes) and alias_of(node, scopes) is None else None
+        if isinstance(node, exp.Anonymous) and node.expressions:
+            return self.constant(node.expressions[0], scopes) if not self.cells(node, scopes) else None
+        if isinstance(node, exp.DPipe):
+            parts = [self.constant(part, scopes) for part in (node.this, node.expression)]
+            return None if None in parts else "".join(map(str, parts))
+        return literal(node)
+
+    def note(self, cell: Cell, test: Test) -> None:
+        tests = cell[0].tests.setdefault(cell[1], [])
+        if len(tests) < MOST_TESTS and test not in tests:
+            tests.append(test)
+
+    def sizes(self, bound: Value) -> None:
+        if isinstance(bound, int | float) and 0 <= bound <= LARGEST_GROUP:
+            self.hints.sizes.add(int(bound))
+
+    def link(self, ours: list[Cell], theirs: list[Cell]) -> None:
+        self.hints.links.extend((ref(a), ref(b)) for a in ours for b in theirs if ref(a) != ref(b))
+
+
+def ref(cell: Cell) -> Ref:
+    return cell[0].table, cell[1]
+
+
+def named(outputs: list[Output], names: list[str]) -> Source:
+    """The columns of a subquery by name; `names` are those that a WITH clause gives."""
+    return {
+        (names[at].lower() if at < len(names) else name): cells for at, (name, cells) in reversed([*enumerate(outputs)])
+    }
+
+
+def resolve(column: exp.Column, scopes: list[Scope]) -> list[Cell]:
+    """The columns of tables that a name stands for: in the innermost scope that has it."""
+    name, table = column.name.lower(), column.table.lower()
+    for scope in reversed(scopes):
+        for alias, source in scope.sources.items():
+            if name in source and table in ("", alias):
+                return source[name]
+    return []
+
+
+def alias_of(column: exp.Column, scopes: list[Scope]) -> exp.Expr | None:
+    return scopes[-1].aliases.get(column.name.lower()) if scopes and not column.table else None
+
+
+def function_name(node: Any) -> str:
+    return node.name.upper() if isinstance(node, exp.Anonymous) else ""
+
+
+def literal(node: Any) -> Value:
+    """The value of a literal, also a negative one or one in parentheses; None where the node is none."""
+    if isinstance(node, exp.Paren):
+        return literal(node.this)
+    if isinstance(node, exp.Neg):
+        value = literal(node.this)
+        return -value if isinstance(value, int | float) else None
+    if isinstance(node, exp.Boolean):
+        return int(node.this)
+    if not isinstance(node, exp.Literal):
+        return None
+    return node.this if node.is_string else number(node.this)
+
+
+def number(text: str) -> int | float | None:
+    """The value of a numeric literal that SQLite can store, else None."""
+    try:
+        value = float(text) if re.search(r"[.eE]", text) and not text.startswith("0x") else int(text, 0)
+    except ValueError:
+        return None
+    return value if abs(value) < 2**53 else None
+
+
+def inclusion(values: list[Value], negated: bool) -> Test:
+    """The test of a column against a list of values."""
+    inside = frozenset(values)
+    hits, misses = listed(values)
+    if negated:
+        hits, misses = misses, hits
+    return Test(("in", (negated, inside)), hits, misses, lambda value: (value in inside) != negated)
+
+
+def direct(operator: str, value: Value, kind: Kind) -> Test:
+    """The test of a column against a literal."""
+    points = [point for point in around(operator, value, kind) if point is not None]
+    bound = fit(value, kind, strict=False)
+
+    def holds(point: Value) -> bool:
+        return matching(operator, point, bound)
+
+    hits = tuple(point for point in points if holds(point))
+    misses = tuple(point for point in points if not holds(point))
+    return Test((operator, value), hits, misses, holds)
+
+
+def indirect(operator: str, value: Value, subject: exp.Expr, kind: Kind) -> Test:
+    """The test of an expression against a literal, put to a column in it: values are carried back through it."""
+    test = direct(operator, value, "text" if isinstance(value, str) else "number")
+    back = inverse(subject)
+    hits, misses = ([fit(old, kind) for point in points for old in back(point)] for points in (test.hits, test.misses))
+    return Test(test.name, tuple(v for v in hits if v is not None), tuple(v for v in misses if v is not None))
+
+
+def inverse(subject: exp.Expr) -> Callable[[Value], Iterable[Value]]:
+    """What a column may hold for an expression of it to have a value."""
+    name = function_name(subject)
+    arguments = subject.expressions if name else []
+    constants = [literal(argument) for argument in arguments]
+    start = constants[1] if len(constants) > 1 else None
+    if name == "LENGTH":
+        return lambda value: ["x" * int(value)] if isinstance(value, int | float) and 0 <= value < 200 else []
+    if name == "STRFTIME" and isinstance(constants[0], str):
+        pattern = DATE_PARTS.get(constants[0], "{}")
+        return lambda value: [pattern.format(value)]
+    if name in ("SUBSTR", "SUBSTRING") and isinstance(start, int):
+        return lambda value: [
+            "p" * min(start - 1, 99) + str(value),
+            "p" * min(start - 1, 99) + str(value) + "q" * (start > 0),
+        ]
+    if name in ("LOWER", "UPPER"):
+        return lambda value: [value, str(value).lower(), str(value).upper()]
+    if isinstance(subject, exp.Binary):
+        numbers = [n for n in (literal(subject.this), literal(subject.expression)) if isinstance(n, int | float)]
+        return lambda value: list(arithmetic(value, numbers[0] if numbers else 1))
+    return lambda value: [value]
+
+
+def arithmetic(value: Value, other: float) -> Iterator[Value]:
+    """Values from which one operation with another number may lead to a value."""
+    yield value
+    if isinstance(value, int | float):
+        yield from (value - other, value + other, value * other)
+        if other:
+            yield value / other

@@ -1,0 +1,174 @@
+"""The verdict on one pair, cheapest question first: the same text, the same tree, the same results.
+
+This runs inside the scoring process (`ftlab.sql.child`), which bounds what it may cost.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+
+from sqlglot import exp
+
+from ftlab.sql.buckets import buckets
+from ftlab.sql.canonical import canonical
+from ftlab.sql.databases import Database, databases
+from ftlab.sql.engine import DatabaseError, Engine, EngineError, OverBudget, QueryError, Rows
+from ftlab.sql.parse import query
+from ftlab.sql.results import Comparison
+from ftlab.sql.schema import read_schema
+from ftlab.sql.strict import exact_string
+from ftlab.sql.verdict import Verdict
+
+# Preparing so many characters costs nothing even at its worst.
+CHEAP = 10_000
+
+
+def judge(gold: str, pred: str, context: str, count: int = 32, rows_file: Path | None = None) -> Verdict:
+    """Score a prediction on the tables of the context; `count` databases where the trees differ, and the real one of
+    `rows_file` before them."""
+    schema = read_schema(context)
+    engine = Engine(schema)
+    try:
+        known = first_look(engine, gold, pred)
+        if known.gold_broken or not known.valid or known.exec_equal:
+            return known
+        return replace(known, **vars(search(engine, gold, pred, count, rows_file)))
+    finally:
+        engine.close()
+
+
+def over_budget(gold: str, pred: str, context: str, reason: str) -> Verdict:
+    """The verdict where a prediction passed a budget: not equal, but what is cheaply known is said."""
+    engine = Engine(read_schema(context))
+    try:
+        gold_fault = engine.prepare(gold)
+        return Verdict(
+            exact_string=exact_string(gold, pred),
+            ast_equal=False,
+            exec_equal=None if gold_fault else False,
+            valid=len(pred) <= CHEAP and engine.prepare(pred) is None,
+            vacuous=None,
+            gold_broken=gold_fault is not None,
+            databases=0,
+            reason=reason,
+            buckets=buckets(query(gold)),
+        )
+    finally:
+        engine.close()
+
+
+def first_look(engine: Engine, gold: str, pred: str) -> Verdict:
+    """What needs no rows: everything but whether two different trees give the same results."""
+    gold_fault = engine.prepare(gold)
+    same_text = exact_string(gold, pred)
+    pred_fault = gold_fault if gold == pred else engine.prepare(pred)
+    gold_tree = query(gold)
+    if pred_fault is not None and gold_fault is None:
+        same_tree, reason = False, pred_fault  # what SQLite refuses is not what it takes, whatever a parser says
+    else:
+        same_tree, reason = compare_trees(engine, gold, pred, gold_tree, same_text)
+    if gold_fault is not None:
+        reason = f"gold: {gold_fault}"
+    return Verdict(
+        exact_string=same_text,
+        ast_equal=same_tree,
+        exec_equal=None if gold_fault is not None else same_tree,
+        valid=pred_fault is None,
+        vacuous=None,
+        gold_broken=gold_fault is not None,
+        databases=0,
+        reason=reason,
+        buckets=buckets(gold_tree),
+    )
+
+
+def compare_trees(
+    engine: Engine, gold: str, pred: str, gold_tree: exp.Query | None, same_text: bool
+) -> tuple[bool, str]:
+    """Whether both texts are one query and the same one, and the words for it."""
+    if not engine.syntax_ok(gold):
+        return False, ""
+    if same_text:
+        return True, "equal strings"
+    pred_tree = query(pred) if gold_tree is not None and engine.syntax_ok(pred) else None
+    if gold_tree is None or pred_tree is None:
+        return False, "trees differ"
+    form = canonical(gold_tree, engine.schema)
+    same = form is not None and form == canonical(pred_tree, engine.schema)
+    return same, "equal trees" if same else "trees differ"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What executing both queries showed; the fields are those of `Verdict`."""
+
+    exec_equal: bool | None
+    vacuous: bool | None
+    gold_broken: bool
+    databases: int
+    reason: str
+
+
+def search(engine: Engine, gold: str, pred: str, count: int, rows_file: Path | None) -> Found:
+    """Look for a database on which the results differ.
+
+    One on which the gold query itself fails or passes a budget is left out. Where none tells the two apart they are
+    equal as far as anyone knows, and `vacuous` says that the gold never returned a row.
+    """
+    comparison = Comparison(gold)
+    if engine.prepare(comparison.probe) is not None:
+        comparison.plain()
+    tried, rows_seen, fault, difference = 0, False, "", None
+    made_up = filled(engine, databases(gold, pred, engine.schema, count))
+    for place in chain(real(rows_file), made_up):
+        try:
+            expected = place.run(comparison.probe)
+        except EngineError as error:
+            fault = str(error)
+            if isinstance(error, OverBudget) and error.pair:
+                break
+            continue
+        rows_seen = rows_seen or bool(expected.rows)
+        if difference is None:
+            tried += 1
+            difference = part(place, comparison, expected, pred)
+        if difference is not None and rows_seen:
+            break
+    if not tried:
+        return Found(None, None, True, 0, f"gold: {fault}")
+    if difference is None:
+        return Found(True, not rows_seen, False, tried, f"equal on {tried} databases")
+    return Found(False, not rows_seen, False, tried, f"database {tried}: {difference}")
+
+
+def part(place: Engine, comparison: Comparison, expected: Rows, pred: str) -> str | None:
+    """Why the prediction's result on a database is not the gold's; None where it is."""
+    try:
+        return comparison.same(expected, place.run(pred))
+    except (QueryError, OverBudget) as error:
+        return str(error)
+
+
+def filled(engine: Engine, made_up: Iterable[Database]) -> Iterator[Engine]:
+    """The engine with the rows of each database in turn."""
+    for rows in made_up:
+        engine.fill(rows)
+        yield engine
+
+
+def real(rows_file: Path | None) -> Iterator[Engine]:
+    """The database that holds real rows, if there is one that can be read."""
+    if rows_file is not None:
+        with suppress(DatabaseError):
+            engine = of_file(rows_file)
+            engine.reset()
+            yield engine
+
+
+@lru_cache(maxsize=1)
+def of_file(path: Path) -> Engine:
+    """A real database, kept between pairs."""
+    return Engine.of_file(path)

@@ -1,0 +1,85 @@
+"""Texts to syntax trees: sqlglot's SQLite, with everything kept as it was written.
+
+sqlglot translates between dialects and so rewrites while it parses: IFNULL becomes COALESCE, CAST(x AS STRING) a cast
+to TEXT, unary plus disappears. Here two spellings are equal only where a rule of `ftlab.sql.canonical` says so;
+therefore functions, types and literals keep their spelling. What SQLite would not accept may still parse here:
+whether a text is SQL at all is SQLite's to say.
+"""
+
+from typing import Any, ClassVar
+
+from sqlglot import exp
+from sqlglot.dialects.sqlite import SQLite
+from sqlglot.parsers.sqlite import SQLiteParser
+from sqlglot.tokenizer_core import Token, TokenType
+
+NO_PAREN_FUNCTIONS = (TokenType.CURRENT_DATE, TokenType.CURRENT_TIME, TokenType.CURRENT_TIMESTAMP)
+
+
+class LiteralParser(SQLiteParser):
+    """Functions are `exp.Anonymous`, named as written; so are casts ("CAST", with the type's text as a Var), unary
+    plus ("+") and hexadecimal integers keep their text."""
+
+    FUNCTIONS: ClassVar[dict[str, Any]] = {}
+    NO_PAREN_FUNCTIONS: ClassVar[dict[Any, Any]] = {
+        key: SQLiteParser.NO_PAREN_FUNCTIONS[key] for key in NO_PAREN_FUNCTIONS
+    }
+    NO_PAREN_FUNCTION_PARSERS: ClassVar[dict[str, Any]] = {"CASE": lambda self: self._parse_case()}
+    FUNCTION_PARSERS: ClassVar[dict[str, Any]] = {"CAST": lambda self: self._parse_plain_cast()}
+    UNARY_PARSERS: ClassVar[dict[Any, Any]] = {
+        **SQLiteParser.UNARY_PARSERS,
+        TokenType.PLUS: lambda self: self.expression(exp.Anonymous(this="+", expressions=[self._parse_unary()])),
+    }
+    ADD_JOIN_ON_TRUE = False
+
+    def _parse_plain_cast(self) -> exp.Expr:
+        value = self._parse_disjunction()
+        self._match(TokenType.ALIAS)
+        words: list[str] = []
+        depth = 0
+        while self._curr and (depth or self._curr.token_type != TokenType.R_PAREN):
+            depth += {TokenType.L_PAREN: 1, TokenType.R_PAREN: -1}.get(self._curr.token_type, 0)
+            words.append(self._curr.text.upper())
+            self._advance()
+        return self.expression(exp.Anonymous(this="CAST", expressions=[value, exp.Var(this=" ".join(words))]))
+
+    def _parse_hex_string(self, token: Token) -> exp.Expr:
+        if self.sql.startswith(("0x", "0X"), token.start):
+            return self.expression(exp.Literal.number(f"0x{token.text.lower()}"), token)
+        return self.expression(exp.HexString(this=token.text.lower()), token)
+
+    def _parse_type(self, parse_interval: bool = True, fallback_to_identifier: bool = False) -> exp.Expr | None:
+        """SQLite knows neither typed literals nor intervals: `date 'x'` is a column and its alias."""
+        if fallback_to_identifier:
+            return self._parse_id_var()
+        atom = self._parse_atom()
+        return atom if atom is not None else self._parse_column()
+
+
+class LiteralSQLite(SQLite):
+    """SQLite as it is written."""
+
+    Parser = LiteralParser
+
+
+DIALECT = LiteralSQLite()
+
+
+def query(text: str) -> exp.Query | None:
+    """The tree of a text that is exactly one query; None where sqlglot finds no such tree in it.
+
+    The parser is a third party's and the text anybody's: whatever it raises, the text has no tree.
+    """
+    try:
+        statements = [statement for statement in DIALECT.parse(text) if statement is not None]
+    except Exception:
+        return None
+    return statements[0] if len(statements) == 1 and isinstance(statements[0], exp.Query) else None
+
+
+def tokens(text: str) -> list[Token]:
+    """The tokens of a text; none where it cannot be cut into any."""
+    try:
+        return DIALECT.tokenize(text)
+    except Exception:
+        return []

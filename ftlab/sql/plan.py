@@ -1,0 +1,199 @@
+"""What all databases of a pair of queries share: where the values of each column come from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from ftlab.sql import parse
+from ftlab.sql.hints import Hints, Ref, Role, Test, read_hints
+from ftlab.sql.recipes import FREE
+from ftlab.sql.schema import Kind, Schema
+from ftlab.sql.values import Value, fit
+
+T = TypeVar("T")
+Change = Sequence[tuple[int, Value]]
+
+# Rows of all joined tables multiplied stay near this.
+COMBINATIONS = 20_000
+LARGEST_TABLE = 24
+NEAR_VALUES = 12
+
+KEYS: dict[Kind, tuple[Value, ...]] = {
+    "number": (1, 2, 3, 10, 4, 20, 5, 6),
+    "text": ("1", "2", "10", "a", "3", "B", "4", "5"),
+    "any": (1, 2, 3, 10, 4, 20, 5, 6),
+}
+
+
+@dataclass
+class Column:
+    """A column of a table of either query: the pool of its values; its keys if it is grouped or equated, `joined` if
+    other columns have them too; values that fulfil or just miss its tests."""
+
+    pool: str
+    keys: tuple[Value, ...] = ()
+    joined: bool = False
+    near: list[Value] = field(default_factory=list)
+
+
+@dataclass
+class Table:
+    """A table of either query. A role is the fulfilling values of each column, () where it has no test; beside it
+    stand the changes, each of one or more (column, value), that may break it."""
+
+    name: str
+    columns: list[Column]
+    roles: list[list[tuple[Value, ...]]] = field(default_factory=list)
+    changes: list[list[Change]] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """What all databases of a pair share. `sizes`: group sizes to build; `groups`: how many at least; `cap`: rows of a
+    table at most, where no size or limit asks for more; `width`: how many tables are joined."""
+
+    tables: list[Table]
+    sizes: list[int]
+    groups: int
+    cap: int
+    width: int
+
+
+def make_plan(gold: str, pred: str, schema: Schema) -> Plan:
+    both = [hints_of(text, schema) for text in (gold, pred)]
+    names = list(dict.fromkeys(role.table for hints in both for role in hints.roles))
+    tests = tests_by_column(both)
+    classes = classes_of(both, names, schema)
+    tables = [plan_table(name, both, schema, tests, classes) for name in names]
+    bounds = sorted(set().union(*(hints.sizes for hints in both)))
+    sizes = [size for bound in bounds for size in (bound + 1, bound, bound - 1) if size > 0]
+    limit = max(hints.limit for hints in both)
+    width = max(hints.width for hints in both)
+    cap = int(COMBINATIONS ** (1 / width))
+    groups = min(limit + 2, max(3, cap))
+    return Plan(tables, list(dict.fromkeys(sizes)), groups, max(3, min(LARGEST_TABLE, cap)), width)
+
+
+def hints_of(text: str, schema: Schema) -> Hints:
+    """The hints of a text; of one that does not parse, the tables that it names, its words planted in every column."""
+    tree = parse.query(text)
+    if tree is not None:
+        return read_hints(tree, schema)
+    words = [token.text for token in parse.tokens(text)]
+    tables = [name for name in dict.fromkeys(word.lower() for word in words) if name in schema.tables]
+    planted = {(name, column): list[Value](words) for name in tables for column in schema.tables[name].columns}
+    return Hints(roles=[Role(name) for name in tables], planted=planted)
+
+
+def tests_by_column(both: Sequence[Hints]) -> dict[Ref, list[Test]]:
+    """All tests of each column, first those that only one of the queries has."""
+    gold, pred = (
+        {((role.table, column), test.name): test for role in hints.roles for column, test in role.all_tests()}
+        for hints in both
+    )
+    found: dict[Ref, list[Test]] = {}
+    for part, test in sorted({**gold, **pred}.items(), key=lambda item: item[0] in gold and item[0] in pred):
+        found.setdefault(part[0], []).append(test)
+    return found
+
+
+def classes_of(both: Sequence[Hints], names: Sequence[str], schema: Schema) -> dict[Ref, list[Ref]]:
+    """Each column that takes keys, with all columns that share them: equated ones, grouped ones, and those of one
+    name in several tables."""
+    parent: dict[Ref, Ref] = {}
+
+    def root(ref: Ref) -> Ref:
+        while (above := parent.setdefault(ref, ref)) != ref:
+            ref = above
+        return ref
+
+    first: dict[str, Ref] = {}
+    for name in names:
+        for column in schema.tables[name].columns:
+            if column in first:
+                parent[root((name, column))] = root(first[column])
+            first.setdefault(column, (name, column))
+    for hints in both:
+        for ours, theirs in hints.links:
+            parent[root(ours)] = root(theirs)
+        for ref in hints.grouped:
+            root(ref)
+    members: dict[Ref, list[Ref]] = {}
+    for ref in sorted(parent):
+        members.setdefault(root(ref), []).append(ref)
+    return {ref: found for found in members.values() for ref in found}
+
+
+def plan_table(
+    name: str, both: Sequence[Hints], schema: Schema, tests: dict[Ref, list[Test]], classes: dict[Ref, list[Ref]]
+) -> Table:
+    columns = schema.tables[name].columns
+    table = Table(name, [plan_column((name, column), both, schema, tests, classes) for column in columns])
+    either = any(hints.either for hints in both)
+    seen = set()
+    for role in (role for hints in both for role in hints.roles if role.table == name):
+        key = frozenset((column, test.name) for column, test in role.all_tests())
+        if key not in seen:
+            seen.add(key)
+            table.roles.append([fulfilling(role.tests.get(column, [])) for column in columns])
+            table.changes.append(changes_of([role.tests.get(column, []) for column in columns], table.columns, either))
+    return table
+
+
+def plan_column(
+    ref: Ref, both: Sequence[Hints], schema: Schema, tests: dict[Ref, list[Test]], classes: dict[Ref, list[Ref]]
+) -> Column:
+    kind = schema.tables[ref[0]].columns[ref[1]].kind
+    own = tests.get(ref, [])
+    numeric = any(ref in hints.numeric for hints in both) or any(
+        isinstance(test.name[1], int | float) for test in own if test.name[0] != "in"
+    )
+    pool = "numeral" if kind == "text" and numeric else kind
+    differing = both[0].listed.get(ref, set()) ^ both[1].listed.get(ref, set())
+    near = [
+        *sorted(differing, key=repr)[: NEAR_VALUES // 2],
+        *in_turn([[*test.hits, *test.misses] for test in own]),
+        *(fit(value, kind) for hints in both for value in hints.planted.get(ref, ())),
+    ]
+    known = [value for value in dict.fromkeys(near) if value is not None]
+    column = Column(pool, near=[*known[:NEAR_VALUES], None, FREE[pool]["unique"][0]])
+    if ref in classes:
+        column.keys = keys_of(classes[ref], kind, schema, tests)
+        column.joined = len(classes[ref]) > 1
+    return column
+
+
+def in_turn(lists: Sequence[Sequence[T]]) -> Iterator[T]:
+    """The first member of each list, then the second ones, and so on."""
+    for at in range(max(map(len, lists), default=0)):
+        yield from (values[at] for values in lists if at < len(values))
+
+
+def keys_of(members: Sequence[Ref], kind: Kind, schema: Schema, tests: dict[Ref, list[Test]]) -> tuple[Value, ...]:
+    """The keys of a column, in the same order for all that share them: values that its class is compared with first."""
+    kinds = {schema.tables[table].columns[column].kind for table, column in members}
+    compared = [test for ref in members for test in tests.get(ref, ())]
+    found = [values[0] for values in (*(t.hits for t in compared), *(t.misses for t in compared)) if values][:4]
+    plain = KEYS["text"] if kinds == {"text"} else KEYS["number"]
+    keys = [fit(value, kind) for value in dict.fromkeys([*found, *plain])]
+    return tuple(value if value is not None else -at for at, value in enumerate(keys))
+
+
+def fulfilling(tests: Sequence[Test]) -> tuple[Value, ...]:
+    """Values that pass all tests of a column, or else those that pass any."""
+    hits = list(dict.fromkeys(value for test in tests for value in test.hits))
+    every = [v for v in hits if all(test.holds(v) if test.holds else v in test.hits for test in tests)]
+    return tuple((every or hits)[:4])
+
+
+def changes_of(tests: Sequence[Sequence[Test]], columns: Sequence[Column], either: bool) -> list[Change]:
+    """The changes of a role: the most telling value of each tested column, then the next ones; and misses of all
+    columns and of all but one, which come first where `either` of two tests may do."""
+    tested = [at for at, found in enumerate(tests) if found]
+    ranked = list(in_turn([[((at, value),) for value in columns[at].near] for at in tested]))
+    misses = [(at, next((miss for test in tests[at] for miss in test.misses), None)) for at in tested]
+    several = [misses] if len(tested) > 1 else []
+    if len(tested) > 2:
+        several += [[miss for miss in misses if miss[0] != at] for at in tested]
+    start = 0 if either else len(tested)
+    return [*ranked[:start], *several, *ranked[start:]]

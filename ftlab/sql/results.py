@@ -1,0 +1,181 @@
+"""Whether one result is the gold's: rows as a multiset, in an order and with a choice that the gold allows.
+
+Columns count by position, their names do not. 1 equals 1.0, two numbers of which one is a float are equal within a
+relative 1e-9, the number 1 and the text '1' differ, NULL equals NULL, a blob equals no text.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from ftlab.sql.probe import Key, Probe, read_probe
+
+if TYPE_CHECKING:
+    from ftlab.sql.engine import Rows
+
+Row = tuple[Any, ...]
+
+TOLERANCE = 1e-9
+# Rows that are no exact match are matched one by one with tolerance; beyond so many only in sorted order.
+PAIRED_ROWS = 200
+
+FOLDS: dict[str, Callable[[str], str]] = {
+    "NOCASE": lambda text: "".join(c.lower() if c.isascii() else c for c in text),
+    "RTRIM": lambda text: text.rstrip(" "),
+}
+
+
+class Comparison:
+    """What a gold query allows, made once; `same` is then asked once a database.
+
+    Run `probe` in the gold's place: it returns the rows without LIMIT, with the ORDER BY keys appended, so that rows
+    of equal keys are seen to tie. The prediction's rows are walked along these groups of ties: a group wholly within
+    the LIMIT must come as a multiset, of a group that the LIMIT cuts any choice of the right size.
+
+    Without ORDER BY any order is right, and with a LIMIT any choice of rows. Where SELECT DISTINCT is ordered by what
+    it does not return and the same row would come with several keys, the gold's order is arbitrary, so any is right.
+    A LIMIT that is no number is run as it stands, and its cut is taken for the only right one. Where the engine
+    refuses the probe (a key that computes with an alias), `plain` has the gold itself run; then its own order, ties
+    and choice count.
+    """
+
+    def __init__(self, gold: str) -> None:
+        self.gold = gold
+        self.parts: Probe = read_probe(gold)
+        self.exactly = False
+
+    @property
+    def probe(self) -> str:
+        """The text to run on each database in the gold's place."""
+        return self.parts.text
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the gold has an ORDER BY of its own."""
+        return bool(self.parts.keys)
+
+    def plain(self) -> None:
+        """Run the gold itself from now on: the engine refuses the probe."""
+        self.parts = Probe(self.gold, self.parts.keys)
+        self.exactly = True
+
+    def same(self, gold: "Rows", pred: "Rows") -> str | None:
+        """None where the prediction's rows are the gold's, else one line that says why not.
+
+        `gold` is the result of `probe`.
+        """
+        width = len(gold.columns) - self.parts.extras
+        if width != len(pred.columns):
+            return f"{counted(len(pred.columns), 'column')} instead of {width}"
+        rows = [row[:width] for row in gold.rows] if self.parts.extras else gold.rows
+        groups = list(self.groups(gold, rows, width))
+        if self.parts.distinct and self.parts.extras and len(set(rows)) < len(rows):
+            rows = list(dict.fromkeys(rows))
+            groups = [(0, len(rows))]
+        offset, count = self.parts.window
+        first = min(offset, len(rows))
+        last = len(rows) if count is None else min(first + count, len(rows))
+        if len(pred.rows) != last - first:
+            return f"{counted(len(pred.rows), 'row')} instead of {last - first}"
+        if rows[first:last] == pred.rows:
+            return None
+        for start, end in groups:
+            low, high = max(start, first), min(end, last)
+            if low < high and (found := difference(rows[start:end], pred.rows[low - first : high - first])):
+                return found if len(groups) == 1 else f"{found}, at row {low - first + 1}"
+        return None
+
+    def groups(self, gold: "Rows", rows: Sequence[Row], width: int) -> Iterator[tuple[int, int]]:
+        """The runs of rows that may come in any order, as (start, end)."""
+        if self.exactly and self.parts.keys:
+            yield from ((at, at + 1) for at in range(len(rows)))
+            return
+        columns = [(key_column(key, gold.columns, width), FOLDS.get(key.collation)) for key in self.parts.keys]
+        if not columns or any(column is None for column, _ in columns):
+            yield 0, len(rows)
+            return
+
+        def tie(row: Row) -> Row:
+            return tuple(
+                fold(row[column]) if fold and isinstance(row[column], str) else row[column]
+                for column, fold in columns
+                if column is not None
+            )
+
+        start = 0
+        for _, run in groupby(gold.rows, key=tie):
+            end = start + sum(1 for _ in run)
+            yield start, end
+            start = end
+
+
+def key_column(key: Key, columns: Sequence[str], width: int) -> int | None:
+    """The column of the probe's rows that holds a key; None where no output has its name."""
+    if key.extra is not None:
+        return width + key.extra
+    if key.column is not None:
+        return key.column if 0 <= key.column < width else None
+    names = [column.lower() for column in columns[:width]]
+    return names.index(key.name) if key.name in names else None
+
+
+def difference(allowed: Sequence[Row], found: Sequence[Row]) -> str | None:
+    """Why `found` is no choice of rows from `allowed`; None where it is one."""
+    if len(found) > len(allowed):
+        return f"{counted(len(found), 'row')} instead of {len(allowed)}"
+    rest, missing = Counter(found), Counter(allowed)
+    rest.subtract(missing)
+    surplus = [row for row, times in rest.items() for _ in range(times)]
+    spare = [row for row, times in rest.items() for _ in range(-times)]
+    unmatched = first_unmatched(spare, surplus)
+    return None if unmatched is None else f"no row of the gold is {short(unmatched)}"
+
+
+def first_unmatched(spare: list[Row], surplus: list[Row]) -> Row | None:
+    """The first row of `surplus` that no row of `spare` is close to, each being used once."""
+    if len(spare) == len(surplus):
+        spare, surplus = sorted(spare, key=rank), sorted(surplus, key=rank)
+        if all(close(a, b) for a, b in zip(spare, surplus, strict=True)):
+            return None
+    if len(surplus) > PAIRED_ROWS:
+        return surplus[0]
+    for row in surplus:
+        match = next((at for at, other in enumerate(spare) if close(row, other)), None)
+        if match is None:
+            return row
+        spare.pop(match)
+    return None
+
+
+def close(a: Row, b: Row) -> bool:
+    return len(a) == len(b) and all(x == y or near(x, y) for x, y in zip(a, b, strict=True))
+
+
+def near(x: Any, y: Any) -> bool:
+    """Whether two values are numbers, at least one of them a float, and equal within the tolerance."""
+    if not (isinstance(x, int | float) and isinstance(y, int | float)):
+        return False
+    return (isinstance(x, float) or isinstance(y, float)) and math.isclose(x, y, rel_tol=TOLERANCE)
+
+
+def rank(row: Row) -> list[tuple[int, float, str]]:
+    """A sorting key under which close rows are neighbours: numbers are rounded to seven digits."""
+    return [
+        (0, 0.0, "")
+        if value is None
+        else (1, float(f"{float(value):.6e}"), "")
+        if isinstance(value, int | float)
+        else (2, 0.0, repr(value))
+        for value in row
+    ]
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def short(row: Row) -> str:
+    text = "(" + ", ".join("NULL" if value is None else repr(value) for value in row) + ")"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,115 @@
+"""Taking a query out of what a chat model wraps it in, and leaving alone what is a query already."""
+
+import gzip
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from ftlab.sql.extract import extract
+
+Q = "SELECT name FROM head ORDER BY age"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"```sql\n{Q}\n```",
+        f"```\n{Q}\n```",
+        f"```SQLite\n{Q};\n```\nThis lists the heads; it sorts them.",
+        f"~~~sql\n{Q}\n~~~",
+        f"```sql\n{Q}",
+        f"```sql {Q} ```",
+        f"```{Q}```",
+        f"   ```sql\r\n{Q}\r\n   ```",
+        f"The schema is\n```sql\nCREATE TABLE head (name TEXT)\n```\nand the query\n```sql\n{Q}\n```",
+        f"The answer is: {Q};",
+        f"The answer is: {Q}; which sorts the heads by age.",
+        f"SQL: {Q}",
+        f"### SQL:\n{Q}\n\n### Explanation:\nIt sorts.",
+        f"Answer: {Q}\n\nThis doesn't need a join.",
+        f"You want {Q}\n\nIt sorts the heads.",
+        f"Use `{Q}`.",
+        f"<|im_start|>assistant\n{Q}<|im_end|>",
+        f"[SQL] {Q} [/SQL]",
+        f"{Q};\n\nExplanation: the heads are sorted",
+        f"{Q}\n```\nThis is the query.",
+        f"{Q}</s>",
+        f"{Q}; -- done\nThat is all.",
+        f"Choose like this:\n\n```sql\n{Q}\n```",
+    ],
+)
+def test_the_query_is_taken_out(answer: str) -> None:
+    assert extract(answer).rstrip("; ") == Q
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Q,
+        f"  {Q} ;\n",
+        f"{Q};;",
+        "-- the heads\nSELECT name FROM head",
+        "/* ```sql SELECT 1``` */ SELECT name FROM head -- it's all; really",
+        "SELECT name\n\nFROM head\n\nWHERE age > 1\n\nORDER BY name",
+        "SELECT\n\nname,\n\nage FROM head",
+        "WITH t AS (SELECT 'please select; one' AS x) SELECT x FROM t",
+        "with recursive t(n) as (select 1 union all select n + 1 from t) select n from t",
+        "SELECT '```' || ';\n\nNot prose' FROM head",
+        'SELECT "a;  b" FROM [odd; table]',
+        "(SELECT 1) UNION (SELECT 2)",
+        "select count(*) from head",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; DROP TABLE head",
+        "SELECT 1; WITH t AS (SELECT 2) SELECT * FROM t",
+        "",
+        "I cannot answer that.",
+        "With pleasure, but the schema has no such column.",
+        "DELETE FROM head",
+        "name FROM head",
+    ],
+)
+def test_what_is_a_query_already_or_holds_none_stays_as_it_is(answer: str) -> None:
+    assert extract(answer) == answer
+
+
+def test_a_query_with_a_cte_is_found_in_prose() -> None:
+    query = "WITH t AS (SELECT 'select' AS x) SELECT x FROM t"
+    assert extract(f"With the schema given, the query is:\n{query};\nIt selects x.") == query
+
+
+def test_a_fence_without_a_query_gives_its_text() -> None:
+    assert extract("```sql\nDELETE FROM head\n```") == "DELETE FROM head"
+
+
+def test_the_second_statement_of_a_fence_is_not_hidden() -> None:
+    assert extract("```sql\nSELECT 1; DROP TABLE head\n```") == "SELECT 1; DROP TABLE head"
+
+
+@pytest.mark.parametrize("part", ["/*", "'", "```", ";", "; --x\n", "WITH x (", "\n\nFROM", "(", ":`", "SELECT "])
+def test_a_hostile_answer_is_read_in_linear_time(part: str) -> None:
+    began = time.perf_counter()
+    extract("SELECT a " + part * (300_000 // len(part)))
+    extract("x " + part * (300_000 // len(part)))
+    assert time.perf_counter() - began < 2
+
+
+def test_real_queries_stay_as_they_are_and_come_out_of_a_fence(shared: Path) -> None:
+    for name in ("sql_create_context/test", "spider_dev/dev"):
+        with gzip.open(shared / f"data/{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            golds = [json.loads(line)["answer"] for line in lines]
+        assert [gold for gold in golds if extract(gold) != gold] == []
+        wrapped = [
+            f"Sure! Here is the query:\n```sql\n{gold}\n```\nIt doesn't use a join; it's short." for gold in golds
+        ]
+        assert [gold for gold, text in zip(golds, wrapped, strict=True) if extract(text) != gold.strip()] == []
+        said = [f"The answer is: {gold};\n\nThis doesn't use a join." for gold in golds]
+        assert [gold for gold, text in zip(golds, said, strict=True) if extract(text) != gold.strip()] == []
+
+
+def test_the_shared_wrapper_gives_its_gold(shared: Path) -> None:
+    rows = [json.loads(line) for line in (shared / "sql_eval/examples.jsonl").read_text(encoding="utf-8").splitlines()]
+    (row,) = [row for row in rows if "after_extraction" in row]
+    assert extract(row["pred"]) == row["gold"]
+    assert [row["id"] for row in rows if extract(row["pred"]) != row["pred"]] == [row["id"]]
