@@ -1,0 +1,388 @@
+"""How fast and how sharp the SQL scores are: python bench/sql.py [DATA_FOLDER] [--rows 15716] [--equal 0.75 0.5]
+
+DATA_FOLDER holds train.jsonl.gz of sql-create-context (rows with question, context, answer, source, db_id); by default
+../shared/data/sql_create_context beside this repository. Markdown tables are printed. One processor core is used: this
+process and the scoring process that it starts are bound to it.
+
+*Speed.* So many rows are made of the data set's golds. A share of the predictions is the gold itself, the others are
+rewrites by the fourteen rules, one-edit mutants, golds written otherwise with the same results, golds of other
+rows and texts that are no query. They are written to a JSON Lines file and scored as `python -m ftlab score` does:
+read, judged in the scoring process at 32 databases, written. The seconds are wall-clock seconds from opening the file
+to closing the other, the start of the scoring process included; making the rows is not counted. Milliseconds a pair are
+what a caller of `Scorer.score` waits.
+
+*IN lists.* Two lists of 3,000 elements, the same in another order, and with one element changed.
+
+*The Spider test-suite way.* Zhong, Yu and Klein, "Semantic Evaluation for Text-to-SQL with Distilled Test Suites"
+(EMNLP 2020, github.com/taoyds/test-suite-sql-eval), written anew in `Suite`: databases are filled at random with
+values drawn from the gold's literals and beside them; those are kept on which the gold differs from one of its own
+mutants that no database told apart before; then gold and prediction are executed on all kept ones and compared as
+there: columns in any order, rows in order where the gold has an ORDER BY. Both ways judge the same pairs, one-edit
+mutants and known-equal rewrites, in this process and on the same SQLite.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice, permutations
+from pathlib import Path
+from random import Random
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from sql_mutants import mutants
+from sql_rewrites import rewrite
+from sqlglot import exp
+
+from ftlab.sql import parse
+from ftlab.sql.engine import Engine, EngineError
+from ftlab.sql.judge import judge
+from ftlab.sql.schema import Schema, read_schema
+from ftlab.sql.scorer import Scorer
+from ftlab.sql.verdict import Verdict
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data/sql_create_context"
+ROWS = 15_716
+TARGETS = {0.75: 20, 0.5: 60}  # seconds for ROWS by the share of equal strings
+DATABASES = 32
+LIST_LENGTH = 3_000
+SAMPLE = 500
+
+# Of the suite: random databases tried for a gold, its mutants that they must tell apart, rows of a table.
+TRIED, NEIGHBOURS, TABLE_ROWS = 100, 25, 12
+
+Row = dict[str, Any]
+Timed = tuple[Row, Verdict, float]
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = read_options(arguments)
+    file = options.data / "train.jsonl.gz"
+    if not file.is_file():
+        print(f"{file} is missing: give the folder that holds it: python bench/sql.py DATA_FOLDER", file=sys.stderr)
+        return 2
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        golds = [json.loads(line) for line in lines]
+    for share in options.equal:
+        speed(golds, options.rows, share)
+    long_lists()
+    side_by_side(golds)
+    return 0
+
+
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Benchmark of the SQL scores; prints Markdown.")
+    parser.add_argument("data", type=Path, nargs="?", default=DATA)
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows to score")
+    parser.add_argument("--equal", type=float, nargs="+", default=list(TARGETS), help="shares of equal strings")
+    return parser.parse_args(arguments)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    print("| " + " | ".join(head) + " |")
+    print("|" + " --- |" * len(head))
+    for row in rows:
+        print("| " + " | ".join(str(cell) for cell in row) + " |")
+    print(flush=True)
+
+
+# --- speed --------------------------------------------------------------------------------------------------
+
+
+def speed(golds: list[Row], rows: int, share: float) -> None:
+    made = make_rows(golds, rows, share, Random(1))
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        load = os.getloadavg()[0]
+        began = time.perf_counter()
+        timed = score_file(source, target)
+        seconds = time.perf_counter() - began
+    goal = f"{TARGETS[share]} s" if share in TARGETS and rows == ROWS else "-"
+    print(f"## {rows:,} rows, {share:.0%} equal strings, {DATABASES} databases\n")
+    table(
+        ["seconds", "target", "rows/s", "executed pairs", "load before"],
+        [[f"{seconds:.1f}", goal, f"{rows / seconds:,.0f}", sum(v.databases > 0 for _, v, _ in timed), f"{load:.1f}"]],
+    )
+    by_tier: defaultdict[str, list[float]] = defaultdict(list)
+    by_kind: defaultdict[str, list[float]] = defaultdict(list)
+    for row, verdict, spent in timed:
+        by_tier[tier(verdict)].append(spent)
+        by_kind[row["kind"]].append(spent)
+    everything = [spent for _, _, spent in timed]
+    table(HEAD, [percentiles("all", everything), *(percentiles(*item) for item in sorted(by_tier.items()))])
+    table(["prediction", *HEAD[1:]], [percentiles(*item) for item in sorted(by_kind.items())])
+
+
+HEAD = ["tier", "pairs", "p50 ms", "p95 ms", "p99 ms", "max ms", "sum s"]
+
+
+def percentiles(name: str, spent: list[float]) -> list[object]:
+    ordered = sorted(spent)
+    at = [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.95, 0.99, 1)]
+    return [name, f"{len(spent):,}", *(f"{1000 * value:.2f}" for value in at), f"{sum(spent):.1f}"]
+
+
+def tier(verdict: Verdict) -> str:
+    if verdict.gold_broken:
+        return "gold broken"
+    if "over the budget" in verdict.reason:
+        return "over budget"
+    if verdict.databases:
+        return "executed, equal" if verdict.exec_equal else "executed, told apart"
+    if not verdict.valid:
+        return "invalid"
+    return "equal string" if verdict.exact_string else "equal tree"
+
+
+def score_file(source: Path, target: Path) -> list[Timed]:
+    """Read, score and write all rows, in one scoring process."""
+    timed = []
+    with Scorer(DATABASES) as scorer, source.open(encoding="utf-8") as lines, target.open("w") as out:
+        for row in map(json.loads, lines):
+            began = time.perf_counter()
+            verdict = scorer.score(row["gold"], row["pred"], row["context"])
+            timed.append((row, verdict, time.perf_counter() - began))
+            out.write(json.dumps({"id": row["id"], **asdict(verdict)}) + "\n")
+    return timed
+
+
+def make_rows(golds: list[Row], count: int, share: float, rng: Random) -> list[Row]:
+    """Rows to score: a share of them equal strings, the others of the kinds of `KINDS`."""
+    by_database: defaultdict[str, list[str]] = defaultdict(list)
+    for row in golds:
+        by_database[row["db_id"]].append(row["answer"])
+    picked = rng.sample(golds, count) if count <= len(golds) else rng.choices(golds, k=count)
+    equal = set(rng.sample(range(count), round(share * count)))
+    made = []
+    for number, row in enumerate(picked):
+        kind = "equal string" if number in equal else rng.choice(KINDS)
+        pred = predict(kind, row, by_database[row["db_id"]], rng)
+        made.append({"id": number, "context": row["context"], "gold": row["answer"], "pred": pred, "kind": kind})
+    return made
+
+
+KINDS = ("rule rewrite", *["mutant"] * 4, "same results", "other gold", "other gold", "no query", "rule rewrite")
+
+
+def predict(kind: str, row: Row, others: list[str], rng: Random) -> str:
+    gold, schema = str(row["answer"]), read_schema(row["context"])
+    match kind:
+        case "rule rewrite":
+            return rewrite(gold, schema, rng)
+        case "mutant":
+            return next((text for _, text in mutants(gold, schema, rng)), gold + " LIMIT 1")
+        case "same results":
+            return same_results(gold)
+        case "other gold":
+            return str(rng.choice(others))
+        case "no query":
+            return rng.choice((gold[: len(gold) // 2], "I do not know.", gold + ")", "```sql\n" + gold, "", "SELECT"))
+    return gold
+
+
+def same_results(gold: str) -> str:
+    """A query of another tree that returns the same rows."""
+    if not re.search(r"\b(ORDER BY|LIMIT)\b", gold):
+        return f"SELECT * FROM ({gold}) AS inner_one"
+    tree = parse.query(gold)
+    where = tree.args.get("where") if isinstance(tree, exp.Select) else None
+    if tree is None or where is None:
+        return gold
+    always = exp.EQ(this=exp.Literal.number(1), expression=exp.Literal.number(1))
+    where.set("this", exp.And(this=exp.Paren(this=where.this), expression=always))
+    return tree.sql(dialect=parse.DIALECT)
+
+
+# --- IN lists -----------------------------------------------------------------------------------------------
+
+
+def long_lists() -> None:
+    numbers = [str(number) for number in range(LIST_LENGTH)]
+    shuffled = Random(3).sample(numbers, LIST_LENGTH)
+    changed = ["123456" if number == "1500" else number for number in shuffled]
+    context = "CREATE TABLE t (name VARCHAR, number INTEGER)"
+    rows = []
+    with Scorer(DATABASES) as scorer:
+        scorer.score("SELECT 1", "SELECT 1", context)  # the process has started
+        for name, other in (("another order", shuffled), ("one element differs", changed)):
+            gold, pred = (f"SELECT name FROM t WHERE number IN ({', '.join(one)})" for one in (numbers, other))
+            began = time.perf_counter()
+            verdict = scorer.score(gold, pred, context)
+            seconds = time.perf_counter() - began
+            rows.append([name, f"{seconds:.2f}", "2", verdict.ast_equal, verdict.exec_equal, verdict.reason[:60]])
+    print(f"## Two IN lists of {LIST_LENGTH:,} elements\n")
+    table(["lists", "seconds", "target", "ast_equal", "exec_equal", "reason"], rows)
+
+
+# --- the Spider test-suite way ------------------------------------------------------------------------------
+
+
+def side_by_side(golds: list[Row]) -> None:
+    """Both ways on the same pairs; what either tells apart is not equivalent, the known-equal ones are."""
+    different, equal = sample_pairs(golds, Random(4))
+    spent: defaultdict[str, float] = defaultdict(float)
+    outcomes: list[tuple[bool, bool]] = []
+    for at, (gold, pred, context) in enumerate([*different, *equal]):
+        began = time.perf_counter()
+        ours = judge(gold, pred, context, DATABASES).exec_equal is False
+        spent["ftlab"] += time.perf_counter() - began
+        began = time.perf_counter()
+        suite = Suite(gold, read_schema(context), Random(at))
+        spent["making"] += time.perf_counter() - began
+        began = time.perf_counter()
+        theirs = suite.tells_apart(pred)
+        spent["executing"] += time.perf_counter() - began
+        spent["kept"] += len(suite.kept)
+        suite.engine.close()
+        outcomes.append((ours, theirs))
+    pairs = len(outcomes)
+    told = [pair for pair in outcomes[: len(different)] if any(pair)]
+    wrong = outcomes[len(different) :]
+    each = {name: f"{1000 * spent[name] / pairs:.1f}" for name in ("ftlab", "making", "executing")}
+    print(f"## Beside the Spider test-suite way: {len(different)} mutants, {len(equal)} known-equal predictions\n")
+    table(
+        [
+            "way",
+            "ms a pair",
+            "of it databases",
+            "databases",
+            "of mutants told apart by either",
+            "equal ones told apart",
+        ],
+        [
+            ["ftlab", each["ftlab"], "made for each pair", f"up to {DATABASES}", ratio(told, 0), ratio(wrong, 0)],
+            [
+                "test suite",
+                f"{1000 * (spent['making'] + spent['executing']) / pairs:.1f}",
+                f"{each['making']} (once a gold)",
+                f"{spent['kept'] / pairs:.1f} kept of {TRIED}",
+                ratio(told, 1),
+                ratio(wrong, 1),
+            ],
+        ],
+    )
+
+
+def ratio(outcomes: list[tuple[bool, bool]], way: int) -> str:
+    hits = sum(outcome[way] for outcome in outcomes)
+    return f"{hits} of {len(outcomes)} ({100 * hits / max(1, len(outcomes)):.1f} %)"
+
+
+def sample_pairs(golds: list[Row], rng: Random) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """Mutants with another tree, and a fifth as many predictions that are equal by construction; half of the golds
+    name more than one table or query. All are valid."""
+    shuffled = rng.sample(golds, len(golds))
+    intricate = [row for row in shuffled if re.search(r"JOIN|SELECT.*SELECT", row["answer"])]
+    different: list[tuple[str, str, str]] = []
+    equal: list[tuple[str, str, str]] = []
+    for row in (row for both in zip(intricate, shuffled, strict=False) for row in both):
+        gold, context, schema = row["answer"], row["context"], read_schema(row["context"])
+        engine = Engine(schema)
+        found = next((text for _, text in mutants(gold, schema, rng) if engine.prepare(text) is None), None)
+        if engine.prepare(gold) is None and found and len(different) < SAMPLE:
+            different.append((gold, found, context))
+            if len(different) % 5 == 0:
+                equal.append((gold, rewrite(gold, schema, rng) if len(equal) % 2 else same_results(gold), context))
+        engine.close()
+        if len(different) == SAMPLE:
+            break
+    return different, equal
+
+
+class Suite:
+    """The kept databases of one gold."""
+
+    def __init__(self, gold: str, schema: Schema, rng: Random) -> None:
+        self.gold, self.schema, self.rng = gold, schema, rng
+        self.engine = Engine(schema)
+        self.ordered = "order by" in gold.lower()
+        self.values = literals(gold)
+        self.kept: list[dict[str, list[tuple[Any, ...]]]] = []
+        alive = [
+            text for _, text in islice(mutants(gold, schema, rng), NEIGHBOURS) if self.engine.prepare(text) is None
+        ]
+        for _ in range(TRIED):
+            if not alive:
+                break
+            rows = self.random_rows()
+            self.engine.fill(rows)
+            expected = self.run(gold)
+            still = [text for text in alive if self.same(expected, self.run(text))]
+            if len(still) < len(alive):
+                self.kept.append(rows)
+            alive = still
+
+    def random_rows(self) -> dict[str, list[tuple[Any, ...]]]:
+        return {
+            name: [tuple(self.value(column.kind) for column in table.columns.values()) for _ in range(TABLE_ROWS)]
+            for name, table in self.schema.tables.items()
+        }
+
+    def value(self, kind: str) -> object:
+        """Half of the values from the gold's literals and beside them, the others from a small range."""
+        number = self.rng.randrange(10)
+        if self.values and self.rng.random() < 0.5:
+            text = self.rng.choice(self.values)
+            if kind == "text":
+                return self.rng.choice((text, text, text + "a", text[:-1]))
+            number = int(float(text)) + self.rng.randrange(-1, 2) if re.fullmatch(r"-?\d+(\.\d+)?", text) else number
+        return str(number) if kind == "text" else number
+
+    def run(self, text: str) -> list[tuple[Any, ...]] | None:
+        try:
+            return self.engine.run(text).rows
+        except EngineError:
+            return None
+
+    def same(self, gold: list[tuple[Any, ...]] | None, pred: list[tuple[Any, ...]] | None) -> bool:
+        if gold is None or pred is None:
+            return gold is pred
+        return equal_results(gold, pred, self.ordered)
+
+    def tells_apart(self, pred: str) -> bool:
+        for rows in self.kept:
+            self.engine.fill(rows)
+            if not self.same(self.run(self.gold), self.run(pred)):
+                return True
+        return False
+
+
+def literals(gold: str) -> list[str]:
+    tree = parse.query(gold)
+    if tree is None:
+        return []
+    texts = [node.name for node in tree.find_all(exp.Identifier) if node.args.get("quoted")]
+    return [*texts, *(node.name.strip("%") for node in tree.find_all(exp.Literal))]
+
+
+def equal_results(gold: list[tuple[Any, ...]], pred: list[tuple[Any, ...]], ordered: bool) -> bool:
+    """As that suite compares: some order of the prediction's columns makes the rows equal."""
+    if not gold and not pred:
+        return True
+    if len(gold) != len(pred) or len(gold[0]) != len(pred[0]):
+        return False
+    arrange: Callable[[Any], Any] = list if ordered else Counter
+    wanted = arrange(gold)
+    return any(arrange([tuple(row[at] for at in order) for row in pred]) == wanted for order in orders(len(gold[0])))
+
+
+def orders(width: int) -> Iterator[tuple[int, ...]]:
+    """The orders of so many columns; beyond five only the written one."""
+    yield from permutations(range(width)) if width <= 5 else [tuple(range(width))]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
