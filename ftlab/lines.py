@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ftlab.errors import DataError, InputError
 
@@ -104,7 +104,7 @@ def _content(path: Path) -> bytes:
 
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode(), parse_constant=_refuse)
     except UnicodeDecodeError as error:
         bad = error.object[error.start]
         raise DataError(f"{path}:{number}: not UTF-8 (byte 0x{bad:02x} at {error.start + 1:,})") from None
@@ -115,3 +115,7 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}:{number}: no JSON object, but {json.dumps(value)[:40]}")
     return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")

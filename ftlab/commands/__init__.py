@@ -45,8 +45,8 @@ def check_keys(command: str, arguments: Iterable[str], known: Iterable[str]) -> 
 def dashed_arguments(
     command: str, words: list[str], options: Iterable[str], flags: Iterable[str]
 ) -> tuple[dict[str, str], list[str]]:
-    """`--option VALUE`, `--option=VALUE` or `option=VALUE`, and `--flag`, as a dict (a flag's value is true or false);
-    and the words that are no option. After `--` nothing is an option.
+    """`--option VALUE` or `--option=VALUE`, and `--flag`, as a dict (a flag's value is true or false); and the words
+    that are no option, which are those that begin with no dash, `-` and all that follow `--`.
 
     Raises:
         InputError: an unknown option, one without its value or given twice, a flag that is neither true nor false.
@@ -59,7 +59,7 @@ def dashed_arguments(
         name, equals, value = word.removeprefix("--").partition("=")
         if word == "--":
             bare += rest
-        elif not (word.startswith("-") and word != "-") and not (equals and name.isidentifier()):
+        elif not word.startswith("-") or word == "-":
             bare.append(word)
         elif name not in (*options, *flags):
             raise InputError(f"{word} is no option of {command}. {_meant(name, [*options, *flags])}")

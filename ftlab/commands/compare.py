@@ -220,7 +220,7 @@ def _cells(title: str, found: Comparison) -> list[str]:
 def _remarks(a: Side, b: Side, rows: list[Row], clustered: bool, found: dict[str, Comparison]) -> Iterator[str]:
     clusters = len({row.cluster for row in rows})
     yield f"{_counted(len(rows))} in both, " + (
-        f"drawn as {clusters:,} schemas"
+        f"drawn as {_counted(clusters, 'schema')}"
         if clustered
         else "each drawn on its own: no contexts are known (name the file that was scored: rows=IN.jsonl)"
     )
@@ -231,5 +231,5 @@ def _remarks(a: Side, b: Side, rows: list[Row], clustered: bool, found: dict[str
         yield f"{_counted(silent)} left out of exec: the gold query is broken, or returned no row"
 
 
-def _counted(rows: int) -> str:
-    return "1 row" if rows == 1 else f"{rows:,} rows"
+def _counted(number: int, what: str = "row") -> str:
+    return f"1 {what}" if number == 1 else f"{number:,} {what}s"

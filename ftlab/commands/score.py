@@ -26,7 +26,7 @@ from ftlab.sql import child, engine
 from ftlab.sql.extract import extract
 from ftlab.sql.rates import SCORES, Rate, by_bucket, rate, recorded
 from ftlab.sql.real_rows import fault, rows_file
-from ftlab.sql.scorer import DATABASES, SECONDS, Scorer, ScorerError
+from ftlab.sql.scorer import DATABASES, NOT_JUDGED, SECONDS, Scorer, ScorerError
 from ftlab.sql.verdict import Verdict
 from ftlab.terminal import Terminal, percent, span
 
@@ -85,7 +85,7 @@ def _rows_folder(text: str) -> Path:
 def _files(words: list[str]) -> tuple[Path, Path]:
     usage = "python -m ftlab score IN.jsonl OUT.jsonl [--databases 32] [--extract] [--rows DIR]"
     if len(words) != 2:
-        named = f"got {len(words)}" if words else "got none"
+        named = f"got {len(words)} ({', '.join(words)})" if words else "got none"
         raise InputError(f"score takes two files, {named}: {usage}")
     source, target = (Path(word).expanduser() for word in words)
     if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
@@ -110,7 +110,9 @@ def _pair(file: Path, number: int, row: dict[str, Any], folder: Path | None) -> 
     try:
         json.dumps(row["id"], allow_nan=False)
     except ValueError:
-        raise DataError(f"{file}:{number}: broken JSON (id holds NaN or Infinity)") from None
+        raise DataError(
+            f"{file}:{number}: id is out of range: a number in it must be finite, below 1.8e308: write it as text"
+        ) from None
     return Pair(row["id"], row["context"], row["gold"], row["pred"], rows_file(folder, row.get("db_id")))
 
 
@@ -159,6 +161,8 @@ def _remarks(verdicts: list[Verdict], own: int | None) -> Iterator[str]:
     yield f"golds        {kinds['broken']:,} broken, {kinds['vacuous']:,} vacuous: neither hits nor misses of exec"
     yield f"executed     {kinds['executed']:,} pairs, {kinds['apart']:,} of them told apart"
     yield f"over budget  {kinds['over']:,}"
+    if kinds["not judged"]:
+        yield f"not judged   {kinds['not judged']:,}: the scoring process was ended from outside (is memory short?)"
     if own is not None:
         yield f"real rows    {own:,} with a database of their own, which executed pairs were run on too"
 
@@ -175,3 +179,5 @@ def _kinds(verdict: Verdict) -> Iterator[str]:
         yield "apart"
     if "over the budget" in verdict.reason:
         yield "over"
+    if verdict.reason.startswith(NOT_JUDGED):
+        yield "not judged"

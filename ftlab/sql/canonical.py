@@ -30,6 +30,16 @@ COMPARISONS = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE)
 PREDICATES = (*COMPARISONS, exp.Like, exp.In, exp.Between, exp.Is, exp.NullSafeEQ, exp.NullSafeNEQ, exp.Glob, exp.Match)
 NESTED = (*PREDICATES, exp.Escape, exp.Not)
 ARITHMETIC = (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod)
+CONSTANT_OPERATORS = {"Neg", *(kind.__name__ for kind in ARITHMETIC)}
+OPERATORS = (
+    *ARITHMETIC,
+    exp.DPipe,
+    exp.BitwiseAnd,
+    exp.BitwiseOr,
+    exp.BitwiseLeftShift,
+    exp.BitwiseRightShift,
+    exp.Neg,
+)
 CONNECTORS = (exp.And, exp.Or, exp.Not)
 ATOMS = (
     exp.Column,
@@ -75,6 +85,10 @@ class Source:
             return None
         return name if self.by_name else self.columns.index(name)
 
+    def has_nameless(self) -> bool:
+        """Whether a column may be called by the text of its expression."""
+        return not self.by_name and (self.columns is None or None in self.columns)
+
 
 @dataclass
 class Joined:
@@ -95,6 +109,13 @@ class Scope:
     outputs: dict[str, int] = field(default_factory=dict)
     projections: list[Form] = field(default_factory=list)
     in_order: bool = False  # inside GROUP BY or ORDER BY, where a reference to an output is its expression
+
+    def visible(self) -> Iterator[Source]:
+        """The tables of this SELECT and of those around it."""
+        scope: Scope | None = self
+        while scope:
+            yield from scope.sources
+            scope = scope.parent
 
 
 @dataclass(frozen=True)
@@ -124,21 +145,24 @@ class Canonicaliser:
             node = node.this  # rule 1
         if not isinstance(node, (exp.Select, exp.SetOperation)):
             raise NotCanonical(type(node).__name__)
-        withs: list[Form] = []
+        withs: tuple[Form, ...] = ()
         with_ = node.args.get("with_")
         if with_:
-            ctes = dict(ctes)
-            withs = [self._cte(cte, ctes, parent) for cte in with_.expressions]
+            ctes = self._visible(with_.expressions, ctes)
+            withs = tuple((ctes[_alias(cte)].form, self.query(cte.this, parent, ctes)) for cte in with_.expressions)
         body = self._select(node, parent, ctes) if isinstance(node, exp.Select) else self._compound(node, parent, ctes)
-        return ("with", tuple(withs), body) if withs else body
+        return ("with", withs, body) if withs else body
 
-    def _cte(self, node: exp.Expr, ctes: Ctes, parent: Scope | None) -> Form:
-        """Adds the table to `ctes`; it may refer to itself. Its name is immaterial, as a table alias's is (rule 4)."""
-        number: Form = ("cte", len(ctes))
-        named: list[str | None] = [_lower(column) for column in node.args["alias"].args.get("columns") or []]
-        columns = named or self._output_names(node.this, ctes)
-        ctes[node.alias.lower()] = Cte(number, columns)
-        return (number, self.query(node.this, parent, ctes))
+    def _visible(self, nodes: list[exp.Expr], ctes: Ctes) -> Ctes:
+        """The tables that a query with these common table expressions sees; each of them sees all of them. Their names
+        are immaterial, as those of table aliases are (rule 4): they are numbered, by depth and order."""
+        depth = 1 + max((cte.form[1] for cte in ctes.values()), default=-1)
+        ctes = {**ctes, **{_alias(node): Cte(("cte", depth, i), None) for i, node in enumerate(nodes)}}
+        for node in nodes:
+            named: list[str | None] = [_lower(column) for column in node.args["alias"].args.get("columns") or []]
+            columns = named or self._output_names(node.this, ctes)
+            ctes[_alias(node)] = Cte(ctes[_alias(node)].form, columns)
+        return ctes
 
     def _compound(self, node: exp.SetOperation, parent: Scope | None, ctes: Ctes) -> Form:
         kind = type(node).__name__.lower() + ("" if node.args.get("distinct", True) else " all")
@@ -231,6 +255,8 @@ class Canonicaliser:
         terms = []
         for term in _order_terms(node):
             key = _unwrap(term.this)
+            if isinstance(key, exp.Collate) and isinstance(_unwrap(key.this), (exp.Column, exp.Literal)):
+                raise NotCanonical("an output ordered by a collation")  # SQLite looks for the output behind COLLATE
             if isinstance(key, exp.Column) and not key.table and key.name.lower() in scope.outputs:
                 # In ORDER BY the name of an output goes before that of a column; not so in GROUP BY.
                 form = scope.projections[scope.outputs[key.name.lower()]]
@@ -318,27 +344,28 @@ class Canonicaliser:
 
     def _output_names(self, node: exp.Expr, ctes: Ctes) -> list[str | None] | None:
         """Names of a query's output columns, None for an expression's; None as a whole where a star hides them."""
-        while isinstance(node, (exp.Subquery, exp.SetOperation)):
+        while True:
+            if node.args.get("with_"):
+                ctes = self._visible(node.args["with_"].expressions, ctes)
+            if not isinstance(node, (exp.Subquery, exp.SetOperation)):
+                break
             node = node.this
         if not isinstance(node, exp.Select):
             return None
         names: list[str | None] = []
         for projection in node.expressions:
             if not projection.is_star:
-                names.append(_unwrap(projection).alias_or_name.lower() or None)
+                column = _unwrap(projection)
+                plain = column.name if isinstance(column, exp.Column) else ""
+                names.append((projection.alias or plain).lower() or None)
                 continue
             own = projection.table.lower() if isinstance(projection, exp.Column) else ""
-            for item in self._joined(node, None, {**ctes, **self._inner_ctes(node)}):
+            for item in self._joined(node, None, ctes):
                 if own in ("", item.source.name):
                     if item.source.columns is None:
                         return None
                     names += item.source.columns
         return names
-
-    def _inner_ctes(self, node: exp.Expr) -> Ctes:
-        """Common table expressions of a query that is only asked for its names."""
-        with_ = node.args.get("with_")
-        return {cte.alias.lower(): Cte(("cte",), None) for cte in with_.expressions} if with_ else {}
 
     # --- names ----------------------------------------------------------------------------------------------
 
@@ -377,6 +404,8 @@ class Canonicaliser:
                 return scope.projections[output] if scope.in_order and not up else ("output", up, output)
             scope, up = scope.parent, up + 1
         if node.this.args.get("quoted"):  # to SQLite a literal; if it names something elsewhere, rule 3 leaves it open
+            if any(source.has_nameless() for source in start.visible()):
+                raise NotCanonical("text in double quotes beside columns named by their expressions")
             return ("name" if name in self.names else "text", node.this.this)
         return ("column", 0, start.sources[0].place, name) if len(start.sources) == 1 else None
 
@@ -405,6 +434,8 @@ class Canonicaliser:
         if isinstance(node, exp.Not):
             return self._negate(self.value(node.this, scope, ctes, truth=True))
         if isinstance(node, COMPARISONS):
+            if node.this.find(exp.Collate) and node.expression.find(exp.Collate):
+                raise NotCanonical("two collations")  # the left one counts
             left, right = self.value(node.this, scope, ctes), self.value(node.expression, scope, ctes)
             return _comparison(type(node), left, right)
         if isinstance(node, exp.Null):
@@ -432,6 +463,8 @@ class Canonicaliser:
             raise NotCanonical("IN a table")
         elements = {self.value(element, scope, ctes) for element in node.expressions}
         if all(_is_constant(element) for element in elements):
+            if len(elements) == 1 and _is_constant(value):
+                return _comparison(exp.EQ, value, *elements)
             return ("in", value, tuple(sorted(elements, key=repr)))  # rule 9
         return ("in-list", value, tuple(sorted(elements, key=repr)))
 
@@ -554,7 +587,10 @@ def _comparison(kind: type[exp.Expr], left: Form, right: Form) -> Form:
 
 
 def _is_constant(form: Form) -> bool:
-    return form[0] in ("number", "text", "null") or (form[0] == "Neg" and form[1][1][0] == "number")
+    """A literal, or arithmetic with literals."""
+    if form[0] in CONSTANT_OPERATORS:
+        return all(_is_constant(operand) for name, operand in form[1:] if name in ("this", "expression"))
+    return form[0] in ("number", "text", "null")
 
 
 def _ordered(form: Form, term: exp.Expr) -> Form:
@@ -579,10 +615,8 @@ def _is_redundant(node: exp.Paren) -> bool:
     if isinstance(inner, ATOMS) or not isinstance(outer, (exp.Binary, exp.Unary, exp.In, exp.Between)):
         return True
     if isinstance(outer, CONNECTORS):
-        return isinstance(inner, (*CONNECTORS, *PREDICATES, *ARITHMETIC, exp.Neg))
-    if isinstance(outer, PREDICATES):
-        return isinstance(inner, (*ARITHMETIC, exp.Neg))
-    return isinstance(outer, ARITHMETIC) and isinstance(inner, (*ARITHMETIC, exp.Neg))
+        return isinstance(inner, (*CONNECTORS, *PREDICATES, *OPERATORS))
+    return isinstance(outer, (*PREDICATES, *OPERATORS)) and isinstance(inner, OPERATORS)
 
 
 def _flat(node: exp.Expr, kind: type[exp.Expr]) -> list[exp.Expr]:
@@ -636,6 +670,10 @@ def _has_modifiers(node: exp.Expr) -> bool:
 
 def _has_star(node: exp.Select) -> bool:
     return any(projection.is_star for projection in node.expressions)
+
+
+def _alias(node: exp.Expr) -> str:
+    return str(node.alias).lower()
 
 
 def _lower(node: exp.Expr) -> str:

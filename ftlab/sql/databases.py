@@ -11,10 +11,14 @@ from itertools import cycle, islice
 from random import Random
 from typing import TypeVar
 
-from ftlab.sql.plan import COMBINATIONS, Column, Plan, Table, make_plan
+from ftlab.sql.plan import COMBINATIONS, Change, Column, Plan, Table, make_plan
 from ftlab.sql.recipes import FREE, RECIPES, Recipe
 from ftlab.sql.schema import Schema
 from ftlab.sql.values import Value, fit
+
+# Rows of a group that may differ; the groups of which neighbours differ in one role.
+DISTINCT_ROWS = 16
+CROSSED_GROUPS = 6
 
 T = TypeVar("T")
 Row = tuple[Value, ...]
@@ -38,14 +42,21 @@ class Maker:
 
     def __init__(self, plan: Plan, recipe: Recipe, index: int, rng: Random) -> None:
         self.plan, self.recipe, self.index, self.rng = plan, recipe, index, rng
+        self.serial = 0
+        self.large = recipe.large and bool(plan.large)
+        self.nulls = 0 if self.large else recipe.nulls
         self.sizes = self.group_sizes()
 
     def database(self) -> Database:
         tables = self.plan.tables
         if self.recipe.empty == "all" or not tables:
             return {}
-        every = sum(self.sizes) ** self.plan.width <= COMBINATIONS
-        many = self.index % (len(tables) + every)
+        every = self.large or sum(self.sizes) ** self.plan.width <= COMBINATIONS
+        many = (
+            len(tables)
+            if every and (self.large or self.recipe.keys == "twisted")
+            else self.index % (len(tables) + every)
+        )
         made = {table.name: self.rows(table, at, many in (at, len(tables))) for at, table in enumerate(tables)}
         if self.recipe.empty == "one":
             made[tables[-1 - self.index % len(tables)].name] = []
@@ -53,6 +64,8 @@ class Maker:
 
     def group_sizes(self) -> list[int]:
         """How many rows of a table have key 0, 1, 2 ...: those that HAVING tells apart, else one group the largest."""
+        if self.large:
+            return self.plan.large
         sizes = [*self.plan.sizes, 3, 1, 2][: max(3, len(self.plan.sizes))]
         sizes += [1 + at % 2 for at in range(self.plan.groups - len(sizes))]
         if self.recipe.paired and 2 * len(sizes) <= self.plan.cap:
@@ -64,12 +77,21 @@ class Maker:
     def rows(self, table: Table, position: int, many: bool) -> list[Row]:
         """The rows of a table: many a group or one a group, if the recipe sizes them."""
         recipe, groups = self.recipe, len(self.sizes)
+        if recipe.keys == "twisted":
+            self.sizes = [*self.sizes[1:], self.sizes[0]]
+            linked = [at for at, column in enumerate(table.columns) if column.linked]
+            self.turns = {id(table.columns[at]): turn for turn, at in enumerate(linked)}
         self.shift = position if recipe.keys == "shifted" else 0
         # Some tables lack the last keys, so that those of others stay unmatched.
         self.reach = max(1, max(self.plan.groups, recipe.keys_used) - self.rng.randrange(3))
-        self.halved = [recipe.paired and not column.joined and self.rng.random() < 0.5 for column in table.columns]
-        rows = self.base_rows(table, many)
-        rows += self.near_rows(table, min(recipe.near, self.room(rows)))
+        self.halved = [self.is_halved(column) for column in table.columns]
+        if recipe.crossed:
+            rows = self.crossed_rows(table)
+        elif recipe.lone:
+            rows = self.lone_rows(table, position)
+        else:
+            rows = self.base_rows(table, many)
+            rows += self.near_rows(table, min(recipe.near, self.room(rows)))
         for at in range(min(recipe.free, self.room(rows))):
             rows.append(self.row(table, None, groups + position if at % 2 else self.any_of(range(groups))))
         if recipe.double:
@@ -78,21 +100,67 @@ class Maker:
             self.rng.shuffle(rows)
         return [tuple(row) for row in rows]
 
+    def is_halved(self, column: Column) -> bool:
+        """Whether neighbouring groups share the values of a column."""
+        if self.recipe.crossed:
+            return not column.linked and (self.recipe.crossed == 1 or self.rng.random() < 0.7)
+        return self.recipe.paired and not column.joined and self.rng.random() < 0.5
+
     def room(self, rows: Sequence[object]) -> int:
         return max(0, self.plan.cap - len(rows))
 
     def base_rows(self, table: Table, many: bool) -> list[list[Value]]:
-        if self.recipe.sized:
+        if self.recipe.sized or self.large:
             role = table.roles[self.index % len(table.roles)]
             return [
-                self.row(table, role, entity)
-                for entity, size in enumerate(self.sizes)
-                for _ in range(size if many else 1)
+                row for entity, size in enumerate(self.sizes) for row in self.group(table, role, entity, size, many)
             ]
         wanted = (
             self.recipe.base if self.recipe.base < 3 else max(min(self.recipe.base, self.plan.cap), self.plan.groups)
         )
         return [self.row(table, table.roles[at % len(table.roles)], at) for at in range(wanted)]
+
+    def group(
+        self, table: Table, role: Sequence[Sequence[Value]], entity: int, size: int, many: bool
+    ) -> Iterator[list[Value]]:
+        """The rows of one group, one where there are not to be `many`; great groups repeat a few."""
+        rows = []
+        for self.serial in range(min(size, DISTINCT_ROWS) if many else 1):
+            rows.append(self.row(table, role, entity))
+        self.serial = 0
+        return islice(cycle(rows), size if many else 1)
+
+    def crossed_rows(self, table: Table) -> list[list[Value]]:
+        """One row a group: each role in turn, then a row that just misses the first."""
+        rows = []
+        for entity in range(min(self.plan.cap, CROSSED_GROUPS)):
+            role = entity % (len(table.roles) + 1)
+            row = self.row(table, table.roles[role % len(table.roles)], entity)
+            if role == len(table.roles) and table.breaks[0]:
+                change(row, table.breaks[0][0])
+            rows.append(row)
+        return rows
+
+    def lone_rows(self, table: Table, position: int) -> list[list[Value]]:
+        """Of the table whose turn it is a row for each change, alone with its key and again beside what it would be in
+        each other role; of the others rows of two roles for each key."""
+        turn, chosen = divmod(self.recipe.lone - 1, len(self.plan.tables))
+        roles, rows = table.roles, list[list[Value]]()
+        skipped = turn * max(1, self.plan.cap // (2 * len(roles) - 1) // len(roles))
+        for entity in range(self.plan.cap):
+            if position != chosen:
+                rows += [self.row(table, role, entity) for role in roles[:2]]
+                continue
+            at, met = divmod(entity, len(roles))
+            nth, role = divmod(at, len(roles))
+            row = self.row(table, roles[role], entity)
+            if breaks := table.breaks[role]:
+                change(row, breaks[(skipped + nth) % len(breaks)])
+            rows.append(row)
+            if met:
+                beside = roles[(role + met) % len(roles)]
+                rows.append([hits[0] if hits else value for hits, value in zip(beside, row, strict=True)])
+        return rows[: self.plan.cap]
 
     def near_rows(self, table: Table, count: int) -> list[list[Value]]:
         """Rows of each role in turn with one change, the more telling ones more often."""
@@ -101,12 +169,11 @@ class Maker:
         rows = []
         for at in range(count):
             role, turn = at % len(table.roles), at // len(table.roles)
-            changes = table.changes[role] or [()]
+            changes = (table.changes if self.recipe.base else table.breaks)[role] or [()]
             entity = self.any_of(range(len(self.sizes))) if self.recipe.base else at % len(self.sizes)
             chosen = int(self.rng.random() ** 2 * len(changes)) if self.index else turn
             row = self.row(table, table.roles[role], entity)
-            for column, value in changes[chosen % len(changes)]:
-                row[column] = value
+            change(row, changes[chosen % len(changes)])
             rows.append(row)
         return rows
 
@@ -119,20 +186,31 @@ class Maker:
                 row.append(hits[0] if random() < 0.6 else self.any_of(hits))
             elif role is None and len(column.near) > 2 and random() < 0.7:
                 row.append(self.any_of(column.near))
-            elif random() < recipe.nulls or (recipe.null_group and entity == 0 and not column.joined):
+            elif random() < self.nulls or (recipe.null_group and entity == 0 and not column.joined):
                 row.append(None)
-            elif column.keys:
-                row.append(self.key(column, entity // 2 if self.halved[position] else entity))
+            elif column.shaped and not column.keys and random() < 0.5:
+                row.append(self.any_of(column.shaped))
+            elif column.keys or self.large:
+                row.append(self.key(column, self.shared(entity) if self.halved[position] else entity))
+            elif self.halved[position]:
+                free = FREE[column.pool][recipe.domain]
+                row.append(free[self.shared(entity) % len(free)])
             else:
                 row.append(self.any_of(FREE[column.pool][recipe.domain]))
         return row
 
+    def shared(self, entity: int) -> int:
+        """The number of the pair that a group is in."""
+        return (entity + (self.recipe.crossed == 2)) // 2
+
     def key(self, column: Column, entity: int) -> Value:
         """The key of a group; two groups never share one."""
-        if self.recipe.keys == "mixed":
+        if self.recipe.keys == "mixed" and not self.large:
             entity = int(self.rng.random() * self.reach)
         elif self.recipe.keys == "one":
             entity = 0
+        elif self.recipe.keys == "twisted" and (turn := self.turns.get(id(column), 0)):
+            entity = (entity + turn + self.serial) % len(self.sizes)
         elif column.joined:
             entity += self.shift
         if entity < len(column.keys):
@@ -145,3 +223,8 @@ class Maker:
 
     def any_of(self, values: Sequence[T]) -> T:
         return values[int(self.rng.random() * len(values))]
+
+
+def change(row: list[Value], to: Change) -> None:
+    for column, value in to:
+        row[column] = value

@@ -108,7 +108,7 @@ PASSED = {
 
 BLANKS = " \t\n\r\f"
 # Possessive, so that no text makes it slow.
-START = re.compile(r"(?:[ \t\n\r\f]++|--[^\n]*+|/\*(?s:.*?)(?:\*/|\Z))*+(\w++|\S|\Z)")
+START = re.compile(r"(?:[ \t\n\r\f\ufeff]++|--[^\n]*+|/\*(?s:.*?)(?:\*/|\Z))*+(\w++|\S|\Z)")
 NO_SYNTAX = re.compile(
     r"empty$|more than one|not a query|not text|has parameters|null char|syntax error|unrecognized token|incomplete "
     r"input|unknown (?:or unsupported )?join|clause should come|a JOIN clause is required|over the budget"

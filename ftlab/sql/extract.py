@@ -3,17 +3,21 @@
 A step of its own, off unless it is asked for, since every score judges the text that it is given. The rules, in
 order; they know no model:
 
+0. A closed reasoning block at the start, such as <think>…</think>, is taken away, whatever it holds.
 1. An answer that begins with a query (white space, comments and parentheses apart) is that query.
 2. Else the text in a Markdown fence (``` or ~~~, closed or not): the first fence that begins with a query, or the
    first that holds anything.
-3. Else the text from the first SELECT or WITH that begins a line, follows a colon or a backtick, or is in capitals.
+3. Else the text from the first SELECT or WITH that begins a line, follows a colon or a backtick, or is in capitals. A
+   full stop that ends its sentence is prose.
 4. The query ends before a fence, a chat marker such as <|im_end|>, before a semicolon or a blank line after which no
-   SQL follows, or, where a backtick began it, before the last backtick.
+   SQL follows, or, where one of ** " ' ` stands right before it, before the mark that closes it.
 5. An answer that is nothing but a query, and one in which nothing looks like a query, stay as they are, character
    by character.
 """
 
 import re
+
+from ftlab.sql.strict import check_text
 
 _NAME = r"""(?:\w+|"[^"]{0,99}"|`[^`]{0,99}`|\[[^\]]{0,99}\])"""
 _WITH = rf"WITH\s+(?:RECURSIVE\s+)?{_NAME}\s*(?:\([^)]{{0,999}}\)\s*)?AS\s*(?:\(|(?:NOT\s+)?MATERIALIZED\b)"
@@ -21,10 +25,11 @@ _BLANK = r"(?>\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/|[(;])*+"
 _ANY, _DOT, _LINES = re.IGNORECASE, re.DOTALL, re.MULTILINE
 _QUERY = rf"(?:SELECT\b|{_WITH})"
 
+REASONING = re.compile(r"(?:\s*<(think|thinking|thought|reasoning)>.*?</\1>\s*)+", _ANY | _DOT)
 BEGINS = re.compile(rf"{_BLANK}{_QUERY}", _ANY | _DOT)
 FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*(?:(?!SELECT\b|WITH\b)[\w+.-]+)?(.*?)(?:\1|\Z)", _ANY | _DOT)
 # Where a query begins in prose, likeliest first.
-_PLACE = r"(?:^|[:`])[ \t]*\n?[ \t]*"
+_PLACE = r"""(?:^|[:`])[ \t]*\n?[ \t]*(?:\*\*|["'`])?"""
 STARTS = (
     re.compile(rf"{_PLACE}(?P<query>\(*(?-i:(?=SELECT|WITH)){_QUERY})", _ANY | _LINES),
     re.compile(rf"\b(?P<query>{_QUERY})"),
@@ -35,7 +40,8 @@ ENDS = re.compile(
     rf"""(?P<quoted>'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]+`|\[(?!/?(?:INST|SQL)\])[^\]\n]*\]|--[^\n]*|/\*.*?(?:\*/|\Z))
     |(?P<marker>```|~~~|<\|[^|>\n]*\|>|</?s>|<eos>|<(?:start|end)_of_turn>|\[/?(?:INST|SQL)\]|\n[ \t]*\#{{2,}})
     |(?P<semicolon>;{_BLANK})
-    |(?P<blank>\n[ \t\r]*\n\s*)""",
+    |(?P<blank>\n[ \t\r]*\n\s*)
+    |(?P<stop>(?<!\s)\.(?:[ \t\r]*\n\s*|\s+(?=(?-i:[A-Z]))))""",
     re.VERBOSE | _ANY | _DOT,
 )
 # Text after a semicolon that is a further statement, which an answer must not be spared, or nothing.
@@ -55,11 +61,20 @@ UNDONE = re.compile(
     r"NOT|IN|LIKE|BETWEEN|IS|AS|CASE|WHEN|THEN|ELSE|WITH|RECURSIVE))\s*\Z",
     _ANY,
 )
-TAIL = 40  # characters before a blank line in which UNDONE is looked for
+# What a query in prose can be wrapped in, and what follows a mark that closes one: punctuation, then white space.
+MARKS = ("**", '"', "'", "`")
+CLOSED = re.compile(r"[^\w\s(]{0,5}(?:\s|\Z)")
+TAIL = 40  # characters before a place in which UNDONE is looked for
 
 
 def extract(answer: str) -> str:
-    """The query in an answer by the rules above; the answer itself where there is nothing to take away."""
+    """The query in an answer by the rules above; the answer itself where there is nothing to take away.
+
+    Raises TypeError where the answer is not text.
+    """
+    check_text("answer", answer)
+    if reasoning := REASONING.match(answer):
+        answer = answer[reasoning.end() :]
     if BEGINS.match(answer):
         return _cut(answer)
     fenced = [part.strip() for _, part in FENCE.findall(answer) if part.strip()]
@@ -71,19 +86,33 @@ def _from_prose(text: str) -> str:
     found = next((match for pattern in STARTS if (match := pattern.search(text))), None)
     if not found:
         return text
-    start = found.start("query")
-    if text[:start].endswith("`") and "`" in text[start:]:
-        return text[start : text.rindex("`")].strip()
-    return _cut(text[start:].strip())
+    before, query = text[: found.start("query")], text[found.start("query") :]
+    mark = next((mark for mark in MARKS if before.endswith(mark)), None)
+    end = _closing(query, mark) if mark else None
+    query = _cut(query.strip(), prose=True) if end is None else query[:end].strip()
+    return query.removesuffix(".").rstrip()
 
 
-def _cut(text: str) -> str:
-    """The text up to the end of its query; unchanged where the query is all there is."""
+def _closing(query: str, mark: str) -> int | None:
+    """Where the mark is that closes a query in marks. Marks of the query's own come in pairs before it."""
+    for number, found in enumerate(re.finditer(re.escape(mark), query)):
+        end = found.start() - query.endswith(".", 0, found.start())
+        if number % 2 == 0 and CLOSED.match(query, found.end()) and not _undone(query, end):
+            return end
+    return query.rindex(mark) if mark == "`" and mark in query else None
+
+
+def _undone(text: str, end: int) -> bool:
+    return UNDONE.search(text[max(0, end - TAIL) : end]) is not None
+
+
+def _cut(text: str, prose: bool = False) -> str:
+    """The text up to the end of its query; unchanged where the query is all there is. In `prose` sentences end it."""
     for found in ENDS.finditer(text):
         before, after = found.start(), found.end()
-        prose = found["semicolon"] and not STATEMENT.match(text, after)
-        if found["blank"]:
-            prose = not GOES_ON.match(text, after) and not UNDONE.search(text[max(0, before - TAIL) : before])
-        if found["marker"] or prose:
+        ended = found["marker"] or (found["semicolon"] and not STATEMENT.match(text, after))
+        if found["blank"] or (prose and found["stop"]):
+            ended = not GOES_ON.match(text, after) and not _undone(text, before)
+        if ended:
             return text[:before].strip()
     return text

@@ -9,11 +9,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from sqlglot import exp
 
+from ftlab.sql.equations import points
 from ftlab.sql.schema import Kind, Schema
+from ftlab.sql.shapes import dated, shapes, spellings
 from ftlab.sql.values import Value, around, fit, listed, matching
 
 Ref = tuple[str, str]
@@ -29,8 +32,13 @@ OF_A_GROUP = {"SUM", "AVG", "TOTAL", "MIN", "MAX"}
 DATE_PARTS = {
     "%Y": "{}-06-15", "%m": "2008-{}-15", "%d": "2008-06-{}", "%Y-%m": "{}-15", "%H": "2008-06-15 {}:30:00",
 }  # fmt: skip
-LARGEST_GROUP = 250
-LARGEST_LIMIT = 40
+COMPUTED = (exp.Add, exp.Sub, exp.Mul, exp.Div)
+# Functions whose results are compared with columns as texts.
+AS_WRITTEN = {"DATE", "DATETIME", "TIME", "STRFTIME"}
+LARGEST_GROUP = 1000
+LARGEST_LIMIT = 1000
+# Values of several columns that one comparison of them asks for.
+MOST_POINTS = 12
 # Tests of one column by one role; x = 1 OR x = 2 OR ... may be thousands.
 MOST_TESTS = 40
 
@@ -50,10 +58,12 @@ class Test:
 
 @dataclass(eq=False)
 class Role:
-    """One use of a table in a query, and the tests of its columns."""
+    """One use of a table in a query, the tests of its columns, and values of several columns that are compared
+    together."""
 
     table: str
     tests: dict[str, list[Test]] = field(default_factory=dict)
+    joint: list[tuple[tuple[str, Value], ...]] = field(default_factory=list)
 
     def all_tests(self) -> Iterator[tuple[str, Test]]:
         return ((column, test) for column, tests in self.tests.items() for test in tests)
@@ -75,17 +85,18 @@ class Scope:
 @dataclass
 class Hints:
     """What one query tells. `listed` are the values that IN and = ask for; `planted` single literals inside
-    functions; `width` how many tables are read at a time; `either` that tests
-    are joined by OR."""
+    functions and other values worth a try; `shaped` values that tell functions of a column apart; `limits` how many
+    rows each LIMIT wants; `width` how many tables are read at a time; `either` that tests are joined by OR."""
 
     roles: list[Role] = field(default_factory=list)
     links: list[tuple[Ref, Ref]] = field(default_factory=list)
     listed: dict[Ref, set[Value]] = field(default_factory=dict)
     planted: dict[Ref, list[Value]] = field(default_factory=dict)
+    shaped: dict[Ref, list[Value]] = field(default_factory=dict)
     numeric: set[Ref] = field(default_factory=set)
     grouped: set[Ref] = field(default_factory=set)
     sizes: set[int] = field(default_factory=set)
-    limit: int = 0
+    limits: set[int] = field(default_factory=set)
     width: int = 1
     either: bool = False
 
@@ -205,7 +216,8 @@ class Reader:
     def limit(self, node: exp.Expr) -> None:
         bounds = [literal(node.args[name].expression) for name in ("limit", "offset") if node.args.get(name)]
         asked = sum(bound for bound in bounds if isinstance(bound, int))
-        self.hints.limit = max(self.hints.limit, min(asked, LARGEST_LIMIT))
+        if 0 < asked <= LARGEST_LIMIT:
+            self.hints.limits.add(asked)
 
     # Conditions
 
@@ -240,15 +252,19 @@ class Reader:
                 self.visit(child, scopes, known)
 
     def function(self, node: exp.Anonymous, scopes: list[Scope]) -> None:
-        """Note what a function counts as a number, and plant the texts among its arguments."""
+        """Note what a function counts as a number and what tells it from others, and plant the texts among its
+        arguments."""
         cells = self.cells(node, scopes)
-        if node.name.upper() in NUMERIC:
+        name = node.name.upper()
+        if name in NUMERIC:
             self.hints.numeric.update(map(ref, cells))
+        if cells and (telling := list(shapes(name, [literal(argument) for argument in node.expressions]))):
+            for cell in cells:
+                self.hints.shaped.setdefault(ref(cell), []).extend(telling)
         for argument in node.expressions:
             text = self.constant(argument, scopes)
             if isinstance(text, str) and "%" not in text:
-                for cell in cells:
-                    self.hints.planted.setdefault(ref(cell), []).extend((text, f"p{text}q"))
+                self.plant(cells, (text, f"p{text}q"))
 
     def membership(self, node: exp.In, scopes: list[Scope], known: dict[str, Source], negated: bool) -> None:
         """x IN (a, b) and x IN (SELECT ...)."""
@@ -259,6 +275,7 @@ class Reader:
             self.link(cells, outputs[0][1] if outputs else [])
             return
         values = [self.constant(element, scopes) for element in node.expressions]
+        self.plant(cells, islice(filter(None, map(unusual, node.expressions)), 4))
         for cell in cells:
             fitting: list[Value] = [v for v in (fit(value, self.kind(cell)) for value in values) if v is not None]
             self.hints.listed.setdefault(ref(cell), set()).update(fitting)
@@ -271,12 +288,19 @@ class Reader:
             operator = MIRRORED.get(operator, operator)
         if value is None:
             self.link(self.compared(left, scopes, known), self.compared(right, scopes, known))
+            if isinstance(left, COMPUTED) or isinstance(right, COMPUTED):
+                self.solve(exp.Sub(this=exp.paren(left), expression=exp.paren(right)), 0, scopes)
             return
-        subject = self.inner(subject, scopes)
+        outer, subject = subject, self.inner(subject, scopes)
         name = function_name(subject)
         if name == "COUNT":
             self.sizes(value)
             return
+        if isinstance(value, int | float) and (outer is not subject or not isinstance(subject, exp.Column)):
+            self.plant((cell for cell in self.cells(subject, scopes) if self.kind(cell) != "number"), spellings(value))
+        self.plant(self.cells(subject, scopes), filter(None, map(unusual, (left, right))))
+        if isinstance(subject, COMPUTED) and isinstance(value, int | float):
+            self.solve(subject, value, scopes)
         if isinstance(subject, exp.Column) or name in OF_A_GROUP:
             for cell in self.cells(subject, scopes):
                 self.note(cell, direct(operator, value, self.kind(cell)))
@@ -285,6 +309,21 @@ class Reader:
         else:
             for cell in self.cells(subject, scopes):
                 self.note(cell, indirect(operator, value, subject, self.kind(cell)))
+
+    def plant(self, cells: Iterable[Cell], values: Iterable[Value]) -> None:
+        worth = list(values)
+        for cell in cells:
+            self.hints.planted.setdefault(ref(cell), []).extend(worth)
+
+    def solve(self, subject: exp.Expr, wanted: float, scopes: list[Scope]) -> None:
+        """Note values of columns at which an expression of them has a value or misses it by one."""
+        for near in (wanted, wanted + 1, wanted - 1):
+            for point in points(subject, near):
+                solved = [(cell, fit(value, self.kind(cell))) for c, value in point for cell in resolve(c, scopes)]
+                for role in dict.fromkeys(cell[0] for cell, _ in solved):
+                    own = tuple((cell[1], value) for cell, value in solved if cell[0] is role and value is not None)
+                    if len(role.joint) < MOST_POINTS:
+                        role.joint.append(own)
 
     def inner(self, subject: Any, scopes: list[Scope]) -> Any:
         """What an operand comes down to: without parentheses, the output of a scalar subquery, of an alias."""
@@ -325,7 +364,11 @@ class Reader:
             free = node.this.args.get("quoted") and not node.table
             return node.name if free and not resolve(node, scopes) and alias_of(node, scopes) is None else None
         if isinstance(node, exp.Anonymous) and node.expressions:
-            return self.constant(node.expressions[0], scopes) if not self.cells(node, scopes) else None
+            if self.cells(node, scopes):
+                return None
+            values = [self.constant(argument, scopes) for argument in node.expressions]
+            date = dated(node.name.upper(), *values) if node.name.upper() in AS_WRITTEN else None
+            return values[0] if date is None else date
         if isinstance(node, exp.DPipe):
             parts = [self.constant(part, scopes) for part in (node.this, node.expression)]
             return None if None in parts else "".join(map(str, parts))
@@ -387,10 +430,20 @@ def literal(node: Any) -> Value:
     return node.this if node.is_string else number(node.this)
 
 
+def unusual(node: Any) -> str | None:
+    """A number's own text, where it is not how SQLite would write the number."""
+    return (
+        node.this if isinstance(node, exp.Literal) and not node.is_string and str(literal(node)) != node.this else None
+    )
+
+
 def number(text: str) -> int | float | None:
     """The value of a numeric literal that SQLite can store, else None."""
     try:
-        value = float(text) if re.search(r"[.eE]", text) and not text.startswith("0x") else int(text, 0)
+        if text.startswith("0x"):
+            value: int | float = int(text, 16)
+        else:
+            value = float(text) if re.search(r"[.eE]", text) else int(text)
     except ValueError:
         return None
     return value if abs(value) < 2**53 else None
@@ -442,12 +495,38 @@ def inverse(subject: exp.Expr) -> Callable[[Value], Iterable[Value]]:
             "p" * min(start - 1, 99) + str(value),
             "p" * min(start - 1, 99) + str(value) + "q" * (start > 0),
         ]
+    if name == "ABS":
+        return lambda value: [value, -value] if isinstance(value, int | float) else [value]
+    if name == "ROUND":
+        digits = start if isinstance(start, int) and 0 <= start < 9 else 0
+        return lambda value: rounded(value, digits)
+    if name in ("TRIM", "LTRIM", "RTRIM"):
+        return lambda value: [value, f" {value}", f"{value} "]
+    if name in ("DATE", "DATETIME"):
+        return lambda value: [value, f"{value} 10:30:00"]
     if name in ("LOWER", "UPPER"):
         return lambda value: [value, str(value).lower(), str(value).upper()]
     if isinstance(subject, exp.Binary):
         numbers = [n for n in (literal(subject.this), literal(subject.expression)) if isinstance(n, int | float)]
-        return lambda value: list(arithmetic(value, numbers[0] if numbers else 1))
+        return lambda value: [*alone(subject, value), *arithmetic(value, numbers[0] if numbers else 1)]
     return lambda value: [value]
+
+
+def alone(subject: exp.Expr, value: Value) -> Iterator[Value]:
+    """What the only column of an expression holds where the expression has a value."""
+    for point in points(subject, value) if isinstance(value, int | float) else ():
+        if len(point) == 1:
+            yield point[0][1]
+
+
+def rounded(value: Value, digits: int) -> list[Value]:
+    """Values that are one when rounded."""
+    step = 10.0**-digits
+    return (
+        [value, round(value + step * 0.4, 9), round(value + step * 0.04, 9)]
+        if isinstance(value, int | float)
+        else [value]
+    )
 
 
 def arithmetic(value: Value, other: float) -> Iterator[Value]:

@@ -6,6 +6,7 @@ therefore functions, types and literals keep their spelling. What SQLite would n
 whether a text is SQL at all is SQLite's to say.
 """
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from sqlglot import exp
@@ -18,7 +19,7 @@ NO_PAREN_FUNCTIONS = (TokenType.CURRENT_DATE, TokenType.CURRENT_TIME, TokenType.
 
 class LiteralParser(SQLiteParser):
     """Functions are `exp.Anonymous`, named as written; so are casts ("CAST", with the type's text as a Var), unary
-    plus ("+") and hexadecimal integers keep their text."""
+    plus ("+"), hexadecimal integers and `.5` keep their text."""
 
     FUNCTIONS: ClassVar[dict[str, Any]] = {}
     NO_PAREN_FUNCTIONS: ClassVar[dict[Any, Any]] = {
@@ -48,6 +49,12 @@ class LiteralParser(SQLiteParser):
             return self.expression(exp.Literal.number(f"0x{token.text.lower()}"), token)
         return self.expression(exp.HexString(this=token.text.lower()), token)
 
+    def _parse_primary(self) -> exp.Expr | None:
+        """`.5` is not spelled `0.5`."""
+        if self._match_pair(TokenType.DOT, TokenType.NUMBER):
+            return exp.Literal.number(f".{self._prev.text}")
+        return super()._parse_primary()
+
     def _parse_type(self, parse_interval: bool = True, fallback_to_identifier: bool = False) -> exp.Expr | None:
         """SQLite knows neither typed literals nor intervals: `date 'x'` is a column and its alias."""
         if fallback_to_identifier:
@@ -63,6 +70,8 @@ class LiteralSQLite(SQLite):
 
 
 DIALECT = LiteralSQLite()
+PLAIN_TOKENS = (TokenType.VAR, TokenType.IDENTIFIER, TokenType.STRING, TokenType.NUMBER)
+ENDING = " \t\n\r\f;"
 
 
 def query(text: str) -> exp.Query | None:
@@ -71,10 +80,19 @@ def query(text: str) -> exp.Query | None:
     The parser is a third party's and the text anybody's: whatever it raises, the text has no tree.
     """
     try:
-        statements = [statement for statement in DIALECT.parse(text) if statement is not None]
+        statements = [statement for statement in DIALECT.parse(text.rstrip(ENDING)) if statement is not None]
     except Exception:
         return None
     return statements[0] if len(statements) == 1 and isinstance(statements[0], exp.Query) else None
+
+
+def with_names_quoted(text: str, names: Iterable[str]) -> str:
+    """The text with quotes round words that are keywords to sqlglot and names of a schema: `SELECT window FROM t`."""
+    known = set(names)
+    for token in reversed(tokens(text)):
+        if token.token_type not in PLAIN_TOKENS and token.text.lower() in known:
+            text = f'{text[: token.start]}"{token.text}"{text[token.end + 1 :]}'
+    return text
 
 
 def tokens(text: str) -> list[Token]:

@@ -1,6 +1,7 @@
 """What all databases of a pair of queries share: where the values of each column come from."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -16,7 +17,16 @@ Change = Sequence[tuple[int, Value]]
 # Rows of all joined tables multiplied stay near this.
 COMBINATIONS = 20_000
 LARGEST_TABLE = 24
+# Groups and limits of at most so many rows shape every database, greater ones a single one.
+LARGEST_GROUP = 250
+LARGEST_LIMIT = 40
+LARGEST_SUM = 4_100
 NEAR_VALUES = 12
+PLANTED_VALUES = 6
+SHAPED_VALUES = 12
+SHAPED_KEYS = 4
+DATE = re.compile(r"\d{4}-\d\d-\d\d.*")
+SOME_DATE = "2008-06-15"
 
 KEYS: dict[Kind, tuple[Value, ...]] = {
     "number": (1, 2, 3, 10, 4, 20, 5, 6),
@@ -28,35 +38,42 @@ KEYS: dict[Kind, tuple[Value, ...]] = {
 @dataclass
 class Column:
     """A column of a table of either query: the pool of its values; its keys if it is grouped or equated, `joined` if
-    other columns have them too; values that fulfil or just miss its tests."""
+    other columns have them too, `linked` if a query equates it with them; values that tell functions of it apart;
+    values that fulfil or just miss its tests."""
 
     pool: str
     keys: tuple[Value, ...] = ()
     joined: bool = False
+    linked: bool = False
+    shaped: tuple[Value, ...] = ()
     near: list[Value] = field(default_factory=list)
 
 
 @dataclass
 class Table:
     """A table of either query. A role is the fulfilling values of each column, () where it has no test; beside it
-    stand the changes, each of one or more (column, value), that may break it."""
+    stand the changes, each of one or more (column, value), that may break it; `breaks` are the same, those first that
+    surely do."""
 
     name: str
     columns: list[Column]
     roles: list[list[tuple[Value, ...]]] = field(default_factory=list)
     changes: list[list[Change]] = field(default_factory=list)
+    breaks: list[list[Change]] = field(default_factory=list)
 
 
 @dataclass
 class Plan:
     """What all databases of a pair share. `sizes`: group sizes to build; `groups`: how many at least; `cap`: rows of a
-    table at most, where no size or limit asks for more; `width`: how many tables are joined."""
+    table at most, where no size or limit asks for more; `width`: how many tables are joined; `large`: sizes of the
+    groups of the one database that has more rows than the rest, if the queries ask for one."""
 
     tables: list[Table]
     sizes: list[int]
     groups: int
     cap: int
     width: int
+    large: list[int]
 
 
 def make_plan(gold: str, pred: str, schema: Schema) -> Plan:
@@ -66,12 +83,28 @@ def make_plan(gold: str, pred: str, schema: Schema) -> Plan:
     classes = classes_of(both, names, schema)
     tables = [plan_table(name, both, schema, tests, classes) for name in names]
     bounds = sorted(set().union(*(hints.sizes for hints in both)))
-    sizes = [size for bound in bounds for size in (bound + 1, bound, bound - 1) if size > 0]
-    limit = max(hints.limit for hints in both)
+    sizes = [size for bound in bounds if bound <= LARGEST_GROUP for size in (bound + 1, bound, bound - 1) if size > 0]
+    limits = set().union(*(hints.limits for hints in both))
     width = max(hints.width for hints in both)
     cap = int(COMBINATIONS ** (1 / width))
-    groups = min(limit + 2, max(3, cap))
-    return Plan(tables, list(dict.fromkeys(sizes)), groups, max(3, min(LARGEST_TABLE, cap)), width)
+    usual = [min(limit, LARGEST_LIMIT) for limit in limits if limit <= LARGEST_LIMIT or width > 1]
+    groups = min(max(usual, default=0) + 2, max(3, cap))
+    large = large_sizes(bounds, limits, width, cap)
+    return Plan(tables, list(dict.fromkeys(sizes)), groups, max(3, min(LARGEST_TABLE, cap)), width, large)
+
+
+def large_sizes(bounds: Sequence[int], limits: set[int], width: int, cap: int) -> list[int]:
+    """The groups' sizes of the large database: those of one table that HAVING tells apart, and more groups than the
+    greatest LIMIT, as far as joins stay small."""
+    sizes: list[int] = []
+    wanted = [size for bound in bounds if bound > LARGEST_GROUP for size in (bound, bound + 1)]
+    for size in dict.fromkeys(wanted if width == 1 else ()):
+        if sum(sizes) + size <= LARGEST_SUM:
+            sizes.append(size)
+    limit = max(limits, default=0)
+    if limit > LARGEST_LIMIT:
+        sizes += [1] * (min(limit + 2, cap) - len(sizes))
+    return [*sizes, 1] if sizes else []
 
 
 def hints_of(text: str, schema: Schema) -> Hints:
@@ -135,8 +168,16 @@ def plan_table(
         key = frozenset((column, test.name) for column, test in role.all_tests())
         if key not in seen:
             seen.add(key)
-            table.roles.append([fulfilling(role.tests.get(column, [])) for column in columns])
-            table.changes.append(changes_of([role.tests.get(column, []) for column in columns], table.columns, either))
+            own = [role.tests.get(column, []) for column in columns]
+            breaks = breaks_of(own)
+            table.roles.append([fulfilling(found) for found in own])
+            table.changes.append(changes_of(own, table.columns, breaks, either))
+            table.breaks.append(breaks)
+    places = {column: at for at, column in enumerate(columns)}
+    joint = [point for hints in both for role in hints.roles if role.table == name for point in role.joint]
+    solved = [[(places[column], value) for column, value in point] for point in dict.fromkeys(joint)]
+    table.changes = [[*solved, *changes] for changes in table.changes]
+    table.breaks = [[*breaks, *changes] for breaks, changes in zip(table.breaks, table.changes, strict=True)]
     return table
 
 
@@ -153,14 +194,24 @@ def plan_column(
     near = [
         *sorted(differing, key=repr)[: NEAR_VALUES // 2],
         *in_turn([[*test.hits, *test.misses] for test in own]),
-        *(fit(value, kind) for hints in both for value in hints.planted.get(ref, ())),
     ]
-    known = [value for value in dict.fromkeys(near) if value is not None]
-    column = Column(pool, near=[*known[:NEAR_VALUES], None, FREE[pool]["unique"][0]])
+    extra = [fit(value, kind) for hints in both for value in hints.planted.get(ref, ())]
+    shaped = [fit(value, kind) for value in in_turn([hints.shaped.get(ref, ()) for hints in both])]
+    telling = known_of(shaped)[:SHAPED_VALUES]
+    known = known_of(near)
+    late = known_of([*extra, *telling])[: max(PLANTED_VALUES, NEAR_VALUES - len(known))]
+    known = known[: NEAR_VALUES - len(late)]
+    column = Column(pool, near=[*known_of([*known, *late]), None, FREE[pool]["unique"][0]], shaped=tuple(telling))
     if ref in classes:
-        column.keys = keys_of(classes[ref], kind, schema, tests)
         column.joined = len(classes[ref]) > 1
+        column.linked = any(ref in link for hints in both for link in hints.links)
+        column.keys = keys_of(classes[ref], kind, schema, tests, () if column.joined else telling[:SHAPED_KEYS])
     return column
+
+
+def known_of(values: Iterable[Value]) -> list[Value]:
+    """Each value once, without NULL."""
+    return [value for value in dict.fromkeys(values) if value is not None]
 
 
 def in_turn(lists: Sequence[Sequence[T]]) -> Iterator[T]:
@@ -169,13 +220,16 @@ def in_turn(lists: Sequence[Sequence[T]]) -> Iterator[T]:
         yield from (values[at] for values in lists if at < len(values))
 
 
-def keys_of(members: Sequence[Ref], kind: Kind, schema: Schema, tests: dict[Ref, list[Test]]) -> tuple[Value, ...]:
-    """The keys of a column, in the same order for all that share them: values that its class is compared with first."""
+def keys_of(
+    members: Sequence[Ref], kind: Kind, schema: Schema, tests: dict[Ref, list[Test]], telling: Sequence[Value]
+) -> tuple[Value, ...]:
+    """The keys of a column, in the same order for all that share them: values that its class is compared with first,
+    then those that tell functions of it apart."""
     kinds = {schema.tables[table].columns[column].kind for table, column in members}
     compared = [test for ref in members for test in tests.get(ref, ())]
     found = [values[0] for values in (*(t.hits for t in compared), *(t.misses for t in compared)) if values][:4]
     plain = KEYS["text"] if kinds == {"text"} else KEYS["number"]
-    keys = [fit(value, kind) for value in dict.fromkeys([*found, *plain])]
+    keys = [fit(value, kind) for value in dict.fromkeys([*found, *telling, *plain])]
     return tuple(value if value is not None else -at for at, value in enumerate(keys))
 
 
@@ -183,17 +237,40 @@ def fulfilling(tests: Sequence[Test]) -> tuple[Value, ...]:
     """Values that pass all tests of a column, or else those that pass any."""
     hits = list(dict.fromkeys(value for test in tests for value in test.hits))
     every = [v for v in hits if all(test.holds(v) if test.holds else v in test.hits for test in tests)]
+    if not every and len(tests) > 1 and (date := overlaid([test.hits for test in tests])):
+        every = [date]
     return tuple((every or hits)[:4])
 
 
-def changes_of(tests: Sequence[Sequence[Test]], columns: Sequence[Column], either: bool) -> list[Change]:
-    """The changes of a role: the most telling value of each tested column, then the next ones; and misses of all
-    columns and of all but one, which come first where `either` of two tests may do."""
+def overlaid(lists: Sequence[Sequence[Value]]) -> str | None:
+    """The date that has the parts of several, each the first of its list, in which they part from some date."""
+    dates = [values[0] for values in lists if values and isinstance(values[0], str) and DATE.fullmatch(values[0])]
+    if len(dates) < len(lists):
+        return None
+    merged = SOME_DATE
+    for date in dates:
+        merged = "".join(
+            new if new != old else so_far for new, old, so_far in zip(date, SOME_DATE, merged, strict=False)
+        )
+    return merged
+
+
+def breaks_of(tests: Sequence[Sequence[Test]]) -> list[Change]:
+    """Misses of a role: of each tested column alone, of all of them, and of all but one."""
     tested = [at for at, found in enumerate(tests) if found]
-    ranked = list(in_turn([[((at, value),) for value in columns[at].near] for at in tested]))
     misses = [(at, next((miss for test in tests[at] for miss in test.misses), None)) for at in tested]
     several = [misses] if len(tested) > 1 else []
     if len(tested) > 2:
         several += [[miss for miss in misses if miss[0] != at] for at in tested]
+    return [*([miss] for miss in misses), *several]
+
+
+def changes_of(
+    tests: Sequence[Sequence[Test]], columns: Sequence[Column], breaks: Sequence[Change], either: bool
+) -> list[Change]:
+    """The changes of a role: the most telling value of each tested column, then the next ones; and misses of several
+    columns, which come first where `either` of two tests may do."""
+    tested = [at for at, found in enumerate(tests) if found]
+    ranked = list(in_turn([[((at, value),) for value in columns[at].near] for at in tested]))
     start = 0 if either else len(tested)
-    return [*ranked[:start], *several, *ranked[start:]]
+    return [*ranked[:start], *breaks[len(tested) :], *ranked[start:]]

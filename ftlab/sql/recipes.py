@@ -27,7 +27,8 @@ class Recipe:
     """How to vary a database.
 
     keys: `aligned` (group i of one table meets group i of another), `shifted` (group i meets group i + 1 of the next
-    table), `mixed` (at random), `one` (all alike).
+    table), `twisted` (aligned by the first key of a row, its other keys are of the groups after), `mixed` (at random),
+    `one` (all alike).
     domain: the pool of columns without a test. nulls: the share of NULL among them. base, near, free: rows a table.
     sized: groups of the sizes that HAVING asks for. null_group: NULL is the first group's key, and all else without a
     test. paired: every group has a twin of its size that shares the value of some of its keys. double: every row
@@ -46,6 +47,9 @@ class Recipe:
     double: bool = False
     empty: str = ""
     keys_used: int = 4
+    crossed: int = 0
+    lone: int = 0
+    large: bool = False
 
 
 RECIPES = (
@@ -63,22 +67,22 @@ RECIPES = (
     Recipe("one", "unique", base=4, near=8, free=1),
     Recipe("mixed", "unique", 0.3, base=3, near=6, free=5, empty="one"),
     Recipe("aligned", "unique", base=1, near=10, free=0, sized=True, paired=True),
-    Recipe("mixed", "unique", base=1, near=3, free=8),
-    Recipe("mixed", "small", base=8, near=3, free=0),
-    Recipe("aligned", "unique", base=6, near=0, free=1, sized=True),
+    Recipe("mixed", "unique", base=0, near=3, free=1),
+    Recipe("aligned", near=0, free=0, lone=1),
+    Recipe("twisted", base=6, near=0, free=1, sized=True),
     Recipe("mixed", "unique", base=1, near=2, free=0, keys_used=2),
     Recipe("mixed", "small", 0.2, base=1, near=4, free=2, keys_used=2),
     Recipe("aligned", "constant", 0.1, near=4, free=2, sized=True, paired=True),
     Recipe("mixed", "mirror", base=0, near=8, free=4, keys_used=3),
-    Recipe("one", "mirror", 0.3, base=2, near=4, free=2),
+    Recipe("aligned", near=0, free=0, lone=2),
     Recipe("mixed", "unique", 0.5, base=3, near=3, free=3, keys_used=2),
-    Recipe("mixed", "small", 0.3, base=2, near=4, free=3, empty="one"),
+    Recipe("aligned", base=0, near=0, free=0, crossed=1),
     Recipe("aligned", "mirror", base=3, near=0, free=0, sized=True, null_group=True),
     Recipe("mixed", "constant", 0.3, base=4, near=4, free=2, double=True),
-    Recipe("aligned", "unique", base=0, near=3, free=0),
+    Recipe("aligned", base=0, near=0, free=0, crossed=2),
     Recipe("shifted", "small", near=4, free=0, sized=True),
     Recipe("mixed", "mirror", 0.1, base=1, near=1, free=2, keys_used=2),
     Recipe("shifted", "unique", 0.2, near=8, free=4, sized=True),
     Recipe("mixed", "unique", base=2, near=2, free=0, keys_used=3),
-    Recipe("mixed", "small", 0.1, base=10, near=6, free=4),
+    Recipe("mixed", "small", 0.1, base=10, near=6, free=4, large=True),
 )

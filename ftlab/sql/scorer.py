@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ftlab.sql.strict import exact_string
+from ftlab.sql.strict import check_text, exact_string
 from ftlab.sql.verdict import Verdict
 
 DATABASES = 32
@@ -27,6 +27,10 @@ START = 60.0
 STARTS = 3
 # No longer prediction goes to the other process. SQLite takes shorter ones (ftlab.sql.engine.SQL_BYTES), blanks aside.
 CHARACTERS = 400_000
+# With these others end a process: the system when memory is short, an administrator, a scheduler. No pair causes them.
+OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# How the reason begins where a pair has no verdict.
+NOT_JUDGED = "not judged"
 
 
 class ScorerError(Exception):
@@ -34,21 +38,29 @@ class ScorerError(Exception):
 
 
 class Died(Exception):
-    """The process that scores ended, or was silent and was ended. `spent`: it had used up a pair's budget."""
+    """The process that scores ended, or was silent and was ended.
 
-    def __init__(self, reason: str, spent: bool) -> None:
+    `spent`: it had used up a pair's budget. `outside`: someone else ended it, which is no fault of the pair.
+    """
+
+    def __init__(self, reason: str, spent: bool = False, outside: bool = False) -> None:
         super().__init__(reason)
         self.spent = spent
+        self.outside = outside
 
 
 class Scorer:
     """Scores one pair at a time, from any thread. The process is started for the first pair and replaced when it dies.
 
     `databases`: on how many made-up databases two queries are compared. `seconds`: processor time that one pair may
-    take, at least 2. Used as a context manager, or closed with `close`.
+    take, at least 2. Raises ValueError for others. Used as a context manager, or closed with `close`.
     """
 
     def __init__(self, databases: int = DATABASES, seconds: float = SECONDS) -> None:
+        if not isinstance(databases, int) or databases < 1:
+            raise ValueError(f"databases={databases!r} must be a whole number of at least 1")
+        if not seconds >= 2:
+            raise ValueError(f"seconds={seconds!r} must be at least 2")
         self.databases = databases
         self.seconds = seconds
         self._lock = threading.Lock()
@@ -64,8 +76,14 @@ class Scorer:
     def score(self, gold: str, pred: object, context: str, rows_file: Path | None = None) -> Verdict:
         """The verdict of a prediction. `rows_file`: a SQLite database with real rows, compared on as well.
 
-        Raises ScorerError where the scoring process cannot be started, and for nothing that is in a pair.
+        Where the scoring process is ended from outside twice, nothing is known but `exact_string`: the reason begins
+        with `NOT_JUDGED`, `exec_equal` is None, what must be a boolean is false.
+
+        Raises ScorerError where the scoring process cannot be started, TypeError where gold or context is not text;
+        nothing for what a text holds or a prediction is.
         """
+        check_text("gold", gold)
+        check_text("context", context)
         with self._lock:
             if not isinstance(pred, str):
                 return self._without_prediction(gold, context, rows_file, f"not text: {kind(pred)}")
@@ -76,7 +94,8 @@ class Scorer:
                 return self._ask_twice(gold, pred, context, rows_file)
             except Died as death:
                 verdict = self._without_prediction(gold, context, rows_file, str(death))
-                return replace(verdict, exact_string=exact_string(gold, pred))
+                known = None if death.outside else verdict.exec_equal
+                return replace(verdict, exact_string=exact_string(gold, pred), exec_equal=known)
 
     def close(self) -> None:
         """End the process. A later `score` starts another."""
@@ -88,6 +107,8 @@ class Scorer:
         try:
             return replace(self._ask_twice(gold, "", context, rows_file), reason=reason)
         except Died as death:
+            if death.outside:
+                return Verdict(False, False, None, False, None, False, 0, str(death))
             return Verdict(False, False, None, False, None, True, 0, f"the gold query: {death}")
 
     def _ask_twice(self, gold: str, pred: str, context: str, rows_file: Path | None) -> Verdict:
@@ -121,7 +142,7 @@ class Scorer:
 
     def _bury(self, process: subprocess.Popen[bytes], error: BaseException) -> Died:
         """End a process that is of no more use, and say what it died of."""
-        if isinstance(error, EOFError):
+        if isinstance(error, (EOFError, BrokenPipeError)):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
         self._end()
@@ -129,7 +150,10 @@ class Scorer:
             return Died(f"over the budget: no answer within {SILENCE:g} s", spent=True)
         if process.returncode == -signal.SIGXCPU:
             return Died(f"over the budget: {self.seconds:g} s of processor time", spent=True)
-        return Died(f"over the budget: the scoring process ended ({ending(process.returncode)})", spent=False)
+        how = ending(process.returncode)
+        if -process.returncode in OUTSIDE:
+            return Died(f"{NOT_JUDGED}: the scoring process was ended twice from outside ({how})", outside=True)
+        return Died(f"over the budget: the scoring process ended ({how})")
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:

@@ -18,8 +18,18 @@ def normalise(query: str) -> str:
     return "".join(parts)
 
 
+def check_text(name: str, value: object) -> None:
+    """Raises TypeError where a value that must be text, named so, is not."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text (str), not {type(value).__name__}")
+
+
 def exact_string(gold: str, pred: object) -> bool:
-    """Whether two queries are the same text. An empty or non-text prediction never matches."""
+    """Whether two queries are the same text. An empty or non-text prediction never matches.
+
+    Raises TypeError where the gold query is not text.
+    """
+    check_text("gold", gold)
     if not isinstance(pred, str):
         return False
     normal = normalise(pred)

@@ -29,6 +29,11 @@ def fit(value: Value, kind: Kind, strict: bool = True) -> Value:
     return value
 
 
+def number_of(text: str) -> float | None:
+    """The number that a text is; None where it is none."""
+    return float(text) if NUMBER.fullmatch(text) else None
+
+
 def around(operator: str, value: Value, kind: Kind) -> list[Value]:
     """Values of a column that a comparison with a literal tells apart, the most telling first."""
     if operator.endswith(("like", "glob")):

@@ -10,9 +10,10 @@ BUCKETS = ("single_table", "multi_table", "aggregate", "order", "nested")
 class Verdict:
     """The four scores of a prediction, and what a reader must know to trust them.
 
-    `exec_equal` is None where the gold query cannot run (`gold_broken`). `databases` is how many databases the two
-    queries were compared on, 0 where none was needed; then `vacuous` is None, else it says that the gold query
-    returned no row on any of them. `reason` is one line. `buckets` are those of `BUCKETS` that the gold belongs to.
+    `exec_equal` is None where the gold query cannot run (`gold_broken`), and where the pair could not be judged.
+    `databases` is how many databases the two queries were compared on, 0 where none was needed; then `vacuous` is
+    None, else it says that the gold query returned no row on any of them. `reason` is one line. `buckets` are those of
+    `BUCKETS` that the gold belongs to.
     """
 
     exact_string: bool

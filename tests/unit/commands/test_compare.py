@@ -71,6 +71,12 @@ def test_a_clear_gain_is_told_with_its_numbers(cli: Cli, tmp_path: Path) -> None
     assert line(cli("compare", "b", "a")[1], "AST")[7:] == ["30", "0", "<.001", "A", "is", "better"]
 
 
+def test_one_schema_is_counted_as_one(cli: Cli, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", rows(2, total=4))
+    _, out, _ = cli("compare", file, file)
+    assert "4 rows in both, drawn as 1 schema\n" in out
+
+
 def test_a_run_beside_itself_is_noise(cli: Cli, tmp_path: Path) -> None:
     folder = run(tmp_path / "a", rows(40))
     code, out, _ = cli("compare", folder, folder)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from ftlab.commands import score
+from ftlab.sql.scorer import NOT_JUDGED
 from ftlab.sql.verdict import Verdict
 
 FIELDS = [
@@ -101,12 +102,12 @@ def test_gzip_goes_in_by_content_and_comes_out_by_name(cli: Cli, tmp_path: Path)
 
 def test_extraction_is_a_switch(cli: Cli, tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", row(pred=f"```sql\n{GOLD}\n```"))
-    for words, right in (([], False), (["--extract"], True), (["extract=false"], False), (["--extract=true"], True)):
+    for words, right in (([], False), (["--extract"], True), (["--extract=false"], False), (["--extract=true"], True)):
         assert cli("score", "in.jsonl", "out.jsonl", *words)[0] == 0
         assert lines(tmp_path / "out.jsonl")[0]["exact_string"] is right
 
 
-@pytest.mark.parametrize("words", [["--databases", "3"], ["--databases=3"], ["databases=3"]])
+@pytest.mark.parametrize("words", [["--databases", "3"], ["--databases=3"]])
 def test_the_number_of_databases_is_the_users(cli: Cli, tmp_path: Path, words: list[str]) -> None:
     write(tmp_path / "in.jsonl", row(pred=GOLD + " AND age > 4"))
     assert cli("score", *words, "in.jsonl", "out.jsonl")[0] == 0
@@ -191,8 +192,21 @@ def test_the_summary_counts_every_kind_apart(fake: None, cli: Cli, tmp_path: Pat
     assert "golds        1 broken, 1 vacuous" in out
     assert "executed     4 pairs, 2 of them told apart" in out
     assert "over budget  1\n" in out
+    assert "not judged" not in out
     assert re.search(r"time +\d+\.\d s, [\d,]+ rows/s", out)
     assert re.search(r"budgets +2 s and \d+ MB a pair", out)
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_rows_that_were_not_judged_are_counted_and_no_rows_of_exec(fake: None, cli: Cli, tmp_path: Path) -> None:
+    reason = f"{NOT_JUDGED}: the scoring process was ended twice from outside (SIGKILL)"
+    lost = {"exec_equal": None, "valid": False, "vacuous": None, "databases": 0, "reason": reason}
+    write(tmp_path / "in.jsonl", row(pred=lost), row(pred={"reason": 'no such column: "not judged"'}))
+    _, out, _ = cli("score", "in.jsonl", "out.jsonl")
+    assert "not judged   1: the scoring process was ended from outside" in out
+    assert "golds        0 broken" in out
+    assert "over budget  0\n" in out
+    assert re.search(r"^exec +0 +1 ", out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -237,7 +251,15 @@ def refused(cli: Cli, tmp_path: Path, *words: str) -> str:
         ),
         (json.dumps({**row(), "gold": None}), "in.jsonl:1: gold must be text, not null"),
         (json.dumps({**row(), "context": ["x"]}), 'in.jsonl:1: context must be text, not ["x"]'),
-        (json.dumps(row(float("nan"))), "in.jsonl:1: broken JSON (id holds NaN"),
+        (json.dumps(row("X")).replace('"X"', "1e400"), "in.jsonl:1: id is out of range"),
+        (json.dumps(row(["X"])).replace('"X"', "-1e400"), "in.jsonl:1: id is out of range"),
+        *(
+            (
+                json.dumps(row()) + "\n" + json.dumps(row(**{name: [float(number)]})),
+                f"in.jsonl:2: broken JSON ({number} is",
+            )
+            for name, number in (("id", "NaN"), ("pred", "Infinity"), ("more", "-Infinity"))
+        ),
         ("", "in.jsonl: the file is empty"),
         ("\n \n", "in.jsonl: the file is empty"),
     ],
@@ -268,10 +290,11 @@ def test_a_broken_row_stops_it_before_anything_is_scored(
         (["in.jsonl", "out.jsonl", "--databases=1001"], "--databases=1001"),
         (["in.jsonl", "out.jsonl", f"--databases={'9' * 5000}"], "must be a whole number"),
         (["in.jsonl", "out.jsonl", "--databases"], "--databases needs a value"),
-        (["in.jsonl", "out.jsonl", "--databases=1", "databases=2"], "--databases is given twice"),
+        (["in.jsonl", "out.jsonl", "--databases=1", "--databases=2"], "--databases is given twice"),
         (["in.jsonl", "out.jsonl", "--databses", "3"], "Did you mean: --databases?"),
         (["in.jsonl", "out.jsonl", "-d", "3"], "-d is no option of score"),
-        (["in.jsonl", "out.jsonl", "extrakt=true"], "Did you mean: --extract?"),
+        (["in.jsonl", "out.jsonl", "--extrakt=true"], "Did you mean: --extract?"),
+        (["in.jsonl", "out.jsonl", "extract=true"], "two files, got 3 (in.jsonl, out.jsonl, extract=true)"),
         (["in.jsonl", "out.jsonl", "--extract=maybe"], "true or false"),
         (["in.jsonl", "out.jsonl", "--rows", "absent"], "--rows=absent is no folder"),
         (["in.jsonl", "out.jsonl", "--rows", "."], "--rows=. holds no .sqlite file"),
@@ -282,6 +305,19 @@ def test_a_call_that_makes_no_sense_is_one_message(cli: Cli, tmp_path: Path, wor
     write(tmp_path / "in.jsonl", row())
     (tmp_path / "link.jsonl").symlink_to("in.jsonl")
     assert said in refused(cli, tmp_path, *words)
+
+
+def test_a_path_may_hold_an_equals_sign(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "date=2024").mkdir()
+    write(tmp_path / "date=2024/in.jsonl", row())
+    assert cli("score", "date=2024/in.jsonl", "databases=3", "--databases", "4")[0] == 0
+    assert len(lines(tmp_path / "databases=3")) == 1
+
+
+def test_a_number_out_of_range_beside_the_id_costs_nothing_or_its_row(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(row(pred="X", more="X")).replace('"X"', "1e400"))
+    assert cli("score", "in.jsonl", "out.jsonl")[0] == 0
+    assert lines(tmp_path / "out.jsonl")[0]["reason"] == "not text: number"
 
 
 def test_a_word_after_two_dashes_is_a_file(cli: Cli, tmp_path: Path) -> None:

@@ -263,6 +263,109 @@ def test_queries_that_are_equal_are_not_parted(name):
     assert not parted(gold, pred)
 
 
+STUDENTS = (
+    "CREATE TABLE student (stuid INTEGER, fname VARCHAR, age INTEGER); CREATE TABLE has_pet (stuid INTEGER, petid "
+    "INTEGER); CREATE TABLE pets (petid INTEGER, pettype VARCHAR)"
+)
+STAFF = "CREATE TABLE emp (id INTEGER, name VARCHAR, salary REAL, age INTEGER, day DATE, c VARCHAR)"
+FILMS = "CREATE TABLE film (title VARCHAR, replacement_cost INTEGER, LENGTH VARCHAR, rating VARCHAR)"
+PAPERS = (
+    "CREATE TABLE inst (country VARCHAR, instid VARCHAR); CREATE TABLE authorship (instid VARCHAR, paperid VARCHAR); "
+    "CREATE TABLE papers (paperid VARCHAR)"
+)
+NAMES = (
+    "SELECT T1.fname FROM student AS T1 JOIN has_pet AS T2 ON T1.stuid = T2.stuid JOIN pets AS T3 ON T3.petid = "
+    "T2.petid WHERE T3.pettype = '{}'"
+)
+IDS = "SELECT T1.stuid FROM has_pet AS T1 JOIN pets AS T3 ON T3.petid = T1.petid WHERE T3.pettype = '{}'"
+
+
+@pytest.mark.parametrize("operation", ["INTERSECT", "EXCEPT"])
+def test_two_persons_of_one_name_are_not_one(operation):
+    gold = f"{NAMES.format('cat')} {operation} {NAMES.format('dog')}"
+    ids = f"{IDS.format('cat')} {operation} {IDS.format('dog')}"
+    assert parted(gold, f"SELECT DISTINCT fname FROM student WHERE stuid IN ({ids})", STUDENTS)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ROUND(salary, 1)", "ROUND(salary, 2)"),
+        ("SUBSTR(name, 1, 3)", "SUBSTR(name, 1, 4)"),
+        ("SUBSTR(name, 1, 5)", "name"),
+        ("COUNT(DISTINCT SUBSTR(name, 1, 5))", "COUNT(DISTINCT name)"),
+        ("TRIM(name)", "name"),
+        ("LTRIM(name)", "TRIM(name)"),
+        ("RTRIM(name)", "name"),
+        ("UPPER(name)", "LOWER(name)"),
+        ("LENGTH(name)", "LENGTH(TRIM(name))"),
+        ("ABS(salary)", "salary"),
+        ("CAST(salary AS INT)", "ROUND(salary)"),
+        ("COUNT(DISTINCT strftime('%m', day))", "COUNT(DISTINCT strftime('%Y-%m', day))"),
+        ("strftime('%M', day)", "strftime('%S', day)"),
+    ],
+)
+def test_functions_of_a_column_are_parted(one, other):
+    assert parted(f"SELECT {one} FROM emp", f"SELECT {other} FROM emp", STAFF)
+
+
+@pytest.mark.parametrize("limit", [41, 100, 500, 1000])
+def test_limits_beyond_the_usual_rows_are_seen(limit):
+    gold = f"SELECT name FROM emp WHERE age > 30 ORDER BY salary LIMIT {limit}"
+    assert parted(gold, "SELECT name FROM emp WHERE age > 30 ORDER BY salary", STAFF)
+    assert parted(gold, gold.replace(str(limit), str(limit - 1)), STAFF)
+
+
+@pytest.mark.parametrize(("bound", "other"), [("> 500", ">= 500"), ("> 999", "> 1000"), ("= 300", ">= 300")])
+def test_great_groups_are_seen(bound, other):
+    gold = f"SELECT name FROM emp GROUP BY name HAVING COUNT(*) {bound}"
+    assert parted(gold, gold.replace(bound, other), STAFF)
+
+
+def test_only_one_database_is_large():
+    gold = "SELECT name FROM emp GROUP BY name HAVING COUNT(*) > 1000 LIMIT 500"
+    sizes = [len(rows.get("emp", ())) for rows in databases(gold, gold, read_schema(STAFF))]
+    assert sum(size > 40 for size in sizes) == 1
+    assert 2001 <= max(sizes) <= 4100
+
+
+@pytest.mark.parametrize(
+    ("condition", "other"),
+    [
+        ("salary / age > 100", "salary / age >= 100"),
+        ("(salary - age) * 2 > 7", "(salary - age) * 2 >= 7"),
+        ("salary > age * 12", "salary >= age * 12"),
+        ("c + 0 = 1000", "c = '1000'"),
+        ("CAST(c AS REAL) = 5", "c = '5'"),
+        ("c = 08", "c = '08'"),
+        ("julianday(day) - julianday('2014-01-01') > 30", "julianday(day) - julianday('2014-01-01') > 60"),
+        ("julianday('2014-03-01') - julianday(day) > 30", "julianday('2014-03-01') - julianday(day) >= 30"),
+        ("day > date('2014-01-01', '+30 days')", "day >= date('2014-01-01', '+30 days')"),
+        ("ABS(salary) > 70", "salary > 70"),
+        ("TRIM(name) = 'ann'", "name = 'ann'"),
+    ],
+)
+def test_computed_conditions_are_parted_at_their_bounds(condition, other):
+    assert parted(f"SELECT name FROM emp WHERE {condition}", f"SELECT name FROM emp WHERE {other}", STAFF)
+
+
+@pytest.mark.parametrize("operation", ["EXCEPT", "INTERSECT"])
+def test_a_dropped_disjunct_is_seen_under_a_set_operation(operation):
+    gold = (
+        "SELECT title FROM film WHERE LENGTH > 100 OR rating = 'PG' "
+        f"{operation} SELECT title FROM film WHERE replacement_cost > 200"
+    )
+    assert parted(gold, gold.replace(" OR rating = 'PG'", ""), FILMS)
+
+
+def test_two_keys_of_one_table_do_not_always_agree():
+    gold = (
+        "SELECT t1.country FROM inst AS t1 JOIN authorship AS t2 ON t1.instid = t2.instid JOIN papers AS t3 "
+        "ON t2.paperid = t3.paperid GROUP BY t1.country ORDER BY COUNT(*) DESC LIMIT 1"
+    )
+    assert parted(gold, gold.replace("t2.paperid = t3.paperid", "t2.instid = t3.paperid"), PAPERS)
+
+
 def test_the_same_pair_gives_the_same_databases():
     gold, pred = DIFFERENT["three tables"]
     schema = read_schema(CONTEXT)

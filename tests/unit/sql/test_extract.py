@@ -38,6 +38,21 @@ Q = "SELECT name FROM head ORDER BY age"
         f"{Q}</s>",
         f"{Q}; -- done\nThat is all.",
         f"Choose like this:\n\n```sql\n{Q}\n```",
+        f"<think>\nSELECT b FROM t\n</think>\n{Q}",
+        f"<thinking>\n```sql\nSELECT b\n```\n</thinking>\n\nUse\n```sql\n{Q}\n```",
+        f"\n<think>\n\n</think>\n\n{Q}",
+        f"**{Q}**",
+        f'"{Q}"',
+        f"'{Q}'",
+        f"`{Q};`",
+        f"Use **`{Q}`**.",
+        f"**Answer:** **{Q}**\n\nIt sorts.",
+        f'Use "{Q}", where "age" is a number.',
+        f'Use "{Q}."',
+        f'{{"sql": "{Q}"}}',
+        f"Answer: {Q}.",
+        f"Answer: {Q}. It sorts the heads.",
+        f"Answer: {Q}.\nthat sorts the heads.",
     ],
 )
 def test_the_query_is_taken_out(answer: str) -> None:
@@ -74,6 +89,45 @@ def test_what_is_a_query_already_or_holds_none_stays_as_it_is(answer: str) -> No
     assert extract(answer) == answer
 
 
+@pytest.mark.parametrize(
+    ("answer", "query"),
+    [
+        ('"SELECT a FROM t WHERE b = "x""', 'SELECT a FROM t WHERE b = "x"'),
+        ("'SELECT a FROM t WHERE b IN ('x', 'y''s')'.", "SELECT a FROM t WHERE b IN ('x', 'y''s')"),
+        ("`SELECT `a b` FROM `t``", "SELECT `a b` FROM `t`"),
+        ("**select count(*) from t**", "select count(*) from t"),
+        ("'select a from t'", "select a from t"),
+        ('Answer: SELECT a FROM t WHERE b = "x"', 'SELECT a FROM t WHERE b = "x"'),
+        ("Answer: SELECT a FROM t WHERE b = 'St. Louis'.", "SELECT a FROM t WHERE b = 'St. Louis'"),
+        ("Answer: SELECT T1 . Name FROM t AS T1 WHERE b > 2. AND c = 1.5", None),
+        ("Answer: SELECT a FROM t WHERE b > 2.\nORDER BY a", None),
+    ],
+)
+def test_what_belongs_to_the_query_stays(answer: str, query: str | None) -> None:
+    assert extract(answer) == (query or answer.removeprefix("Answer: "))
+
+
+@pytest.mark.parametrize(
+    "query", ['SELECT a FROM t WHERE b = "x"', "SELECT 'a'", "SELECT `a`", "SELECT a FROM t.", "SELECT 2."]
+)
+def test_a_bare_query_keeps_its_last_mark_and_stop(query: str) -> None:
+    assert extract(query) == query
+
+
+def test_a_query_in_reasoning_that_came_to_none_is_no_answer() -> None:
+    assert extract("<think>SELECT b FROM t</think>\nI cannot answer.") == "I cannot answer."
+
+
+def test_reasoning_that_is_not_closed_is_prose() -> None:
+    assert extract("<think>\nSELECT b FROM t\n\nBut is it") == "SELECT b FROM t"
+
+
+@pytest.mark.parametrize("answer", [None, 5, b"SELECT 1"])
+def test_what_is_no_text_is_refused_in_clear_words(answer: object) -> None:
+    with pytest.raises(TypeError, match=rf"answer must be text \(str\), not {type(answer).__name__}"):
+        extract(answer)  # type: ignore[arg-type]
+
+
 def test_a_query_with_a_cte_is_found_in_prose() -> None:
     query = "WITH t AS (SELECT 'select' AS x) SELECT x FROM t"
     assert extract(f"With the schema given, the query is:\n{query};\nIt selects x.") == query
@@ -87,12 +141,27 @@ def test_the_second_statement_of_a_fence_is_not_hidden() -> None:
     assert extract("```sql\nSELECT 1; DROP TABLE head\n```") == "SELECT 1; DROP TABLE head"
 
 
-@pytest.mark.parametrize("part", ["/*", "'", "```", ";", "; --x\n", "WITH x (", "\n\nFROM", "(", ":`", "SELECT "])
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("/*", "'", "```", ";", "; --x\n", "WITH x (", "\n\nFROM", "(", ":`", "SELECT ", ".", ". ", ". A", '"', '" '),
+        *("**", "** ", "`", "` ", "' ", "<think>", "</think>", "<think></think>", "\n"),
+    ],
+)
 def test_a_hostile_answer_is_read_in_linear_time(part: str) -> None:
     began = time.perf_counter()
     extract("SELECT a " + part * (300_000 // len(part)))
-    extract("x " + part * (300_000 // len(part)))
+    for start in ("x ", "<think>", ":SELECT a", ':"SELECT a', ":'SELECT a", "`SELECT a", "**SELECT a"):
+        extract(start + part * (300_000 // len(part)))
     assert time.perf_counter() - began < 2
+
+
+def test_a_query_of_the_shared_data_comes_out_of_marks_and_sentences(shared: Path) -> None:
+    with gzip.open(shared / "data/spider_dev/dev.jsonl.gz", "rt", encoding="utf-8") as lines:
+        golds = [json.loads(line)["answer"].strip() for line in lines]
+    for before, after in (("<think>\nSELECT x\n</think>\n", ""), ("**", "**"), ("`", "`"), ('"', '"'), ("'", "'")):
+        assert [gold for gold in golds if extract(f"{before}{gold}{after}") != gold] == []
+    assert [gold for gold in golds if extract(f"Answer: {gold}. This doesn't use a join.") != gold] == []
 
 
 def test_real_queries_stay_as_they_are_and_come_out_of_a_fence(shared: Path) -> None:

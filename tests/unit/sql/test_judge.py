@@ -187,7 +187,7 @@ def rows_file(tmp_path: Path) -> Path:
 def test_only_real_rows_tell_some_predictions_apart(rows_file: Path) -> None:
     """Where a number is computed, and so planted nowhere, no made-up database holds it."""
     gold = "SELECT wage * 2 FROM coach"
-    pred = "SELECT wage * 2 + (wage = 777 * 1000) FROM coach"
+    pred = "SELECT wage * 2 + (wage = (6070 << 7) + 40) FROM coach"
     assert judge(gold, pred, CLUBS).exec_equal is True
     with_rows = judge(gold, pred, CLUBS, rows_file=rows_file)
     assert (with_rows.exec_equal, with_rows.databases, with_rows.vacuous) == (False, 1, False)
@@ -257,3 +257,34 @@ def test_more_databases_never_turn_a_difference_into_equality() -> None:
 )
 def test_a_verdict_says_what_kind_of_gold_it_is_about(gold: str, expected: tuple[str, ...]) -> None:
     assert judge(gold, "SELECT 1", f"{HEAD}; {CLUBS}", 2).buckets == expected
+
+
+ENDLESS = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n FROM r"
+
+
+@pytest.mark.parametrize("pred", [ENDLESS, "SELECT 1", "garbage"])
+def test_a_gold_that_never_ends_is_broken_whatever_the_answer(pred: str) -> None:
+    verdict = judge(ENDLESS, pred, "CREATE TABLE t (a INTEGER)")
+    assert verdict.gold_broken
+    assert verdict.exec_equal is None
+
+
+def test_a_comment_that_loses_its_line_break_swallows_the_rest() -> None:
+    gold, pred = "SELECT a FROM t --c\nWHERE a = 1", "SELECT a FROM t --c WHERE a = 1"
+    verdict = judge(gold, pred, "CREATE TABLE t (a INTEGER)")
+    assert verdict.exact_string
+    assert not verdict.ast_equal
+    assert verdict.exec_equal is False
+
+
+@pytest.mark.parametrize("name", ["window", "cross", "offset", "lock", "for"])
+def test_a_column_named_like_a_keyword_of_sqlglot_is_read(name: str) -> None:
+    context = f'CREATE TABLE t (id INTEGER, "{name}" VARCHAR)'
+    verdict = judge(
+        f"SELECT {name} FROM t WHERE {name} = 'x'", f'SELECT T1."{name}" FROM t AS T1 WHERE "{name}" = "x"', context
+    )
+    assert verdict.ast_equal
+
+
+def test_a_byte_order_mark_is_white_space_to_sqlite() -> None:
+    assert judge("SELECT a FROM t", "\ufeffSELECT a FROM t", "CREATE TABLE t (a INTEGER)").valid

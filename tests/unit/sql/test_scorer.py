@@ -3,21 +3,24 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ftlab.sql import ast_equal, exec_equal, valid
 from ftlab.sql import scorer as scorer_module
 from ftlab.sql.child import SHARE, Clock, serve
-from ftlab.sql.scorer import CHARACTERS, Scorer, ScorerError, shared_scorer
+from ftlab.sql.scorer import CHARACTERS, NOT_JUDGED, Scorer, ScorerError, shared_scorer
 from ftlab.sql.verdict import Verdict
 
 CONTEXT = "CREATE TABLE a (x VARCHAR, y INTEGER)"
@@ -96,6 +99,80 @@ def test_a_pair_whose_process_is_killed_by_hand_is_tried_again(scorer: Scorer) -
     killer.start()
     assert scorer.score(GOLD, RIGHT, CONTEXT).exec_equal is True
     killer.join()
+
+
+def killed_at_each_request(monkeypatch: pytest.MonkeyPatch, times: int, number: signal.Signals) -> None:
+    """The process is ended by a signal, so many times, before it can answer."""
+    left = iter(range(times))
+
+    def send(process: "subprocess.Popen[bytes]", data: bytes, seconds: float) -> None:
+        if next(left, None) is None:
+            real(process, data, seconds)
+        else:
+            os.kill(process.pid, number)
+
+    real = scorer_module.send
+    monkeypatch.setattr(scorer_module, "send", send)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_pair_whose_process_is_ended_twice_from_outside_is_unknown(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    killed_at_each_request(monkeypatch, 2, number)
+    verdict = scorer.score(GOLD, f" {GOLD}", CONTEXT)
+    assert scores(verdict) == (True, False, None, False)
+    assert (verdict.gold_broken, verdict.databases, verdict.vacuous) == (False, 0, None)
+    assert verdict.reason == f"{NOT_JUDGED}: the scoring process was ended twice from outside ({number.name})"
+    assert verdict.buckets == ("single_table",)
+    assert scores(scorer.score(GOLD, RIGHT, CONTEXT)) == (False, True, True, True)
+
+
+def test_a_broken_gold_is_known_of_a_pair_that_is_not(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_at_each_request(monkeypatch, 2, signal.SIGKILL)
+    verdict = scorer.score("SELECT nope FROM a", WRONG, CONTEXT)
+    assert (verdict.gold_broken, verdict.exec_equal) == (True, None)
+    assert verdict.reason.startswith(NOT_JUDGED)
+
+
+def test_a_gold_is_not_called_broken_for_what_others_end(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_at_each_request(monkeypatch, 4, signal.SIGKILL)
+    verdict = scorer.score(GOLD, WRONG, CONTEXT)
+    assert (verdict.gold_broken, verdict.exec_equal) == (False, None)
+    assert verdict.reason.startswith(NOT_JUDGED)
+
+
+def test_a_process_that_crashes_twice_is_the_pairs_fault(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_at_each_request(monkeypatch, 2, signal.SIGSEGV)
+    verdict = scorer.score(GOLD, RIGHT, CONTEXT)
+    assert scores(verdict) == (False, False, False, False)
+    assert verdict.reason == "over the budget: the scoring process ended (SIGSEGV)"
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"databases": 0}, "databases=0 must be a whole number of at least 1"),
+        ({"databases": 2.5}, "databases=2.5 must be"),
+        ({"databases": "32"}, "databases='32' must be"),
+        ({"seconds": 1}, "seconds=1 must be at least 2"),
+        ({"seconds": float("nan")}, "seconds=nan must be"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused(budget: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Scorer(**budget)
+
+
+def test_a_gold_or_context_that_is_no_text_is_the_callers_mistake(scorer: Scorer) -> None:
+    calls: list[Callable[..., object]] = [ast_equal, exec_equal, scorer.score]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"gold must be text \(str\), not NoneType"):
+            call(None, GOLD, CONTEXT)
+        with pytest.raises(TypeError, match=r"context must be text \(str\), not int"):
+            call(GOLD, GOLD, 5)
+    with pytest.raises(TypeError, match="context must be text"):
+        valid(GOLD, None)  # type: ignore[arg-type]
 
 
 def test_a_silent_process_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,12 @@ def test_verdicts(gold: str, pred: object, equal: bool) -> None:
     assert exact_string(gold, pred) is equal
 
 
+@pytest.mark.parametrize("pred", ["x", "", None])
+def test_a_gold_that_is_no_text_is_refused_in_clear_words(pred: object) -> None:
+    with pytest.raises(TypeError, match=r"gold must be text \(str\), not NoneType"):
+        exact_string(None, pred)  # type: ignore[arg-type]
+
+
 def test_verdicts_of_the_shared_examples(shared: Path) -> None:
     text = (shared / "sql_eval/examples.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
