@@ -1,6 +1,7 @@
 # make run     set everything up and run the quickstart (offline after set-up, no GPU needed)
 # make test    lint, types and tests
 # make slow    the tests marked slow
+# make soak    sweeps killed at random, for up to twenty minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ READY := $(VENV)/.ready
 # Two torch threads on two busy cores are slower than one.
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: run setup test lint slow wheel clean
+.PHONY: run setup test lint slow soak wheel clean
 
 run: setup
 	$(BIN)/python -m ftlab
@@ -29,10 +30,13 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(TEST) -m "not slow"
+	$(TEST) -m "not slow and not soak"
 
 slow: setup
 	$(TEST) -m slow
+
+soak: setup
+	$(TEST) -m soak -s
 
 wheel: setup
 	$(BIN)/python -m build --wheel

@@ -14,12 +14,12 @@ from typing import Any
 from ftlab.commands import plain_arguments
 from ftlab.errors import FtlabError, InputError
 
-PLAIN = ("predict", "eval", "doctor", "runs", "compare")  # their values are plain text
+PLAIN = ("predict", "eval", "doctor", "runs", "compare", "report")  # their values are plain text
 COMPOSED = ("fetch", "data")  # their values are Hydra overrides
 DASHED = ("score",)  # their options have dashes
 COMMANDS = (*PLAIN, *COMPOSED, *DASHED)
 ON_A_RUN = ("predict", "eval")  # their first bare word is the run
-WITH_WORDS = ("runs", "compare")  # they take bare words
+WITH_WORDS = ("runs", "compare", "report")  # they take bare words
 SHOWING = (
     "--help",
     "-h",
@@ -33,6 +33,7 @@ SHOWING = (
     "-sc",
 )
 MULTIRUN = ("--multirun", "-m")
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}  # to their extras
 
 
 # Idle threads of libgomp spin for milliseconds, which on busy cores takes the time of those that work. A short spin
@@ -216,8 +217,17 @@ def multirun(words: list[str]) -> int:
     if "--dry-run" in words:
         raise InputError("--dry-run plans one experiment: leave out --multirun and give one value a key")
     folder = [word.partition("=")[2] for word in words if word.startswith("run_dir=")]
-    words = [word for word in words if not word.startswith("run_dir=")]
+    words = [_harmless(word) for word in words if not word.startswith("run_dir=")]
     return through_hydra([*words, *(f"hydra.sweep.dir={name}" for name in folder[-1:])], job)
+
+
+def _harmless(word: str) -> str:
+    """The word without the password of a database, since Hydra hands its words to launchers, which write them down."""
+    if not word.lstrip("+").startswith("sweep.storage="):
+        return word
+    from ftlab.sweep.storage import set_password_aside
+
+    return set_password_aside(word)
 
 
 def through_hydra(words: list[str], job: Callable[[Any], Any]) -> int:
@@ -240,12 +250,24 @@ def through_hydra(words: list[str], job: Callable[[Any], Any]) -> int:
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise InputError(explain(error)) from None
+        raise InputError(_missing_launcher(str(error)) or explain(error)) from None
+    except ValueError as error:
+        if "Only one of --run" not in str(error):  # Hydra's answer to, say, --cfg with --multirun
+            raise
+        raise InputError(str(error)) from None
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 2
     finally:
         sys.argv = before
     return 0
+
+
+def _missing_launcher(message: str) -> str:
+    """What to install, where Hydra did not find a launcher that a package brings."""
+    for launcher, extra in LAUNCHERS.items():
+        if f"'hydra/launcher/{launcher}'" in message:
+            return f"hydra/launcher={launcher} needs a package that is not installed: pip install 'ftlab[{extra}]'"
+    return ""
 
 
 if __name__ == "__main__":

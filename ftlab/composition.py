@@ -21,7 +21,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ftlab import config
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
+from hydra_plugins import ftlab_sweeper
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -140,8 +141,9 @@ class SweepsPath(SearchPathPlugin):
 
 
 def register() -> None:
-    """Tell Hydra of the schema and of the `sweep` group; safe to call again."""
+    """Tell Hydra of the schema, the sweeper and the `sweep` group; safe to call again."""
     config.register()
+    ftlab_sweeper.register()
     for plugin in (SweepsSource, SweepsPath):
         Plugins.instance().register(plugin)
 
@@ -373,6 +375,8 @@ def _problem(text: str, groups: dict[str, list[str]], multirun: bool) -> str | N
 
 def _option_problem(override: Override, options: list[str]) -> str | None:
     group = override.key_or_group
+    if isinstance(override.value(), Glob):  # options that are there, by definition
+        return None
     values = [override.value()] if not override.is_sweep_override() else list(override.sweep_string_iterator())
     for value in values:
         if value is None:

@@ -30,6 +30,10 @@ OBJECTIVES = {
     "eval/sql_valid": True,
     "eval/loss": False,
 }
+# What a sweep may also aim at, of a run's summary: less is better.
+COSTS = ("vram/peak_allocated_gib", "train/seconds")
+SAMPLERS = ("auto", "tpe", "random", "grid", "qmc", "gp", "cmaes")
+PRUNERS = ("none", "median", "successive_halving", "hyperband", "wilcoxon")
 # Metrics of SQL that count rows; all others of SQL are rates.
 COUNTS = ("sql_gold_broken", "sql_vacuous")
 MOST_DATABASES = 1000
@@ -159,6 +163,35 @@ class TrackerConfig:
 
 
 @dataclass
+class SweepConfig:
+    """How a sweep searches; read with --multirun only. Its space stands in `hydra.sweeper.params` and on the command
+    line."""
+
+    study: Optional[str] = None  # its name; null: the sweep file's, or a hash of the overrides
+    n_trials: Optional[int] = None  # finished trials wanted, pruned ones included; null: the whole grid, else 20
+    sampler: str = "auto"  # auto: the grid where every dimension is a list, else tpe
+    sampler_seed: int = 0
+    pruner: str = "none"
+    patience: Optional[int] = None  # rungs without improvement that the pruner waits for
+    warmup_rungs: int = 0  # rungs before the pruner acts
+    rung_metric: str = "eval/loss"  # what each validation evaluation reports to the pruner
+    objectives: List[str] = field(default_factory=list)  # empty: `objective`; several: a Pareto front
+    direction: Any = None  # maximize, minimize or a list of them; null: as the metrics are defined
+    seeds: int = 1  # runs of each configuration, over seeds from `seed` on; their mean counts
+    first: List[Any] = field(default_factory=list)  # configurations to begin with, each a map of swept keys
+    warm_start: Optional[str] = None  # a study over the same space whose finished trials are taken over
+    vram_limit_gib: Optional[float] = None  # configurations estimated above it are not run
+    trial_limit_s: Optional[float] = None  # seconds that a trial may take
+    max_failures: int = 5  # failed trials after which the sweep gives up
+    retries: int = 2  # times that an interrupted trial is taken up again
+    workers: int = 1
+    storage: Optional[str] = None  # a database URL; null: study.db in the study's folder
+    heartbeat_s: int = 60  # how often a trial shows other hosts that it lives
+    grace_s: int = 180  # silence after which other hosts take it for dead
+    keep_pruned: bool = False  # keep the checkpoints of pruned trials
+
+
+@dataclass
 class ExperimentConfig:
     """One experiment, complete. `check` holds for every instance that `compose` returns."""
 
@@ -169,6 +202,7 @@ class ExperimentConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
     objective: str = "eval/sql_exact_match"
     run_name: str = MISSING
@@ -216,6 +250,7 @@ def check(cfg: ExperimentConfig) -> ExperimentConfig:
     _check_lora(cfg, rule, one_of)
     _check_data(cfg, rule, one_of)
     _check_trainer(cfg, rule, one_of)
+    _check_sweep(cfg.sweep, rule, one_of)
     if problems:
         raise ConfigError(*problems)
     return cfg
@@ -400,4 +435,54 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         "run_name",
         cfg.run_name,
         "must name a folder inside outputs/; name any other with run_dir=DIR",
+    )
+
+
+def _check_sweep(sweep: SweepConfig, rule: Any, one_of: Any) -> None:
+    one_of("sweep.sampler", sweep.sampler, SAMPLERS)
+    one_of("sweep.pruner", sweep.pruner, PRUNERS)
+    one_of("sweep.rung_metric", sweep.rung_metric, OBJECTIVES)
+    for name in sweep.objectives:
+        one_of("sweep.objectives", name, (*OBJECTIVES, *COSTS))
+    rule(
+        len(sweep.objectives) < 2 or sweep.pruner == "none",
+        "sweep.pruner",
+        sweep.pruner,
+        "cannot prune a search for several objectives, for which Optuna has no order: choose sweep.pruner=none",
+    )
+    rule(
+        sweep.patience is None or sweep.pruner != "none",
+        "sweep.patience",
+        sweep.patience,
+        "delays a pruner, and there is none: choose sweep.pruner=median",
+    )
+    directions = sweep.direction if isinstance(sweep.direction, list) else [sweep.direction]
+    for direction in directions:
+        one_of("sweep.direction", direction, ("maximize", "minimize", None))
+    rule(
+        sweep.direction is None or len(directions) == max(1, len(sweep.objectives)),
+        "sweep.direction",
+        sweep.direction,
+        f"must name one direction for each of the {max(1, len(sweep.objectives))} objectives",
+    )
+    for key in ("n_trials", "seeds", "workers", "heartbeat_s", "max_failures", "patience"):
+        value = getattr(sweep, key)
+        rule(value is None or value >= 1, f"sweep.{key}", value, "must be at least 1")
+    for key in ("retries", "warmup_rungs"):
+        rule(getattr(sweep, key) >= 0, f"sweep.{key}", getattr(sweep, key), "must be 0 or more")
+    for key in ("vram_limit_gib", "trial_limit_s"):
+        value = getattr(sweep, key)
+        rule(value is None or value > 0, f"sweep.{key}", value, "must be above 0")
+    rule(
+        sweep.grace_s >= 2 * sweep.heartbeat_s,
+        "sweep.grace_s",
+        sweep.grace_s,
+        f"must be at least twice sweep.heartbeat_s={sweep.heartbeat_s}",
+    )
+    study = sweep.study or "x"
+    rule(
+        study not in (".", "..") and "/" not in study and "\\" not in study and study.isprintable(),
+        "sweep.study",
+        sweep.study,
+        "must be a name, not a path: run_dir=DIR names the study's folder",
     )

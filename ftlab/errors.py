@@ -7,6 +7,7 @@ FtlabError               1   the run failed
 │   ├── WeightsError     2   weights or tokenizer that cannot be found or read
 │   └── RunDirError      2   the run folder: locked, of another configuration, not writable
 ├── TrainingError        1   training cannot go on (NaN loss, nothing to learn from)
+├── Pruned               1   a sweep gives a trial up; its run ends with the status pruned, without an error
 └── Stopped             75   stopped by a signal after a complete checkpoint; the same command resumes
 """
 
@@ -45,6 +46,10 @@ class RunDirError(InputError):
 
 class TrainingError(FtlabError):
     """Training cannot go on; the last good checkpoint stays."""
+
+
+class Pruned(FtlabError):
+    """What a run's watch raises to give the run up. It never leaves `experiment.run`."""
 
 
 class Stopped(FtlabError):

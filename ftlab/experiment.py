@@ -2,13 +2,15 @@
 
 import importlib.metadata
 import importlib.util
+import math
 import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,10 @@ from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
 from ftlab.data.encode import EncodedSet, encode
-from ftlab.errors import ConfigError, Stopped
+from ftlab.errors import ConfigError, Pruned, Stopped
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
 from ftlab.generate import generation_config
-from ftlab.report import report, report_finished
+from ftlab.report import report, report_finished, report_pruned
 from ftlab.run_dir import RunDir
 from ftlab.terminal import Terminal
 from ftlab.trackers.jsonl import JsonlTracker
@@ -41,20 +43,40 @@ from ftlab.weights import Located
 
 PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
 SHOWN = ("exact_string", "ast_equal", "exec_equal", "valid")  # verdicts in the tracker's table of predictions
+Watch = Callable[[Metrics, int], None]  # hears of a validation evaluation: its metrics, its step
 PRECISION = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves behind; `objective` is the validation metric that the configuration names."""
+    """What a run leaves behind; `objective` is the validation metric that the configuration names. The summary's
+    `status` is finished, or pruned where the run's watch gave it up: the objective is then that of the last
+    evaluation."""
 
     objective: float
     summary: dict[str, Any]
     folder: Path
 
 
-def run(experiment: ExperimentConfig | Composition, terminal: Terminal | None = None) -> Outcome:
-    """Run an experiment, resume it, or report it where its folder holds it finished.
+@dataclass(frozen=True)
+class Trial:
+    """A run as one of a sweep's, which chooses by validation scores: the test split is left alone, and so is the base,
+    which scores the same in every trial; `evaluations/validation.jsonl` holds the answers on validation. The tracker
+    is tagged with how the run ends.
+
+    `watch` hears of each validation evaluation of the training, once: on resuming first of those that lie in
+    metrics.jsonl. It may raise `Pruned`, which gives the run up, unless the training is over. `bases` lends the base
+    and gets it back.
+    """
+
+    watch: Watch = lambda metrics, step: None
+    bases: models.Bases = field(default_factory=models.Bases)
+
+
+def run(
+    experiment: ExperimentConfig | Composition, terminal: Terminal | None = None, trial: Trial | None = None
+) -> Outcome:
+    """Run an experiment, resume it, or report it where its folder holds it finished or pruned.
 
     Raises:
         InputError: configuration, data, weights or run folder cannot be used.
@@ -64,18 +86,40 @@ def run(experiment: ExperimentConfig | Composition, terminal: Terminal | None = 
     composition = experiment if isinstance(experiment, Composition) else bare(experiment)
     with RunDir(composition.config.run_dir).claim() as folder:
         folder.check_same(composition.tree, composition.config.force)
-        return run_in(folder, composition, terminal or Terminal())
+        return run_in(folder, composition, terminal or Terminal(), trial)
 
 
-def run_in(folder: RunDir, composition: Composition, terminal: Terminal) -> Outcome:
+def run_in(folder: RunDir, composition: Composition, terminal: Terminal, trial: Trial | None = None) -> Outcome:
     """`run` in a folder that this process has claimed and checked."""
     cfg = composition.config
     finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
     if finished:
         report_finished(folder, finished, terminal)
+        tell_before(folder, trial)
         return Outcome(float(finished["objective"]["value"]), finished, folder.path)
+    pruned = None if cfg.force else folder.pruned(composition.tree)
+    if pruned:
+        report_pruned(folder, pruned, terminal)
+        tell_before(folder, trial)
+        return Outcome(float(pruned["objective"]["value"]), pruned, folder.path)
     with StopSignal().caught() as stop:
-        return Experiment(composition, folder, terminal, stop).run()
+        return Experiment(composition, folder, terminal, stop, trial).run()
+
+
+def evaluations(folder: RunDir) -> Iterator[tuple[Metrics, int]]:
+    """The validation evaluations that metrics.jsonl holds, each with its step."""
+    for row in folder.read_rows("metrics.jsonl"):
+        if row.get("eval/loss") is not None:
+            yield {key: float(v) for key, v in row.items() if key.startswith("eval/") and v is not None}, row["step"]
+
+
+def tell_before(folder: RunDir, trial: Trial | None) -> None:
+    """A trial that has ended in its folder, but was killed before it said so: its watch hears of it again."""
+    if trial is None:
+        return
+    for metrics, step in evaluations(folder):
+        with suppress(Pruned):
+            trial.watch(metrics, step)
 
 
 def bare(cfg: ExperimentConfig) -> Composition:
@@ -126,17 +170,22 @@ def check_packages(cfg: ExperimentConfig) -> None:
 class Experiment:
     """One run under way: its parts, its records, and the order of things."""
 
-    def __init__(self, composition: Composition, folder: RunDir, terminal: Terminal, stop: StopSignal) -> None:
+    def __init__(
+        self, composition: Composition, folder: RunDir, terminal: Terminal, stop: StopSignal, trial: Trial | None = None
+    ) -> None:
         self.composition, self.cfg = composition, composition.config
-        self.folder, self.terminal, self.stop = folder, terminal, stop
+        self.folder, self.terminal, self.stop, self.trial = folder, terminal, stop, trial
         self.accelerator = make_accelerator(self.cfg)
         self.meter = Meter(self.accelerator.device)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.cfg.trainer.keep, terminal.warn)
         self.tracker: trackers.Trackers | None = None
         self.began = time.perf_counter()
+        self.told: set[int] = set()  # steps of the evaluations that the watch has heard of
         self.begun = False  # whether the folder is this run's
         self.flat = True
         self.flops_per_token = 0.0
+        self.model: nn.Module | None = None
+        self.last: tuple[Scores, int] | None = None  # the last evaluation of the training, and its step
         self.summary = self._first_summary()
 
     def run(self) -> Outcome:
@@ -144,6 +193,8 @@ class Experiment:
         quiet()
         try:
             return self._run()
+        except Pruned as reason:
+            return self._give_up(str(reason))
         except BaseException as error:
             self._ended_early(error)
             raise
@@ -159,16 +210,20 @@ class Experiment:
         self._open_tracker(resumed)
         with self._phase("load"):
             located, base = self._load_base(prepared)
-        base_scores = self._base_scores(base, prepared)
-        model = self._adapted(base)
+        base_scores = None if self.trial else self._base_scores(base, prepared)
+        self.model = model = self._adapted(base)
         with self.terminal.phase("train"), self.meter.phase("train"):
             tuned_validation = self._train(model, prepared, resumed)
-        tuned = self._score(model, prepared.test, "evaluate tuned on test")
+        tuned = None if self.trial else self._score(model, prepared.test, "evaluate tuned on test")
         self._add_scores("tuned", tuned_validation)
-        self._add_scores("tuned", tuned)
+        if tuned:
+            self._add_scores("tuned", tuned)
         self._save_result(model, prepared.tokenizer, located)
-        rows = prediction_rows(prepared.test, base_scores, tuned)
-        return self._finish(rows)
+        if self.trial:
+            best = self.summary["best_step"] if self.cfg.trainer.load_best else None
+            self._keep_answers(self.summary["step"] if best is None else best)
+            self._return_base()
+        return self._finish(prediction_rows(prepared.test, base_scores, tuned) if tuned else [])
 
     # --- before training ------------------------------------------------------------------------------------
 
@@ -239,15 +294,33 @@ class Experiment:
         cfg = self.cfg
         located = weights.find(cfg.model)
         device = self.accelerator.device
-        base = models.load_base(located, cfg.model, cfg.quant, device=device, full=cfg.lora.r == 0)
-        if cfg.trainer.activation_checkpointing:
-            models.enable_activation_checkpointing(base)
+        load = partial(self._loaded, located)
+        base = self.trial.bases.take(self._base_key(located), load) if self.trial else load()
         self.summary["model"] = {"id": cfg.model.id, "revision": located.revision, "origin": located.origin}
         with self.accelerator.autocast():
             self.flat = not leaks(base, prepared.train.rows, device)
         if not self.flat:
             self.terminal.warn("this architecture lets rows of a flat batch see each other: one row a forward pass")
         return located, base
+
+    def _loaded(self, located: Located) -> PreTrainedModel:
+        cfg = self.cfg
+        base = models.load_base(located, cfg.model, cfg.quant, device=self.accelerator.device, full=cfg.lora.r == 0)
+        if cfg.trainer.activation_checkpointing:
+            models.enable_activation_checkpointing(base)
+        return base
+
+    def _base_key(self, located: Located) -> str:
+        cfg = self.cfg
+        full = cfg.lora.r == 0
+        more = (full, cfg.trainer.activation_checkpointing, str(self.accelerator.device))
+        return models.base_key(located, cfg.model, cfg.quant, *more)
+
+    def _return_base(self) -> None:
+        """The model is no longer needed; its base may serve the next trial."""
+        model, self.model = self.model, None
+        if self.trial and model and models.leaves_base(self.cfg.lora):
+            self.trial.bases.give_back(model)
 
     def _base_scores(self, base: PreTrainedModel, prepared: Prepared) -> Scores:
         """The base's answers on test and their verdicts; those of an interrupted run are used again."""
@@ -298,6 +371,7 @@ class Experiment:
             trainer.restore(resumed)
             self.terminal.note(f"resumed from step {resumed.step} of {trainer.plan.steps}")
         self.summary["planned_steps"] = trainer.plan.steps
+        self._tell_again()
         if 0 < trainer.plan.steps <= self.cfg.trainer.warmup_steps:
             self.terminal.warn(
                 f"trainer.warmup_steps={self.cfg.trainer.warmup_steps:g} covers all {trainer.plan.steps} steps: "
@@ -329,7 +403,27 @@ class Experiment:
             scores = split.score(model, self.accelerator, self.flat, self._heed_stop)
         self.bar.update(step, scores.metrics)
         self._log(scores.metrics, step)
+        self.last = scores, step
+        if self.trial:
+            (self.folder / "evaluations").mkdir(exist_ok=True)
+            self.folder.write_rows(_answers(step), prediction_rows(split, None, scores))
+        self._tell(scores.metrics, step)
         return scores
+
+    def _tell(self, metrics: Metrics, step: int) -> None:
+        """The watch hears of an evaluation; once training is over there is nothing left to give up. A loss that is
+        no number is no score: training ends with its own error."""
+        if self.trial is None or step in self.told or not math.isfinite(metrics["eval/loss"]):
+            return
+        self.told.add(step)
+        with suppress(Pruned) if step >= self.summary["planned_steps"] else nullcontext():
+            self.trial.watch(metrics, step)
+
+    def _tell_again(self) -> None:
+        """The watch of a resumed run hears first of the evaluations before, which it did not end."""
+        for metrics, step in evaluations(self.folder) if self.trial else ():
+            with suppress(Pruned):
+                self._tell(metrics, step)
 
     def _score(self, model: nn.Module, split: Split, phase: str) -> Scores:
         with self._phase(phase), self.terminal.progress(len(split.rows), what="evaluate") as bar:
@@ -380,10 +474,11 @@ class Experiment:
 
     def _finish(self, rows: list[dict[str, Any]]) -> Outcome:
         folder, summary = self.folder, self.summary
-        folder.write_rows("predictions.jsonl", rows)
         value = summary["tuned"][self.cfg.objective]
         step = int(summary["step"])
-        self._log({key: v for key, v in summary["tuned"].items() if key.startswith("test/")}, step)
+        if not self.trial:
+            folder.write_rows("predictions.jsonl", rows)
+            self._log({key: v for key, v in summary["tuned"].items() if key.startswith("test/")}, step)
         summary |= {
             "status": "finished",
             "objective": {"name": self.cfg.objective, "value": value},
@@ -399,11 +494,54 @@ class Experiment:
         if self.tracker is None:
             return None
         columns = ["question", "gold", "base_pred", "pred", *SHOWN, *(f"base_{name}" for name in SHOWN), "reason"]
-        self.tracker.table("predictions", columns, [[row[c] for c in columns] for row in rows], step)
+        if not self.trial:
+            self.tracker.table("predictions", columns, [[row[c] for c in columns] for row in rows], step)
         numbers = {f"base/{key}": value for key, value in self.summary["base"].items()}
         kept = ("trainable_parameters", "parameters", "data_sha256", "model", "seconds", "vram", "objective")
         self.tracker.summary({**numbers, **self.summary["tuned"], **{key: self.summary[key] for key in kept}})
+        self._tag()
         return self.tracker.close()
+
+    def _tag(self) -> None:
+        """How a trial ends, as a tag; one that was stopped has not ended."""
+        status = self.summary["status"]
+        if self.trial and self.tracker and status != "stopped":
+            self.tracker.tag(status)
+
+    def _keep_answers(self, step: int) -> None:
+        """A trial's answers on validation, those of the weights that are kept, for `compare` and the report."""
+        kept = self.folder / _answers(step)
+        if kept.is_file():
+            kept.replace(self.folder / "evaluations" / "validation.jsonl")
+        for other in (self.folder / "evaluations").glob("step-*.jsonl"):
+            other.unlink()
+
+    def _give_up(self, reason: str) -> Outcome:
+        """Record a pruned run, and remove what only a run that goes on would need."""
+        if self.last is None:
+            raise RuntimeError("a run was pruned before its first evaluation")
+        scores, step = self.last
+        value = scores.metrics[self.cfg.objective]
+        self.summary |= {
+            "status": "pruned",
+            "reason": reason,
+            "tuned": scores.metrics,
+            "intervals": {"base": {}, "tuned": scores.intervals},
+            "objective": {"name": self.cfg.objective, "value": value},
+            "step": step,
+            "vram": self.meter.peaks,
+        }
+        self.summary["seconds"]["total"] = round(time.perf_counter() - self.began, 3)
+        line = self._close_tracker([], step)
+        self.folder.write_summary(self.summary)
+        if not self.cfg.sweep.keep_pruned:
+            shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
+        self._keep_answers(step)
+        self._return_base()
+        report_pruned(self.folder, self.summary, self.terminal)
+        if line:
+            self.terminal.note(line)
+        return Outcome(float(value), self.summary, self.folder.path)
 
     def _ended_early(self, error: BaseException) -> None:
         stopped = isinstance(error, Stopped)
@@ -413,6 +551,7 @@ class Experiment:
             "vram": self.meter.peaks,
         }
         if self.tracker:
+            self._tag()
             self.tracker.close(exit_code=getattr(error, "exit_code", 1))
         with suppress(OSError):  # on a full disk the error under way matters more
             if self.begun:
@@ -455,7 +594,8 @@ def model_card(cfg: ExperimentConfig, summary: dict[str, Any], located: Located)
     """A short card beside the result: what it is, how to ask it, how it scored."""
     tuned, base = summary["tuned"], summary["base"]
     whole = sorted(key for key in tuned if key.count("/") == 1)  # not those by kind of query
-    lines = [f"| {key} | {base.get(key, float('nan')):.4f} | {tuned[key]:.4f} |" for key in whole]
+    before = {key: f"{base[key]:.4f}" if key in base else "-" for key in whole}  # a trial's base is not scored
+    lines = [f"| {key} | {before[key]} | {tuned[key]:.4f} |" for key in whole]
     table = "\n".join(["| metric | base | tuned |", "| --- | --- | --- |", *lines])
     return (
         f"---\nbase_model: {cfg.model.id}\nlibrary_name: {'peft' if cfg.lora.r else 'transformers'}\n---\n\n"
@@ -463,6 +603,11 @@ def model_card(cfg: ExperimentConfig, summary: dict[str, Any], located: Located)
         f"(sha256 {summary['data_sha256'][:12]}), {summary['step']} steps of {cfg.trainer.global_batch_size} rows.\n\n"
         f"## Prompt\n\n```\n{cfg.data.prompt}\n```\n\n## Scores\n\n{table}\n"
     )
+
+
+def _answers(step: int) -> str:
+    """Where the answers of one evaluation lie until the trial has ended."""
+    return f"evaluations/step-{step:06d}.jsonl"
 
 
 def quiet() -> None:

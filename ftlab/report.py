@@ -13,6 +13,13 @@ def report_finished(folder: RunDir, summary: dict[str, Any], terminal: Terminal)
     report(folder, summary, terminal)
 
 
+def report_pruned(folder: RunDir, summary: dict[str, Any], terminal: Terminal) -> None:
+    """Say where a sweep gave the run up, and how it scored there."""
+    terminal.scores({}, summary["tuned"], summary["intervals"])
+    where = f"pruned at step {summary['step']} of {summary['planned_steps']}"
+    terminal.note(f"{folder.path} holds this run, {where}; force=true runs it to its end")
+
+
 def report(folder: RunDir, summary: dict[str, Any], terminal: Terminal, tracker_line: str | None = None) -> None:
     """Answers, scores and what to do next."""
     terminal.predictions(folder.read_rows("predictions.jsonl"))

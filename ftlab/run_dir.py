@@ -29,7 +29,7 @@ from ftlab.redact import redact, redact_tree
 
 # A run may go on although these differ: they do not change what is learnt.
 FREE_KEYS = ("trainer.log_every", "trainer.keep", "trainer.profile", "run_dir", "run_name", "force")
-FREE_NODES = ("tracker.",)
+FREE_NODES = ("tracker.", "sweep.")
 
 # What a run writes, and all that is ever removed.
 FOLDERS = ("adapter", "model", "checkpoints", "wandb", ".hydra", "profile", "evaluations")
@@ -158,6 +158,11 @@ class RunDir:
         summary = self.summary
         return None if max_steps is not None and max_steps > summary["planned_steps"] else summary
 
+    def pruned(self, tree: dict[str, Any]) -> dict[str, Any] | None:
+        """The summary of this very run where a sweep gave it up in this folder."""
+        summary = self.summary
+        return summary if summary.get("status") == "pruned" and not self._differences(tree) else None
+
     def check_result(self, name: str) -> None:
         """Refuse to ask a run that has no result yet.
 
@@ -167,8 +172,10 @@ class RunDir:
         if (self / name).is_dir():
             return
         summary = self.summary
-        failed = summary.get("status") == "failed"
-        how = f"it failed ({summary.get('error')})" if failed else "it has not finished (the same command resumes it)"
+        how = {
+            "failed": f"it failed ({summary.get('error')})",
+            "pruned": "its sweep gave it up",
+        }.get(str(summary.get("status")), "it has not finished (the same command resumes it)")
         raise RunDirError(f"run={self.path} holds no {name}/: {how}")
 
     def clear(self) -> None:

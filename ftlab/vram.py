@@ -1,13 +1,20 @@
-"""Measuring GPU memory, phase by phase."""
+"""GPU memory: measured phase by phase, and estimated before a run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
+
+from ftlab import models, weights
+from ftlab.config import DTYPES, ExperimentConfig, QuantConfig
 
 GIB = 1 << 30
 KINDS = ("allocated", "reserved", "nvml")
+BYTES = dict(zip(DTYPES, (2, 2, 4), strict=True))
 
 
 class Meter:
@@ -99,3 +106,70 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((rate for mark, rate in PEAK_FLOPS.items() if mark in name), None)
+
+
+# --- before a run -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Peak of allocated memory while training, in GiB: what is there at every step, and what a batch adds."""
+
+    fixed: float
+    batch: float
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.fixed + self.batch
+
+
+def estimate(cfg: ExperimentConfig, measured: Sequence[tuple[Estimate, float]] = ()) -> float:
+    """GiB that training will allocate at its peak, by a closed form.
+
+    `measured` are estimates of other runs beside the peaks they had (GiB): what batches needed more or less than
+    estimated there corrects the batch's part here. The form takes all rows to be `data.max_length` long.
+
+    Raises:
+        WeightsError: the architecture is not to be found.
+    """
+    mine = parts(cfg)
+    ratios = [(peak - before.fixed) / before.batch for before, peak in measured if peak > before.fixed]
+    return mine.fixed + mine.batch * (max(ratios) if ratios else 1.0)
+
+
+def parts(cfg: ExperimentConfig) -> Estimate:
+    """The two parts of the closed form.
+
+    Fixed: base weights (quantised linear layers, the rest in `model.dtype`), trained weights and their gradients in
+    float32, optimizer state. Batch: what the backward pass keeps of every layer (its inputs alone under activation
+    checkpointing, and then one layer whole), and the logits of the scored positions with their gradient, in float32.
+    Source of the 34 values of a hidden vector a layer: Korthikanti et al., "Reducing Activation Recomputation in Large
+    Transformer Models" (2022), without the attention matrix, which flash attention does not keep.
+    """
+    model = models.skeleton(weights.find(cfg.model, what="tokenizer"), cfg.model.trust_remote_code)
+    shape = model.config
+    trained, _ = models.planned_parameters(model, cfg.lora)
+    width = BYTES[cfg.model.dtype]
+    state = 8 if cfg.trainer.optim == "adamw" else 2
+    fixed = base_bytes(model, cfg.quant, width if cfg.lora.r else 4) + trained * ((8 if cfg.lora.r else 4) + state)
+    micro = cfg.trainer.micro_batch_size
+    rows = cfg.trainer.global_batch_size if micro == "auto" else int(micro)
+    tokens = rows * cfg.data.max_length
+    layer = (18 * shape.hidden_size + 8 * shape.intermediate_size / 2) * width
+    layers = shape.num_hidden_layers
+    kept = layers * shape.hidden_size * width + layer if cfg.trainer.activation_checkpointing else layers * layer
+    scored = 1.0 if cfg.trainer.loss_on == "all" else 0.3
+    batch = tokens * (kept + scored * shape.vocab_size * 8)
+    return Estimate(fixed / GIB, batch / GIB)
+
+
+def base_bytes(model: Any, quant: QuantConfig, width: int) -> float:
+    """Bytes of the base weights; the output layer and embeddings are never quantised."""
+    head = model.get_output_embeddings()
+    linear = sum(int(m.weight.numel()) for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    total = sum(int(parameter.numel()) for parameter in model.parameters())
+    if quant.load_in_4bit:
+        scales = 0.127 / 8 if quant.bnb_4bit_use_double_quant else 0.5 / 8
+        return linear * (0.5 + scales) + (total - linear) * width
+    return linear * (1.0 if quant.load_in_8bit else width) + (total - linear) * width

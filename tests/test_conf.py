@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from ftlab import compose
 from ftlab.composition import (
@@ -19,6 +20,7 @@ from ftlab.composition import (
     to_tree,
 )
 from ftlab.config import ExperimentConfig, known_keys
+from ftlab.sweep.space import Space
 
 FILES = sorted(CONF.rglob("*.yaml"))
 GROUPS = ("model", "quant", "lora", "data", "trainer", "eval", "tracker")
@@ -59,19 +61,26 @@ def test_every_experiment_composes(name: str) -> None:
 
 
 @pytest.mark.parametrize("file", SWEEP_FILES, ids=lambda file: file.stem)
-def test_every_sweep_composes_for_each_of_its_jobs(file: Path) -> None:
+def test_every_sweep_composes_at_every_value_it_searches(file: Path) -> None:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
     with hydra_session():
         loader: Any = GlobalHydra.instance().hydra
         whole = loader.compose_config("config", [f"sweep={file.stem}"], run_mode=RunMode.MULTIRUN)
-        space = whole.hydra.sweeper.params
-        experiment = whole.hydra.runtime.choices.experiment
-    jobs = [f"{key}={value}" for key, values in space.items() for value in str(values).split(",")]
-    assert len(jobs) >= 2
-    for job in jobs:
-        compose([f"experiment={experiment}", job])
+        params = OmegaConf.to_container(whole.hydra.sweeper.params)
+    space, _ = Space.read([], params)
+    assert space.dimensions
+    fixed = [f"sweep={file.stem}", *(["data.path=rows"] if "data.path=DIR" in file.read_text() else [])]
+    for dimension in space.dimensions:
+        for value in dimension.grid() or [dimension.low, dimension.high]:
+            compose([*fixed, dimension.override(value)])
+    for guess in compose(fixed).sweep.first:
+        assert space.values(guess)
+
+
+def test_an_experiment_on_the_command_line_wins_over_the_sweeps() -> None:
+    assert compose(["sweep=lora_sql", "experiment=quickstart"]).model.name == "tiny"
 
 
 @pytest.mark.parametrize("file", [*FILES, *SWEEP_FILES], ids=lambda file: f"{file.parent.name}/{file.stem}")

@@ -26,8 +26,14 @@ class Tracker(Protocol):
     def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
         """Record a table, such as predictions: one list of cells a row, as long as `columns`."""
 
+    def page(self, name: str, file: Path, step: int) -> None:
+        """Record an HTML page."""
+
     def summary(self, values: dict[str, object]) -> None:
         """Record values that hold for the run as a whole."""
+
+    def tag(self, name: str) -> None:
+        """Add a tag to the run, such as how it ended."""
 
     def close(self, exit_code: int = 0) -> str | None:
         """End the record; returns a line to show the user (a URL, or the command that uploads), or None."""
@@ -45,6 +51,12 @@ class NullTracker:
         """Nothing."""
 
     def summary(self, values: dict[str, object]) -> None:
+        """Nothing."""
+
+    def page(self, name: str, file: Path, step: int) -> None:
+        """Nothing."""
+
+    def tag(self, name: str) -> None:
         """Nothing."""
 
     def close(self, exit_code: int = 0) -> str | None:
@@ -76,6 +88,10 @@ class Trackers:
     def summary(self, values: dict[str, object]) -> None:
         """Record the run's summary at the tracker."""
         self.tracker.summary(values)
+
+    def tag(self, name: str) -> None:
+        """Add a tag to the run at the tracker."""
+        self.tracker.tag(name)
 
     def close(self, exit_code: int = 0) -> str | None:
         """Close both; returns the tracker's line."""

@@ -78,9 +78,25 @@ class WandbTracker:
         if self._tables:
             self._tables = self._try(f"log the table {name}", lambda: _within(TABLE_SECONDS, record))
 
+    def page(self, name: str, file: Path, step: int) -> None:
+        """Record an HTML page as it is."""
+
+        def record() -> None:
+            self._record({name: wandb.Html(file.read_text(encoding="utf-8"), inject=False)}, step)
+
+        self._try(f"log the page {name}", lambda: _within(TABLE_SECONDS, record))
+
     def summary(self, values: dict[str, object]) -> None:
         """Record values of the run as a whole; nested ones keep their shape."""
         self._try("record the summary", lambda: self._run and self._run.summary.update(redact_tree(values)))
+
+    def tag(self, name: str) -> None:
+        """Add a tag to the run, whatever tags it has."""
+
+        def add() -> None:
+            self._run.tags = (*(self._run.tags or ()), redact(name))
+
+        self._try("tag the run", add)
 
     def close(self, exit_code: int = 0) -> str | None:
         """End the record within `FINISH_SECONDS`; returns the run's URL, or the command that uploads it."""

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "ftlab.errors": set(),
     "ftlab.redact": set(),
     "ftlab.quiet": set(),
-    "ftlab.vram": set(),
+    "ftlab.vram": BASICS | {"ftlab.models", "ftlab.weights"},
     "ftlab.sql": set(),
     "ftlab.config": {"ftlab.errors"},
     "ftlab.weights": BASICS,
@@ -64,7 +64,7 @@ ONLY = {
     "wandb": ("ftlab.trackers",),
     "optuna": ("ftlab.sweep",),
     "sqlglot": ("ftlab.sql",),
-    "rich": ("ftlab.terminal", "ftlab.commands"),
+    "rich": ("ftlab.terminal", "ftlab.commands", "ftlab.sweep.board"),
 }
 
 
@@ -128,7 +128,7 @@ def test_nothing_imports_the_command_line() -> None:
 
 def test_only_commands_and_the_command_line_import_the_experiment() -> None:
     users = {name for name in MODULES if "ftlab.experiment" in imported(name)}
-    assert users <= {"ftlab", "ftlab.__main__", "ftlab.commands.predict", "ftlab.commands.eval"}
+    assert users <= {"ftlab", "ftlab.__main__", "ftlab.commands.predict", "ftlab.commands.eval", "ftlab.sweep.trial"}
 
 
 def test_no_pickle_is_read_with_code_in_it() -> None:

@@ -66,7 +66,7 @@ def test_it_runs_from_an_empty_folder(target: Path, tmp_path: Path) -> None:
     where = installed(target, tmp_path, "-c", "import ftlab; print(ftlab.__file__)")
     assert Path(where.strip()).is_relative_to(target)
     assert "smollm2_135m" in installed(target, tmp_path, "-m", "ftlab", "--help")
-    assert "lr_grid" in installed(target, tmp_path, "-m", "ftlab", "--help")
+    assert "lr_search" in installed(target, tmp_path, "-m", "ftlab", "--help")
     assert "lora_alpha: 64" in installed(target, tmp_path, "-m", "ftlab", "--cfg", "job", "lora=r32")
     assert list(tmp_path.iterdir()) == []
 

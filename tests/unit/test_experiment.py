@@ -16,7 +16,16 @@ from safetensors.torch import load_file
 
 from ftlab import experiment as module
 from ftlab.composition import compose, composition
-from ftlab.errors import ConfigError, DataError, FtlabError, InputError, Stopped, TrainingError, WeightsError
+from ftlab.errors import (
+    ConfigError,
+    DataError,
+    FtlabError,
+    InputError,
+    Pruned,
+    Stopped,
+    TrainingError,
+    WeightsError,
+)
 
 Fit = Callable[..., Any]
 
@@ -415,6 +424,196 @@ def test_a_tracker_that_breaks_does_not_end_the_run(fit: Fit, monkeypatch: pytes
     monkeypatch.delitem(sys.modules, "ftlab.trackers.wandb", raising=False)
     outcome = fit("tracker=wandb", "trainer.max_steps=1")
     assert outcome.summary["status"] == "finished"
+
+
+# --- trials of a sweep ------------------------------------------------------------------------------------
+
+Told = list[tuple[int, float]]
+
+
+class Watcher:
+    """Keeps what it is told, and gives up at `prune_at` and after."""
+
+    def __init__(self, prune_at: float = math.inf) -> None:
+        self.told: Told = []
+        self.prune_at = prune_at
+
+    def __call__(self, metrics: dict[str, float], step: int) -> None:
+        self.told.append((step, metrics["eval/loss"]))
+        if step >= self.prune_at:
+            raise Pruned(f"no better at step {step}")
+
+
+@pytest.fixture
+def trial(small: list[str], tmp_path: Path, terminal: Any) -> Fit:
+    """Run the small experiment as a trial."""
+
+    def trial(watch: Any, *more: str, run_dir: Path = tmp_path / "run", bases: Any = None) -> Any:
+        probe = module.Trial(watch, bases or module.models.Bases())
+        return module.run(composition([*small, f"run_dir={run_dir}", *more]), terminal, probe)
+
+    return trial
+
+
+def test_a_trial_scores_validation_only_and_can_be_asked(trial: Fit, terminal: Any, cli: Any, tmp_path: Path) -> None:
+    watch = Watcher()
+    outcome = trial(watch)
+    assert [step for step, _ in watch.told] == [2, 4]
+    assert [phase for phase in terminal.phases if "test" in phase or "base" in phase] == []
+    assert outcome.summary["status"] == "finished"
+    assert outcome.summary["base"] == {}
+    assert not any(key.startswith("test/") for key in outcome.summary["tuned"])
+    assert "nan" not in (tmp_path / "run/adapter/README.md").read_text()
+    run = tmp_path / "run"
+    assert cli("predict", f"run={run}", "question=How many?", "context=CREATE TABLE a (b INT)")[0] == 0
+    assert cli("eval", f"run={run}")[0] == 0
+    assert "finished" in cli("runs", str(tmp_path), "status=finished")[1]
+    assert cli("compare", str(run), str(run), "split=validation")[0] == 0
+    again, phases = Watcher(prune_at=0), len(terminal.phases)
+    assert trial(again).summary == json.loads((run / "summary.json").read_text())
+    assert again.told == watch.told
+    assert len(terminal.phases) == phases  # reported, not run again
+
+
+def test_a_trials_answers_are_those_of_the_weights_it_keeps(
+    trial: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    losses, answers = iter([1.0, 2.0]), []
+
+    def score(self: Any, *arguments: Any) -> Any:
+        found = whole(self, *arguments)
+        answers.append([f"{answer} {len(answers)}" for answer in found.answers])
+        metrics = {**found.metrics, "eval/loss": next(losses)}
+        return module.Scores(metrics, found.intervals, answers[-1], found.verdicts)
+
+    whole = module.Split.score
+    monkeypatch.setattr(module.Split, "score", score)
+    outcome = trial(Watcher(), "objective=eval/loss")
+    assert outcome.summary["best_step"] == 2
+    rows = [json.loads(line) for line in (tmp_path / "run/evaluations/validation.jsonl").read_text().splitlines()]
+    assert [row["pred"] for row in rows] == answers[0]
+    assert {row["split"] for row in rows} == {"eval"}
+    assert files(tmp_path / "run/evaluations") == {"validation.jsonl"}
+
+
+def test_a_pruned_run_stops_at_once_and_leaves_its_records(trial: Fit, terminal: Any, tmp_path: Path) -> None:
+    watch, run = Watcher(prune_at=2), tmp_path / "run"
+    outcome = trial(watch)
+    assert [step for step, _ in watch.told] == [2]
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["tuned"]) == (outcome.summary["status"], outcome.summary["tuned"])
+    assert (summary["status"], summary["step"], summary["planned_steps"]) == ("pruned", 2, 4)
+    assert summary["objective"]["value"] == outcome.objective == summary["tuned"]["eval/sql_exact_match"]
+    assert files(run) == (RECORDS - {"predictions.jsonl"}) | {"evaluations/validation.jsonl"}
+    assert max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()) == 2
+
+    phases = len(terminal.phases)
+    assert trial(watch).summary == summary
+    assert len(terminal.phases) == phases
+    assert f"{run} holds this run, pruned at step 2 of 4; force=true runs it to its end" in terminal.notes
+    assert trial(Watcher(), "force=true").summary["status"] == "finished"
+
+
+def test_another_run_in_the_folder_of_a_pruned_one_is_run(trial: Fit) -> None:
+    trial(Watcher(prune_at=2))
+    assert trial(Watcher(), "seed=1").summary["status"] == "finished"
+
+
+def test_checkpoints_of_a_pruned_run_stay_where_asked(trial: Fit, tmp_path: Path) -> None:
+    trial(Watcher(prune_at=4), "trainer.max_steps=6", "sweep.keep_pruned=true")
+    assert (tmp_path / "run/checkpoints/step-000002/manifest.json").is_file()
+
+
+def test_after_the_last_evaluation_nothing_is_pruned(trial: Fit) -> None:
+    watch = Watcher(prune_at=4)
+    assert trial(watch).summary["status"] == "finished"
+    assert [step for step, _ in watch.told] == [2, 4]
+
+
+def test_a_resumed_trial_tells_the_evaluations_before_first(trial: Fit, terminal: Any, tmp_path: Path) -> None:
+    whole = Watcher()
+    trial(whole, "trainer.max_steps=6", run_dir=tmp_path / "whole")
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if step == 5 and "train/loss" in metrics:
+            os.kill(os.getpid(), 15)
+
+    terminal.on_update = stop
+    with pytest.raises(Stopped):
+        trial(Watcher(), "trainer.max_steps=6")
+    terminal.on_update = lambda step, metrics: None
+    again = Watcher(prune_at=6)  # evaluations before the stop end nothing
+    assert trial(again, "trainer.max_steps=6").summary["status"] == "finished"
+    assert "resumed from step 5 of 6" in terminal.notes
+    assert again.told == whole.told
+    assert [step for step, _ in again.told] == [2, 4, 6]
+
+
+def test_an_evaluation_that_is_no_number_is_an_error_and_not_pruned(
+    trial: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(self: Any, *arguments: Any) -> Any:
+        found = whole(self, *arguments)
+        return module.Scores({**found.metrics, "eval/loss": math.nan}, found.intervals, found.answers, found.verdicts)
+
+    whole = module.Split.score
+    monkeypatch.setattr(module.Split, "score", score)
+    watch = Watcher(prune_at=0)
+    with pytest.raises(TrainingError, match="eval/loss=nan"):
+        trial(watch)
+    assert watch.told == []
+
+
+def test_how_a_trial_ends_is_a_tag(trial: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tags: list[str] = []
+    closed: list[int] = []
+
+    class Heard(module.trackers.NullTracker):
+        def tag(self, name: str) -> None:
+            assert len(closed) == len(tags)
+            tags.append(name)
+
+        def close(self, exit_code: int = 0) -> None:
+            closed.append(exit_code)
+
+    monkeypatch.setattr(module.trackers, "open", lambda *arguments: Heard())
+    trial(Watcher(), run_dir=tmp_path / "a")
+    trial(Watcher(prune_at=2), run_dir=tmp_path / "b")
+    with pytest.raises(TrainingError):
+        trial(Watcher(), "trainer.lr=1e30", run_dir=tmp_path / "c")
+    assert tags == ["finished", "pruned", "failed"]
+    assert closed == [0, 0, 1]
+
+
+@pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
+def test_a_base_kept_between_trials_changes_no_adapter(
+    quant: str, trial: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loads: list[str] = []
+    load = module.models.load_base
+    monkeypatch.setattr(module.models, "load_base", lambda *a, **k: loads.append("load") or load(*a, **k))
+    bases = module.models.Bases()
+    options = [f"quant={quant}", "lora.lora_dropout=0.1"]
+    alone = trial(Watcher(), *options, run_dir=tmp_path / "alone")
+    trial(Watcher(), *options, "lora.r=8", run_dir=tmp_path / "a", bases=bases)
+    trial(Watcher(prune_at=2), *options, "trainer.lr=1e-3", run_dir=tmp_path / "b", bases=bases)
+    second = trial(Watcher(), *options, run_dir=tmp_path / "c", bases=bases)
+    assert adapter(second) == adapter(alone)
+    assert second.summary["tuned"] == alone.summary["tuned"]
+    assert len(loads) == 2
+
+
+def test_a_base_that_training_changes_is_loaded_again(
+    trial: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loads: list[str] = []
+    load = module.models.load_base
+    monkeypatch.setattr(module.models, "load_base", lambda *a, **k: loads.append("load") or load(*a, **k))
+    bases = module.models.Bases()
+    kinds: list[list[str]] = [["lora=none", "trainer.lr=1e-3"], ["lora=pissa"], ["lora.bias=all"], []]
+    for number, options in enumerate([["lora=none", "trainer.lr=1e-3"], *kinds]):
+        trial(Watcher(), *options, run_dir=tmp_path / str(number), bases=bases)
+    assert len(loads) == 5
 
 
 # --- the plan without weights -----------------------------------------------------------------------------

@@ -17,10 +17,14 @@ from ftlab.config import ExperimentConfig, LoraConfig, ModelConfig, QuantConfig
 from ftlab.errors import ConfigError, WeightsError
 from ftlab.generate import generate
 from ftlab.models import (
+    Bases,
     adapts_tied_weights,
     add_adapter,
+    base_key,
     check_adapter,
     count,
+    enable_activation_checkpointing,
+    leaves_base,
     load_adapter,
     load_base,
     load_result,
@@ -411,3 +415,89 @@ def test_a_whole_model_is_saved_and_loads(base_folder: Path, tmp_path: Path) -> 
     models.save_result(model, tmp_path, "x")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(logits(loaded), logits(model))
+
+
+# --- a base kept for the next experiment --------------------------------------------------------------------
+
+
+def bits(model: Any) -> dict[str, Any]:
+    return {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+
+
+def hooks(model: Any) -> dict[str, list[int]]:
+    return {name: [*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks] for name, m in model.named_modules()}
+
+
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_base_comes_back_as_it_was_loaded(quant: str, checkpointing: bool, base_folder: Path) -> None:
+    bases = Bases()
+    base = base_of(base_folder, quant)
+    if checkpointing:
+        enable_activation_checkpointing(base)
+    before, names, hooked = bits(base), [name for name, _ in base.named_modules()], hooks(base)
+    model = add_adapter(bases.take("a", lambda: base), LoraConfig(r=4, use_dora=True))
+    train_a_little(model, steps=3)
+    assert bases.give_back(model)
+    again = bases.take("a", lambda: pytest.fail("loaded again"))
+    assert again is base
+    after = bits(again)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name][0], after[name][0]) for name in before)
+    assert [flag for _, flag in after.values()] == [flag for _, flag in before.values()]
+    assert [name for name, _ in again.named_modules()] == names
+    assert hooks(again) == hooked
+    assert not again.training
+
+
+@pytest.mark.parametrize("change", ["bit", "flag", "hook"])
+def test_a_base_that_was_touched_is_dropped(change: str, base_folder: Path) -> None:
+    bases = Bases()
+    model = add_adapter(bases.take("a", lambda: base_of(base_folder)), LoraConfig(r=4))
+    weight = model.base_model.model.model.norm.weight
+    if change == "bit":
+        weight.data.view(torch.uint8)[-1] ^= 1
+    elif change == "flag":
+        weight.requires_grad_(True)
+    else:
+        model.base_model.model.model.norm.register_forward_hook(lambda *arguments: None)
+    assert not bases.give_back(model)
+    loaded = base_of(base_folder)
+    assert bases.take("a", lambda: loaded) is loaded
+
+
+def test_a_base_serves_only_its_own_kind(base_folder: Path) -> None:
+    bases = Bases()
+    first, other = base_of(base_folder), base_of(base_folder, "nf4")
+    bases.give_back(bases.take("a", lambda: first))
+    assert bases.take("b", lambda: other) is other
+    where = located(base_folder)
+    model, quant = ModelConfig(name="x", id=str(base_folder)), QuantConfig()
+    keys = {
+        base_key(where, model, quant, False),
+        base_key(where, model, quant, True),
+        base_key(where, ModelConfig(name="x", id=str(base_folder), dtype="float32"), quant, False),
+        base_key(where, model, QuantConfig(load_in_4bit=True), False),
+    }
+    assert len(keys) == 4
+    assert base_key(where, ModelConfig(name="y", id=str(base_folder)), quant, False) in keys
+
+
+def test_a_lent_base_that_does_not_come_back_is_loaded_again(base_folder: Path) -> None:
+    bases, loads = Bases(), [base_of(base_folder), base_of(base_folder)]
+    assert bases.take("a", loads.pop) is not bases.take("a", loads.pop)
+
+
+@pytest.mark.parametrize(
+    ("lora", "leaves"),
+    [
+        (LoraConfig(r=4), True),
+        (LoraConfig(r=4, use_dora=True), True),
+        (LoraConfig(r=0), False),
+        (LoraConfig(init_lora_weights="pissa_niter_4"), False),
+        (LoraConfig(bias="all"), False),
+        (LoraConfig(modules_to_save=["lm_head"]), False),
+    ],
+)
+def test_which_adapters_leave_the_base_alone(lora: LoraConfig, leaves: bool) -> None:
+    assert leaves_base(lora) is leaves

@@ -1,0 +1,305 @@
+"""What the sweep engine costs: python bench/sweep.py [--trials 100] [--only overhead start workers]
+
+Markdown tables are printed, with each figure's target. Each side of a comparison runs in the same go; the load of the
+machine before is printed, since other processes slow everything here.
+
+*Overhead.* A toy objective that reports five rungs, asks the pruner each time and computes nothing, on a study in a
+file of SQLite in a temporary folder, in this process, through `ftlab.sweep.worker.work`; again with what the driver
+shows after every event; and the same objective with bare Optuna as its users write it: `RDBStorage` with heartbeats,
+`study.optimize`. A trial takes from the begin of one objective to that of the next. Milliseconds are wall-clock and
+processor time of this process. No trial is pruned, whatever the pruner says, so that all report five times.
+
+*Start.* From starting a worker of a study that exists until it would load the first trial's model, beside a process
+that imports the libraries that train alone. The difference is ftlab's own. A worker that a driver starts is
+`ftlab.sweep.join`; with one worker the driver, `python -m ftlab --multirun ...`, is the worker itself.
+
+*Workers.* Trials that compute in pure Python for about two seconds of one core, a fixed number of them a worker, with
+one worker process and with two; beside the same work in bare processes that know of no study, which is what the
+machine gives. Seconds from the first begin to the last end.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import optuna
+from optuna.trial import Trial
+
+from ftlab.config import SweepConfig
+from ftlab.sweep.board import Board
+from ftlab.sweep.events import Event, Listener, unheard
+from ftlab.sweep.join import Order
+from ftlab.sweep.space import Space
+from ftlab.sweep.study import Study
+from ftlab.sweep.worker import work
+from ftlab.terminal import Terminal
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNGS = [10, 20, 30, 40, 50]
+SPACE = ["trainer.lr=tag(log,interval(1e-5,1e-2))", "lora.r=choice(4,8,16,32)"]
+STARTS = 5
+TRIALS_A_WORKER = 6
+SECONDS = 2.0
+TARGETS = {"overhead": 50.0, "start": 1.0, "workers": 1.8}
+
+# Run in a child: the time at which training would begin. Importing what trains first changes no sum.
+STARTED = """
+import os, sys, time
+from ftlab import experiment
+def run(*_, **__):
+    print(time.time(), file=sys.__stdout__, flush=True)
+    os._exit(0)
+experiment.run = run
+if len(sys.argv) > 1:
+    from ftlab.__main__ import main
+    main(sys.argv[1:])
+else:
+    from ftlab.sweep.join import main
+    main()
+"""
+IMPORTED = "import time; from ftlab import experiment; print(time.time())"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--trials", type=int, default=100, help="trials of the overhead's measurement")
+    arguments.add_argument("--only", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    arguments.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # a process of the third measurement
+    arguments.add_argument("--bare", type=int, help=argparse.SUPPRESS)
+    arguments.add_argument("--loops", type=int, help=argparse.SUPPRESS)
+    chosen = arguments.parse_args()
+    if chosen.worker or chosen.bare:
+        one_of_several(chosen.worker, chosen.bare, chosen.loops)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name in chosen.only:
+            load = os.getloadavg()[0]
+            print(f"\n## {name.capitalize()}\n\nLoad before: {load:.1f} on {len(os.sched_getaffinity(0))} cores.\n")
+            {"overhead": overhead, "start": start, "workers": workers}[name](Path(folder), chosen.trials)
+
+
+def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Markdown."""
+    titles = list(titles)
+    for row in (titles, ["---"] * len(titles), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
+def verdict(kind: str, figure: float, met: bool, unit: str) -> None:
+    print(f"\n{figure:.2f}{unit}, target {TARGETS[kind]:g}{unit}: {'met' if met else 'missed'}")
+
+
+def study_in(folder: Path, n_trials: int, sampler: str = "tpe") -> Study:
+    space, _ = Space.read(SPACE, {})
+    cfg = SweepConfig(n_trials=n_trials, sampler=sampler, pruner="successive_halving")
+    return Study.open("toy", folder, cfg, space, ["eval/loss"], [])
+
+
+# --- overhead -----------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A toy objective that notes when it begins."""
+
+    def __init__(self, on_event: Listener = unheard) -> None:
+        self.on_event = on_event
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+
+    def __call__(self, trial: Trial) -> float:
+        self.wall.append(time.perf_counter())
+        self.cpu.append(time.process_time())
+        rate = float(trial.params["trainer.lr"])
+        for step in RUNGS:
+            self.on_event(Event("rung", trial.number, step=step, value=rate + 1 / step))
+            trial.report(rate + 1 / step, step)
+            trial.should_prune()
+        return rate
+
+    def milliseconds(self) -> tuple[list[float], list[float]]:
+        """A trial each: wall-clock, processor."""
+        return gaps(self.wall), gaps(self.cpu)
+
+
+def gaps(times: list[float]) -> list[float]:
+    return sorted(1e3 * (after - before) for before, after in pairwise(times))
+
+
+def overhead(folder: Path, n_trials: int) -> None:
+    """Milliseconds a trial, of the engine and of bare Optuna."""
+    sides: list[tuple[str, Callable[[Path, int], Clock]]] = [
+        ("bare Optuna", by_optuna),
+        ("ftlab's worker", by_worker),
+        ("ftlab's worker and its lines", by_driver),
+    ]
+    found = [(name, side(folder / name.replace(" ", "-"), n_trials).milliseconds()) for name, side in sides]
+    base = statistics.median(found[0][1][0])
+    table(
+        ("one process, SQLite", "median ms", "p95 ms", "processor median ms", "median / bare Optuna's"),
+        (
+            (name, *(f"{ms:.1f}" for ms in figures), f"{figures[0] / base:.2f}")
+            for name, (wall, cpu) in found
+            for figures in [(statistics.median(wall), wall[int(0.95 * len(wall))], statistics.median(cpu))]
+        ),
+    )
+    mine = statistics.median(found[1][1][0])
+    verdict("overhead", mine, mine <= TARGETS["overhead"], " ms")
+
+
+def by_worker(folder: Path, n_trials: int) -> Clock:
+    study, clock = study_in(folder, n_trials), Clock()
+    study.set_pruner(RUNGS)
+    work(study, clock)
+    return clock
+
+
+def by_driver(folder: Path, n_trials: int) -> Clock:
+    study = study_in(folder, n_trials)
+    study.set_pruner(RUNGS)
+    with open(os.devnull, "w") as file, Board(study, Terminal(file)).open() as board:
+        clock = Clock(lambda event: board.refresh())
+        work(study, clock, clock.on_event)
+    return clock
+
+
+def by_optuna(folder: Path, n_trials: int) -> Clock:
+    folder.mkdir()
+    space, clock = Space.read(SPACE, {})[0], Clock()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{folder}/study.db", {"connect_args": {"timeout": 60}}, heartbeat_interval=60, grace_period=180
+        )
+    study = optuna.create_study(
+        storage=storage,
+        sampler=optuna.samplers.TPESampler(seed=0),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNGS[0], reduction_factor=3),
+    )
+
+    def objective(trial: Trial) -> float:
+        space.suggest(trial)
+        return clock(trial)
+
+    study.optimize(objective, n_trials=n_trials)
+    return clock
+
+
+# --- start --------------------------------------------------------------------------------------------------
+
+
+def start(folder: Path, n_trials: int) -> None:
+    """Seconds until a worker would load the model, beyond importing what trains."""
+    words = ["--multirun", "experiment=quickstart", "tracker=none", *SPACE, f"run_dir={folder / 'start'}"]
+    words += ["sweep.study=start", "sweep.n_trials=20", "sweep.retries=1000", "sweep.max_failures=1000"]
+    seconds_to(STARTED, words)  # makes the study, which a driver has done before a worker starts
+    order = Order.of(Study.load(str(folder / "start")), None).environment()
+    imports, joined, driven = [], [], []
+    for _ in range(STARTS):
+        imports.append(seconds_to(IMPORTED, []))
+        joined.append(seconds_to(STARTED, [], order))
+        driven.append(seconds_to(STARTED, words))
+    own = statistics.median(joined) - statistics.median(imports)
+    sides = [("importing what trains", imports), ("a worker", joined), ("a driver that works itself", driven)]
+    table(
+        ("seconds", "median", "range", "/ imports"),
+        (
+            (
+                name,
+                f"{middle:.2f}",
+                f"{min(found):.2f} to {max(found):.2f}",
+                f"{middle / statistics.median(imports):.2f}",
+            )
+            for name, found in sides
+            for middle in [statistics.median(found)]
+        ),
+    )
+    verdict("start", own, own <= TARGETS["start"], " s")
+
+
+def seconds_to(code: str, words: list[str], order: dict[str, str] | None = None) -> float:
+    """Until a child prints the time."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(order or {})}
+    began = time.time()
+    done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
+    if done.returncode or not done.stdout:
+        raise SystemExit(f"a worker did not come to its first trial:\n{done.stdout}{done.stderr}")
+    return float(done.stdout.split()[-1]) - began
+
+
+# --- workers ------------------------------------------------------------------------------------------------
+
+
+def compute(loops: int) -> int:
+    """Work of one core, without other memory than a register's worth."""
+    total = 0
+    for number in range(loops):
+        total = (total * 31 + number) & 0xFFFF
+    return total
+
+
+def loops_of(seconds: float) -> int:
+    began = time.perf_counter()
+    compute(2_000_000)
+    return int(2_000_000 * seconds / (time.perf_counter() - began))
+
+
+def workers(folder: Path, n_trials: int) -> None:
+    """Trials an hour of one worker and of two, beside what the cores give."""
+    loops = loops_of(SECONDS)
+    hourly = {
+        (kind, count): TRIALS_A_WORKER * count * 3600 / spent(kind, count, folder, loops)
+        for kind in ("bare processes", "workers")
+        for count in (1, 2)
+    }
+    table(
+        (f"trials of {SECONDS:g} s an hour", "one", "two", "two / one"),
+        (
+            (kind, f"{hourly[kind, 1]:.0f}", f"{hourly[kind, 2]:.0f}", f"{hourly[kind, 2] / hourly[kind, 1]:.2f}")
+            for kind in ("bare processes", "workers")
+        ),
+    )
+    gain = hourly["workers", 2] / hourly["workers", 1]
+    verdict("workers", gain, gain >= TARGETS["workers"], "x")
+
+
+def spent(kind: str, count: int, folder: Path, loops: int) -> float:
+    """Seconds from the first trial's begin to the last one's end."""
+    place = folder / f"workers-{count}"
+    what = ["--bare", str(TRIALS_A_WORKER)]
+    if kind == "workers":
+        study_in(place, TRIALS_A_WORKER * count, "random")
+        what = ["--worker", str(place)]
+    command = [sys.executable, __file__, *what, "--loops", str(loops)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    times = [float(word) for process in processes for word in process.communicate()[0].split()]
+    return max(times) - min(times)
+
+
+def one_of_several(folder: Path | None, bare: int | None, loops: int) -> None:
+    """Compute, and print when each trial began and ended."""
+
+    def run(trial: object) -> float:
+        print(time.time())
+        compute(loops)
+        print(time.time())
+        return 0.0
+
+    if folder is None:
+        for number in range(bare or 0):
+            run(number)
+    else:
+        work(study_in(folder, Study.load(str(folder)).target, "random"), run)
+
+
+if __name__ == "__main__":
+    main()

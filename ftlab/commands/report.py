@@ -1,0 +1,33 @@
+"""python -m ftlab report STUDY [limit=20]: what a sweep found, also while it runs.
+
+STUDY     a study's name below outputs/, or its folder (study=STUDY where it holds a `=`)
+limit=20  trials shown on the terminal; null: all
+
+Shows the leaderboard with 95 % intervals and ties, whether the rungs foretell the end, which parameters mattered, what
+failed, and the command that runs the best configuration. Writes report.html (figures; one file that loads nothing from
+elsewhere), report.md and experiment/best.yaml into the study's folder.
+"""
+
+from ftlab.commands import check_keys
+from ftlab.errors import InputError
+from ftlab.terminal import Terminal
+
+
+def main(arguments: dict[str, str], words: list[str]) -> int:
+    """Print and write the report of a study.
+
+    Raises:
+        InputError: there is no such study, or its database or folder cannot be used.
+    """
+    check_keys("report", arguments, ("study", "limit"))
+    words = [*words, arguments["study"]] if "study" in arguments else words
+    if len(words) != 1:
+        raise InputError(f"report takes one study, got {len(words) or 'none'}: python -m ftlab report STUDY")
+    limit = arguments.get("limit", "20")
+    if limit != "null" and not (limit.isdigit() and int(limit)):
+        raise InputError(f"limit={limit} must be a whole number above 0, or null for all")
+    from ftlab.sweep.report import report
+    from ftlab.sweep.study import Study
+
+    report(Study.load(words[0]), Terminal(), None if limit == "null" else int(limit))
+    return 0

@@ -1,0 +1,117 @@
+"""The experiment file of a trial: what `--config-dir STUDY_FOLDER experiment=best` composes to its configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose
+from omegaconf import OmegaConf
+
+from ftlab.composition import CONF, composition, flatten, hydra_session, load_tree
+from ftlab.errors import ConfigError
+from ftlab.redact import MASK
+from ftlab.run_dir import write_atomic
+
+# Where a run lies and what it belongs to: another run of the same configuration has its own.
+LEFT_OUT = ("run_dir", "run_name", "force", "tracker.group", "tracker.job_type")
+LEFT_OUT_NODES = ("sweep.",)
+HEAD = "# @package _global_\n"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration, and the groups' options that it was composed of."""
+
+    tree: Mapping[str, Any]
+    choices: Mapping[str, Any]
+
+    @classmethod
+    def of_run(cls, run: Path) -> "Recipe":
+        """What a run folder records; without Hydra's record, values alone make the file.
+
+        Raises:
+            ConfigError: its config.yaml cannot be read.
+        """
+        tree = load_tree(run / "config.yaml")
+        try:
+            hydra = load_tree(run / ".hydra" / "hydra.yaml").get("hydra") or {}
+        except ConfigError:
+            hydra = {}
+        return cls(tree, _choices(hydra))
+
+    @classmethod
+    def of_overrides(cls, overrides: Sequence[str]) -> "Recipe":
+        """What ftlab composes of them now.
+
+        Raises:
+            ConfigError: they are no configuration (any more).
+        """
+        found = composition(overrides)
+        return cls(found.tree, _choices(found.hydra))
+
+
+def write(folder: Path, recipe: Recipe, comment: str) -> list[str]:
+    """Write `folder`/experiment/best.yaml; the keys in which what it composes to differs from the recipe: none, unless
+    a value is a secret, which is left out.
+
+    Raises:
+        ConfigError: what was written composes to no configuration.
+        OSError: the folder cannot be written.
+    """
+    (folder / "experiment").mkdir(parents=True, exist_ok=True)
+    body = experiment(recipe.tree, recipe.choices)
+    write_atomic(folder / "experiment" / "best.yaml", f"{HEAD}# {comment}\n{body}")
+    made = kept(composition(["experiment=best"], config_dir=str(folder)).tree)
+    wanted = kept(recipe.tree)
+    return sorted(key for key in {*made, *wanted} if made.get(key) != wanted.get(key))
+
+
+def experiment(tree: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
+    """The YAML that makes `tree` of the defaults: its groups' options, then every value in which they differ from it.
+    Masked values are left out."""
+    groups = {group: option for group, option in choices.items() if _shipped(group, option)}
+    before = flatten(_unchecked([f"{group}={option}" for group, option in groups.items()]))
+    different = {key: value for key, value in kept(tree).items() if key not in before or before[key] != value}
+    nested: dict[str, Any] = {}
+    for key, value in different.items():
+        if value != MASK:
+            _put(nested, key.split("."), _escaped(value))
+    defaults = {"defaults": [{f"override /{group}": option} for group, option in groups.items()]}
+    return OmegaConf.to_yaml(OmegaConf.create({**(defaults if groups else {}), **nested}))
+
+
+def kept(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted keys of a configuration that an experiment file carries over."""
+    flat = flatten(dict(tree))
+    return {k: v for k, v in flat.items() if k not in LEFT_OUT and not k.startswith(LEFT_OUT_NODES)}
+
+
+def _choices(hydra: Mapping[str, Any]) -> dict[str, Any]:
+    found = (hydra.get("runtime") or {}).get("choices")
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _shipped(group: str, option: Any) -> bool:
+    """Whether an option is there for everyone, and is no experiment or sweep, whose values are written out."""
+    return group != "experiment" and "/" not in group and (CONF / group / f"{option}.yaml").is_file()
+
+
+def _unchecked(overrides: Sequence[str]) -> dict[str, Any]:
+    """What Hydra makes of options alone: rules across keys may want values that an option leaves to the user."""
+    with hydra_session():
+        tree = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    return cast(dict[str, Any], tree)
+
+
+def _put(node: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for name in path[:-1]:
+        node = node.setdefault(name, {})
+    node[path[-1]] = value
+
+
+def _escaped(value: Any) -> Any:
+    """Text that OmegaConf would take for an interpolation, as text."""
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value

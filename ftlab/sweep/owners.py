@@ -1,0 +1,90 @@
+"""Who runs a trial, and whether that process still lives."""
+
+import os
+import socket
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process: `started` tells it from a later one with the same pid (clock ticks since boot; empty where the
+    system does not say)."""
+
+    host: str
+    pid: int
+    started: str
+
+    @classmethod
+    def me(cls) -> "Owner":
+        """This process."""
+        return cls(this_host(), os.getpid(), _started(os.getpid()) or "")
+
+    @classmethod
+    def read(cls, node: Any) -> "Owner | None":
+        """The counterpart of `record`; None where a trial has no such record."""
+        try:
+            return cls(str(node["host"]), int(node["pid"]), str(node["started"]))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def record(self) -> dict[str, Any]:
+        """The owner as JSON."""
+        return asdict(self)
+
+    def here(self) -> bool:
+        """Whether this process can see the owner's."""
+        return self.host == this_host()
+
+    def dead(self) -> bool:
+        """Whether the process is known to be gone; that of another host never is."""
+        if not self.here():
+            return False
+        if PROC.joinpath("self", "stat").exists():
+            return _started(self.pid) != self.started
+        return not _answers(self.pid)
+
+
+@cache
+def this_host() -> str:
+    """The machine's name with its boot and its space of pids: containers may share a name, and see each other's
+    processes not at all."""
+    return "/".join([socket.gethostname(), *_boot(), *_pid_space()])
+
+
+def _boot() -> list[str]:
+    try:
+        return [(PROC / "sys/kernel/random/boot_id").read_text()[:8]]
+    except OSError:
+        return []
+
+
+def _pid_space() -> list[str]:
+    try:
+        return [os.readlink(PROC / "self/ns/pid")]
+    except OSError:
+        return []
+
+
+def _started(pid: int) -> str | None:
+    """Field 22 of /proc/PID/stat; None where the process is gone or waits as a zombie for its parent."""
+    try:
+        # The name in brackets may hold spaces and brackets itself.
+        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,105 @@
+"""What a trial's run folder adds to the study: intervals, steps, answers on validation."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ftlab.config import is_rate
+from ftlab.run_dir import RunDir
+from ftlab.sql.rates import counts, read_back
+from ftlab.sweep.entry import Answer, Entry
+from ftlab.sweep.statistics import over_seeds
+from ftlab.terminal import percent, span
+
+FIELDS = {  # the verdict's field behind each rate
+    "sql_exact_match": "ast_equal",
+    "sql_ast_match": "ast_equal",
+    "sql_string_match": "exact_string",
+    "sql_exec_match": "exec_equal",
+    "sql_valid": "valid",
+}
+
+
+def runs(folder: Path) -> list[RunDir]:
+    """The runs of a trial: its folder, or one below it for each seed, by seed."""
+    if (folder / "config.yaml").is_file():
+        return [RunDir(folder)]
+    seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdigit() and (path / "config.yaml").is_file()]
+    return [RunDir(path) for path in sorted(seeds, key=lambda path: int(path.name[5:]))]
+
+
+def completed(entry: Entry, runs: list[RunDir], metric: str, seeds: int, deviation: float | None) -> Entry:
+    """The trial with what its runs recorded of its first objective. `seeds`: runs it has when it is complete;
+    `deviation`: the standard deviation between them, where there are several."""
+    summaries = [run.summary for run in runs]
+    if not summaries:
+        return entry
+    done = [step for step, _ in map(steps, summaries) if step is not None]
+    planned = steps(summaries[0])[1]
+    entry = replace(entry, step=sum(done) if done else None, planned=seeds * planned if planned else None)
+    if not entry.scored:
+        return entry
+    if deviation is not None:
+        return replace(entry, interval=over_seeds(entry.values[0], deviation, seeds), note=f"{seeds} seeds")
+    told = answers(runs[0], metric)
+    rate = sum(answer.right for answer in told.values()) / max(1, len(told))
+    same = abs(rate - entry.values[0]) < 1e-9  # an evaluation on other data is none of this score
+    between = interval(summaries[0], metric)
+    return replace(entry, interval=between, answers=told if same else {}, test=_on_test(summaries[0], metric))
+
+
+def _on_test(summary: Mapping[str, Any], metric: str) -> str:
+    """What a run scored on test, in words; empty where the metric has no such counterpart."""
+    name = metric.replace("eval/", "test/")
+    value, between = _node(summary, "tuned").get(name), interval(summary, name)
+    if name == metric or value is None:
+        return ""
+    if not is_rate(name):
+        return f"{name} {value:.4f}"
+    return f"{name} {percent(value)}" + (f" (95 %: {span(between)})" if between else "")
+
+
+def interval(summary: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """The 95 % interval of a metric that a run recorded."""
+    found = _node(_node(summary, "intervals"), "tuned").get(metric)
+    return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+
+
+def steps(summary: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Optimizer steps done, and planned."""
+    done, planned = (
+        summary.get(key) if isinstance(summary.get(key), int) else None for key in ("step", "planned_steps")
+    )
+    return done, planned
+
+
+def answers(run: RunDir, metric: str) -> dict[str, Answer]:
+    """Right or wrong by row of validation, from what `ftlab eval run=DIR split=validation` wrote last; empty where it
+    has not been asked, or the metric is no rate of rows."""
+    field = FIELDS.get(metric.removeprefix("eval/"))
+    files = sorted((run / "evaluations").glob("*.jsonl"), reverse=True) if field else []
+    for file in files:
+        rows = run.read_rows(f"evaluations/{file.name}")
+        if rows and all(row.get("split") == "eval" for row in rows):
+            return _judged(rows, str(field))
+    return {}
+
+
+def _judged(rows: list[dict[str, Any]], field: str) -> dict[str, Answer]:
+    try:
+        verdicts = [read_back(row) for row in rows]
+    except KeyError:
+        return {}
+    found = {}
+    for row, verdict in zip(rows, verdicts, strict=True):
+        name = json.dumps(row.get("id"), sort_keys=True)
+        if counts(field, verdict):
+            found[name] = Answer(bool(getattr(verdict, field)), str(row.get("context", name)))
+    return found
+
+
+def _node(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = tree.get(key)
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,225 @@
+"""Samplers and pruners from a SweepConfig.
+
+Every trial's draws are seeded with `sweep.sampler_seed` and the trial's number: a restarted sweep goes on as one
+that never stopped would have, and workers that start together do not draw the same.
+"""
+
+import importlib.util
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from optuna import Study as OptunaStudy
+from optuna import pruners, samplers
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from ftlab.config import SweepConfig
+from ftlab.errors import ConfigError
+from ftlab.sweep.space import Space
+
+# What a sampler or a pruner imports when it is first used.
+NEEDS = {"gp": ("scipy", "torch"), "cmaes": ("cmaes",), "qmc": ("scipy",), "wilcoxon": ("scipy",)}
+LARGEST_GRID = 100_000
+DEFAULT_TRIALS = 20
+
+
+def chosen(cfg: SweepConfig, space: Space) -> str:
+    """The sampler's name, `auto` decided.
+
+    Raises:
+        ConfigError: a grid of a space that has none.
+    """
+    size = space.size()
+    name = cfg.sampler
+    if name == "auto":
+        whole = space.enumerable and size is not None and (cfg.n_trials is None or cfg.n_trials >= size)
+        name = "grid" if whole else "tpe"
+    if name == "grid" and size is None:
+        endless = ", ".join(f"{d.key} ({d.describe()})" for d in space.dimensions if d.grid() is None)
+        raise ConfigError(
+            f"sweep.sampler=grid needs values that can be listed, and {endless} has none: "
+            "list them with choice(...) or range(...), or choose sweep.sampler=tpe"
+        )
+    if name == "grid" and size is not None and size > LARGEST_GRID:
+        raise ConfigError(
+            f"sweep.sampler={cfg.sampler} would go through a grid of {size:,} points: "
+            "choose sweep.sampler=tpe with sweep.n_trials=N"
+        )
+    return name
+
+
+def target(cfg: SweepConfig, space: Space) -> int:
+    """Finished trials wanted."""
+    if cfg.n_trials is not None:
+        return cfg.n_trials
+    return (space.size() or 0) if chosen(cfg, space) == "grid" else DEFAULT_TRIALS
+
+
+def sampler(cfg: SweepConfig, space: Space, lock: Callable[[], AbstractContextManager[Any]]) -> BaseSampler:
+    """The sampler of a study; `lock` keeps workers from taking one grid point twice.
+
+    Raises:
+        ConfigError: its package is missing, or the space has no grid.
+    """
+    name = chosen(cfg, space)
+    _require("sweep.sampler", name)
+    if name == "grid":
+        return Grid(space, target(cfg, space), cfg.sampler_seed, lock)
+    if name == "qmc":  # its sequence is counted in the study, and one seed must scramble it for all workers
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return samplers.QMCSampler(
+                scramble=True, seed=cfg.sampler_seed, warn_independent_sampling=False, warn_asynchronous_seeding=False
+            )
+    startup = max(4, min(10, target(cfg, space) // 3))  # random trials before the model is asked
+    make: dict[str, Callable[[int], BaseSampler]] = {
+        "random": lambda seed: samplers.RandomSampler(seed=seed),
+        "tpe": lambda seed: samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=cfg.workers > 1),
+        "gp": lambda seed: samplers.GPSampler(seed=seed, n_startup_trials=startup),
+        "cmaes": lambda seed: samplers.CmaEsSampler(
+            seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+        ),
+    }
+    return Seeded(make[name], cfg.sampler_seed)
+
+
+def pruner(cfg: SweepConfig, rungs: Sequence[int]) -> BasePruner:
+    """The pruner for trials that report at `rungs`, in optimizer steps (multiples of eval.every); reports must
+    name those steps. Wilcoxon compares seeds instead: its reports name the place of a seed.
+
+    Raises:
+        ConfigError: too few rungs, or a missing package.
+    """
+    if cfg.pruner == "none":
+        return pruners.NopPruner()
+    _require("sweep.pruner", cfg.pruner)
+    if cfg.pruner == "wilcoxon":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return _patient(cfg, pruners.WilcoxonPruner(n_startup_steps=max(2, cfg.warmup_rungs)))
+    rungs = sorted(rungs)
+    if len(rungs) <= cfg.warmup_rungs:
+        raise ConfigError(
+            f"sweep.pruner={cfg.pruner} never acts: a trial is evaluated {len(rungs)} times in training and "
+            f"sweep.warmup_rungs={cfg.warmup_rungs}: set eval.every=STEPS lower"
+        )
+    first, last = rungs[cfg.warmup_rungs], rungs[-1]
+    factor = 3 if len(rungs) >= 4 else 2
+    startup = max(1, min(5, (cfg.n_trials or DEFAULT_TRIALS) // 4))
+    make: dict[str, Callable[[], BasePruner]] = {
+        "median": lambda: pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=first),
+        "successive_halving": lambda: pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor),
+        "hyperband": lambda: pruners.HyperbandPruner(min_resource=first, max_resource=last, reduction_factor=factor),
+    }
+    return _patient(cfg, make[cfg.pruner]())
+
+
+def _patient(cfg: SweepConfig, inner: BasePruner) -> BasePruner:
+    if cfg.patience is None:
+        return inner
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return pruners.PatientPruner(inner, patience=cfg.patience)
+
+
+def _require(key: str, name: str) -> None:
+    missing = [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
+    if missing:
+        words = " and ".join(missing)
+        raise ConfigError(f"{key}={name} needs the package {words}: pip install {' '.join(missing)}")
+
+
+class Seeded(BaseSampler):
+    """A sampler made anew for every trial, seeded with the trial's number."""
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
+        self._make, self._seed = make, seed
+        self._inner = make(seed)
+
+    def before_trial(self, study: OptunaStudy, trial: FrozenTrial) -> None:
+        # A mixed seed: consecutive ones would make the streams of neighbouring trials alike.
+        self._inner = self._make(random.Random(f"{self._seed} {trial.number}").getrandbits(31))
+        self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: OptunaStudy, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: OptunaStudy, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: OptunaStudy, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+
+class Grid(BaseSampler):
+    """Every point once, in the order written; a part of the grid is a fair sample of it. A point whose trial was
+    interrupted is free again. Optuna's GridSampler counts trial numbers, which retries and first guesses shift."""
+
+    def __init__(self, space: Space, wanted: int, seed: int, lock: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._space, self._lock = space, lock
+        self._order = list(range(space.size() or 0))
+        if wanted < len(self._order):
+            random.Random(seed).shuffle(self._order)
+
+    def before_trial(self, study: OptunaStudy, trial: FrozenTrial) -> None:
+        with self._lock():
+            storage = study._storage
+            now = storage.get_trial(trial._trial_id)
+            if "point" in now.system_attrs:
+                return
+            others = [t for t in storage.get_all_trials(study._study_id, deepcopy=False) if t.number != trial.number]
+            taken = {point_of(other, self._space) for other in others if occupies(other)}
+            given = {**now.system_attrs.get("fixed_params", {}), **now.params}
+            fitting = [point for point in self._order if self._fits(point, given)]
+            free = [point for point in fitting if point not in taken]
+            # Where no point is left, the trial is one too many: Study.surplus tells.
+            storage.set_trial_system_attr(trial._trial_id, "point", (free or fitting)[0])
+
+    def _fits(self, point: int, given: dict[str, Any]) -> bool:
+        return not given or given.items() <= self._space.at(point).items()
+
+    def infer_relative_search_space(self, study: OptunaStudy, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: OptunaStudy, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: OptunaStudy, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        point = study._storage.get_trial(trial._trial_id).system_attrs["point"]
+        return self._space.at(int(point))[param_name]
+
+
+def point_of(trial: FrozenTrial, space: Space) -> int | None:
+    """The grid point of a trial, if it has one yet."""
+    point = trial.system_attrs.get("point")
+    return space.index({**trial.system_attrs.get("fixed_params", {}), **trial.params}) if point is None else int(point)
+
+
+def occupies(trial: FrozenTrial) -> bool:
+    """Whether the trial's configuration is done, under way or known to fail."""
+    return trial.state is not TrialState.FAIL or failed(trial)
+
+
+def failed(trial: FrozenTrial) -> bool:
+    """Whether the trial failed of itself: neither interrupted nor one too many."""
+    attrs = trial.user_attrs
+    return trial.state is TrialState.FAIL and not attrs.get("surplus") and not attrs.get("interrupted")

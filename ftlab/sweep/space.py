@@ -1,0 +1,455 @@
+"""The space that a sweep searches, read from Hydra's sweep syntax; values back as overrides.
+
+    lora.r=8,16,32  choice(a,b)     one of these; lists and dicts stand as their text in the study
+    range(start, stop, step)        numbers, `stop` excluded, as Hydra has it
+    interval(a, b)                  a <= value < b; `int(interval(a, b))` whole numbers, b excluded
+    tag(log, ...)                   on a logarithmic scale; a tagged choice or range is searched, never enumerated
+    shuffle(...)                    another order on the grid, the same one every time
+    sort(...), glob(...)            as Hydra has them; glob stands for options of a group
+
+Never imports Optuna before a distribution is asked for.
+"""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ftlab.composition import check_overrides, hydra_session, quoted
+from ftlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Value = str | int | float | bool | None  # what Optuna stores as a parameter
+Order = Literal["up", "down", "shuffled"]
+
+# The sweep itself gives every trial these.
+RESERVED = ("run_dir", "run_name", "force", "objective", "sweep")
+
+
+class Suggests(Protocol):
+    """An Optuna trial, live or fixed."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One key and its values. `choices` are those of a choice; numbers have `low` and `high`, both included."""
+
+    key: str
+    kind: Literal["choice", "int", "float"]
+    choices: tuple[Value, ...] = ()
+    texts: tuple[str, ...] = ()  # the choices as Hydra writes them
+    low: float = 0
+    high: float = 0
+    step: float | None = None  # None: every number between
+    log: bool = False
+    order: Order = "up"
+
+    def grid(self) -> list[Value] | None:
+        """Every value in the order written; None for a continuous dimension."""
+        if self.kind == "choice":
+            values: list[Value] = list(self.choices)
+        elif self.step is None:
+            return None
+        else:
+            values = list(_steps(self.low, self.high, self.step))
+        if self.order == "shuffled":
+            random.Random(self.key).shuffle(values)
+        return values[::-1] if self.order == "down" else values
+
+    def override(self, value: Any) -> str:
+        """`key=value` so that Hydra reads this very value back."""
+        known = [text for choice, text in zip(self.choices, self.texts, strict=True) if _same(choice, value)]
+        return f"{self.key}={known[0] if known else text_of(value)}"
+
+    def value(self, raw: Any) -> Value:
+        """A plain value (a list, where the choices are lists) as the study stores it.
+
+        Raises:
+            ConfigError: the dimension has no such value.
+        """
+        if self.kind == "choice":
+            found = [c for c, t in zip(self.choices, self.texts, strict=True) if _same(c, raw) or t == text_of(raw)]
+        else:
+            number = isinstance(raw, int | float) and not isinstance(raw, bool)
+            found = [self.snapped(raw)] if number and self._holds(raw) else []
+        if found:
+            return found[0]
+        raise ConfigError(f"{self.key}={text_of(raw)} is not in the space of the sweep, {self.describe()}")
+
+    def snapped(self, value: Value) -> Value:
+        """A number between two steps, as rounding leaves it, at its step: 0.30000000000000004 is 0.3."""
+        if self.kind != "float" or self.step is None or not isinstance(value, int | float):
+            return value
+        return float(_exact(self.low) + round((value - self.low) / self.step) * _exact(self.step))
+
+    def distribution(self) -> "BaseDistribution":
+        """What Optuna draws from."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.kind == "choice":
+            return CategoricalDistribution(self.choices)
+        if self.kind == "int":
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def suggest(self, trial: Suggests) -> Value:
+        """The trial's value, drawn or given."""
+        if self.kind == "choice":
+            drawn: Value = trial.suggest_categorical(self.key, self.choices)
+        elif self.kind == "int":
+            drawn = trial.suggest_int(self.key, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        else:
+            drawn = trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
+        return self.snapped(drawn)
+
+    def describe(self) -> str:
+        """The dimension as one would type it."""
+        if self.kind == "choice":
+            body = f"choice({','.join(self.texts)})"
+            return f"tag(log,{body})" if self.log else body
+        if self.step is not None:
+            body = f"{text_of(self.low)} to {text_of(self.high)} in steps of {text_of(self.step)}"
+        else:
+            body = f"{text_of(self.low)} to {text_of(self.high)}, {'whole' if self.kind == 'int' else 'real'} numbers"
+        return body + (" on a log scale" if self.log else "")
+
+    def _holds(self, number: float) -> bool:
+        if not self.low <= number <= self.high:
+            return False
+        if self.kind == "int":
+            return number == int(number) and (int(number) - int(self.low)) % int(self.step or 1) == 0
+        return self.step is None or math.isclose(float(self.snapped(number) or 0), number, rel_tol=1e-9)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The dimensions of a sweep, in the order written."""
+
+    dimensions: tuple[Dimension, ...]
+
+    @classmethod
+    def read(cls, overrides: Sequence[str], params: Mapping[str, Any]) -> tuple["Space", list[str]]:
+        """The space, and the overrides that give one value only. `params` are those of the sweep file; a key
+        given on the command line as well has the command line's value.
+
+        Raises:
+            ConfigError: unknown keys and spaces without sense, all of them, each with its remedy.
+        """
+        written = {**_by_key(map(_from_file, params.items())), **_by_key(overrides)}
+        with _session():
+            check_overrides([text for text in written.values() if not _is_glob(text)], multirun=True)
+            found = _each(_dimension_or_fixed, list(written.values()))
+        return cls(tuple(d for d in found if isinstance(d, Dimension))), [t for t in found if isinstance(t, str)]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Space":
+        """The counterpart of `record`."""
+        return cls(
+            tuple(
+                Dimension(key, **{**node, "choices": tuple(node["choices"]), "texts": tuple(node["texts"])})
+                for key, node in record.items()
+            )
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The space as JSON."""
+        nodes: dict[str, Any] = {d.key: {k: v for k, v in asdict(d).items() if k != "key"} for d in self.dimensions}
+        found: dict[str, Any] = json.loads(json.dumps(nodes))
+        return found
+
+    @staticmethod
+    def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+        """One line for every key whose values are not the same in two records; order does not count."""
+        before = {d.key: d for d in Space.from_record(old).dimensions}
+        now = {d.key: d for d in Space.from_record(new).dimensions}
+        return [
+            f"{key}: {_described(before.get(key))} in the study, {_described(now.get(key))} now"
+            for key in sorted({*before, *now})
+            if _unordered(before.get(key)) != _unordered(now.get(key))
+        ]
+
+    def size(self) -> int | None:
+        """Points of the grid; None where a dimension is continuous."""
+        grids = [dimension.grid() for dimension in self.dimensions]
+        return None if any(grid is None for grid in grids) else math.prod(len(grid or []) for grid in grids)
+
+    @property
+    def enumerable(self) -> bool:
+        """Whether all values are listed and none is tagged."""
+        return self.size() is not None and not any(dimension.log for dimension in self.dimensions)
+
+    def at(self, index: int) -> dict[str, Value]:
+        """A point of the grid; the last key runs fastest."""
+        point: dict[str, Value] = {}
+        for dimension in reversed(self.dimensions):
+            grid = dimension.grid() or []
+            index, place = divmod(index, len(grid))
+            point[dimension.key] = grid[place]
+        return {dimension.key: point[dimension.key] for dimension in self.dimensions}
+
+    def index(self, params: Mapping[str, Any]) -> int | None:
+        """Where `at` has these parameters; None where they are incomplete or off the grid."""
+        index = 0
+        for dimension in self.dimensions:
+            grid = dimension.grid() or []
+            value = dimension.snapped(params.get(dimension.key))
+            place = next((i for i, point in enumerate(grid) if _same(point, value)), None)
+            if place is None or dimension.key not in params:
+                return None
+            index = index * len(grid) + place
+        return index
+
+    def suggest(self, trial: Suggests) -> dict[str, Value]:
+        """A value for every key, drawn by the trial."""
+        return {dimension.key: dimension.suggest(trial) for dimension in self.dimensions}
+
+    def distributions(self) -> dict[str, "BaseDistribution"]:
+        """What Optuna draws from, by key."""
+        return {dimension.key: dimension.distribution() for dimension in self.dimensions}
+
+    def overrides(self, params: Mapping[str, Any]) -> list[str]:
+        """The overrides that make a configuration of these parameters."""
+        return [dimension.override(params[dimension.key]) for dimension in self.dimensions]
+
+    def values(self, guess: Mapping[str, Any]) -> dict[str, Value]:
+        """A guess of some or all keys, as the study stores it.
+
+        Raises:
+            ConfigError: a key that is not searched, or a value outside its dimension.
+        """
+        known = {dimension.key: dimension for dimension in self.dimensions}
+        unknown = [key for key in guess if key not in known]
+        if unknown:
+            raise ConfigError(
+                f"sweep.first names {', '.join(unknown)}, which the sweep does not search: it searches "
+                f"{', '.join(known) or 'nothing'}"
+            )
+        return {key: known[key].value(raw) for key, raw in guess.items()}
+
+
+# --- values as Hydra writes them -------------------------------------------------------------------------
+
+
+def text_of(value: Any) -> str:
+    """A plain value in Hydra's grammar: floats to the last digit, strings quoted where they would be misread."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(text_of, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{text_of(item)}" for key, item in value.items()) + "}"
+    if not isinstance(value, str):
+        return repr(value)
+    return value if _reads_back(value) else quoted(value)
+
+
+def _reads_back(text: str) -> bool:
+    if not text or text != text.strip() or "\\" in text:
+        return False
+    try:
+        override = OverridesParser.create().parse_override(f"x={text}")
+    except HydraException:
+        return False
+    return isinstance(override._value, str) and override._value == text
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, and of one kind: 1 is not true."""
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def _exact(number: float) -> Decimal:
+    return Decimal(repr(number))
+
+
+def _steps(low: float, high: float, step: float) -> Iterator[int | float]:
+    kind: Callable[[Any], Any] = int if isinstance(low, int) and isinstance(step, int) else float
+    count = int((_exact(high) - _exact(low)) / _exact(step))
+    return (kind(_exact(low) + place * _exact(step)) for place in range(count + 1))
+
+
+def _described(dimension: Dimension | None) -> str:
+    return "not searched" if dimension is None else dimension.describe()
+
+
+def _unordered(dimension: Dimension | None) -> Any:
+    if dimension is None:
+        return None
+    node = {key: value for key, value in asdict(dimension).items() if key not in ("order", "choices")}
+    return {**node, "texts": sorted(dimension.texts)}
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _session() -> Iterator[None]:
+    """Hydra's session under way, which knows of `--config-dir`, or one of our own."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+        return
+    with hydra_session():
+        yield
+
+
+def _each(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
+    """`function` of each; all problems in one error."""
+    found: list[Any] = []
+    problems: list[str] = []
+    for text in texts:
+        try:
+            found.append(function(text))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def _by_key(texts: Any) -> dict[str, str]:
+    """Overrides by key; of several for one key the last counts, as for Hydra."""
+    return {text.partition("=")[0].lstrip("+"): text for text in texts}
+
+
+def _from_file(item: tuple[str, Any]) -> str:
+    """An entry of `hydra.sweeper.params` as an override: a string is sweep syntax, a list its choices."""
+    key, value = item
+    value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    if isinstance(value, str):
+        return f"{key}={value}"
+    if isinstance(value, Mapping):
+        inner = next(iter(value), "KEY")
+        raise ConfigError(f"hydra.sweeper.params.{key} is a map: write its keys with dots, {key}.{inner}: ...")
+    if isinstance(value, list):
+        if not value:
+            raise ConfigError(f"{key}=[] of hydra.sweeper.params has no value to try: list one or more")
+        return f"{key}={','.join(map(text_of, value))}"  # choice(...) itself cannot hold null
+    return f"{key}={text_of(value)}"
+
+
+def _dimension_or_fixed(text: str) -> Dimension | str:
+    override = _parsed(text)
+    if not override.is_sweep_override():
+        return text
+    key = override.get_key_element()
+    name = override.key_or_group
+    if name.partition(".")[0] in RESERVED or name.startswith("hydra"):
+        raise ConfigError(f"{text}: a sweep cannot search {name}, which is the same for all its trials: give one value")
+    value = override.value()
+    tags = ("log", "int") if isinstance(value, IntervalSweep) else ("log",)
+    unknown = sorted(getattr(value, "tags", set()) - {*tags})
+    if unknown:
+        raise ConfigError(f"{text}: the tag {', '.join(unknown)} means nothing here; there is {' and '.join(tags)}")
+    if isinstance(value, IntervalSweep):
+        return _interval(key, text, value)
+    if isinstance(value, RangeSweep):
+        return _range(key, text, value)
+    return _choice(key, text, override)
+
+
+def _is_glob(text: str) -> bool:
+    """Whether the text stands for options of a group, which the check of overrides cannot list."""
+    return text.partition("=")[2].lstrip().startswith("glob(")
+
+
+def _parsed(text: str) -> Override:
+    hydra = GlobalHydra.instance().hydra
+    try:
+        return OverridesParser.create(hydra.config_loader if hydra else None).parse_overrides([text])[0]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{text}: {str(error).strip().splitlines()[0]}") from None
+
+
+def _interval(key: str, text: str, value: IntervalSweep) -> Dimension:
+    if value.start is None or value.end is None or not value.start < value.end:
+        raise ConfigError(f"{text}: an interval goes from a lower to a higher number")
+    log = "log" in value.tags
+    whole = "int" in value.tags or (isinstance(value.start, int) and isinstance(value.end, int))
+    _check_log(text, value.start, log)
+    if not whole:
+        return Dimension(key, "float", low=float(value.start), high=float(value.end), log=log)
+    low, high = math.ceil(value.start), math.ceil(value.end) - 1  # Hydra's intervals do not hold their end
+    if low >= high:
+        raise ConfigError(f"{text} holds {max(0, high - low + 1)} whole numbers (its end is excluded): widen it")
+    return Dimension(key, "int", low=low, high=high, log=log)
+
+
+def _range(key: str, text: str, value: RangeSweep) -> Dimension | str:
+    start, stop, step = value.start, value.stop, value.step
+    if start is None or stop is None or step == 0:
+        raise ConfigError(f"{text}: a range needs a start, a stop and a step other than 0")
+    span = (_exact(stop) - _exact(start)) / _exact(step)
+    count = math.ceil(span)  # `stop` is excluded
+    if count < 1:
+        raise ConfigError(f"{text}: the range is empty (its stop is excluded): range(start, stop, step)")
+    whole = all(isinstance(number, int) for number in (start, stop, step))
+    numbers = [_exact(start) + place * _exact(step) for place in (0, count - 1)]
+    low, high = (int(n) if whole else float(n) for n in sorted(numbers))
+    if count == 1:
+        return f"{key}={text_of(low)}"
+    log = "log" in value.tags
+    _check_log(text, low, log)
+    if log and not (whole and abs(step) == 1):
+        raise ConfigError(f"{text}: a log scale has no even steps: write tag(log, interval(a, b)), or choice(...)")
+    order: Order = "shuffled" if value.shuffle else "up" if step > 0 else "down"
+    kind: Literal["int", "float"] = "int" if whole else "float"
+    return Dimension(key, kind, low=low, high=high, step=abs(step), log=log, order=order)
+
+
+def _choice(key: str, text: str, override: Override) -> Dimension | str:
+    value: Any = override.value()
+    parsed = list(override.sweep_iterator()) if isinstance(value, Glob) else list(value.list)
+    if not parsed:
+        raise ConfigError(f"{text} fits no option of {override.key_or_group}")
+    plain = [_plain(item) for item in parsed]
+    texts = [text_of(item) for item in plain]
+    twice = sorted({name for place, name in enumerate(texts) if any(_same(plain[place], p) for p in plain[:place])})
+    if twice:
+        raise ConfigError(f"{text} lists {', '.join(twice)} twice: name each value once")
+    if len(plain) == 1:
+        return f"{key}={texts[0]}"
+    log = "log" in getattr(value, "tags", set())
+    for item in plain if log else []:
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            raise ConfigError(f"{text}: {text_of(item)} has no logarithm: leave tag(log, ...) out")
+        _check_log(text, item, log)
+    stored = tuple(t if isinstance(p, list | dict) else p for p, t in zip(plain, texts, strict=True))
+    order: Order = "shuffled" if getattr(value, "shuffle", False) else "up"
+    return Dimension(key, "choice", choices=stored, texts=tuple(texts), log=log, order=order)
+
+
+def _plain(item: Any) -> Any:
+    """A parsed value without Hydra's own types."""
+    if isinstance(item, QuotedString):
+        return item.text
+    if isinstance(item, list):
+        return [_plain(part) for part in item]
+    if isinstance(item, dict):
+        return {_plain(name): _plain(part) for name, part in item.items()}
+    return item
+
+
+def _check_log(text: str, low: float, log: bool) -> None:
+    if log and low <= 0:
+        raise ConfigError(f"{text}: a log scale begins above 0, not at {text_of(low)}")

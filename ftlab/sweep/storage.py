@@ -1,0 +1,170 @@
+"""The database behind a study: Optuna's tables, with every running trial's owner written in.
+
+Optuna's own way of noticing dead workers waits for heartbeats, and sees no trial whose process died before its
+first one. Here a trial begins to run and names its owner at once, so that on this host a dead one shows at once.
+"""
+
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import optuna
+import sqlalchemy.exc
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from ftlab.errors import InputError
+from ftlab.redact import redact
+from ftlab.sweep.owners import Owner
+
+LOCK_TIMEOUT_S = 60
+PASSWORD = "FTLAB_STORAGE_PASSWORD"  # PostgreSQL also finds one in PGPASSWORD and ~/.pgpass
+_CLAIM = "claim:"
+_CREDENTIALS = re.compile(r"(://[^:/@]*):([^?]*)@")
+_POSTGRES = re.compile(r"^postgres(ql)?://")
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # a sweep shows its trials itself
+
+
+class OwnedStorage(RDBStorage):
+    """RDBStorage whose running trials have the user attribute `owner`, and which leaves stale trials to
+    `Study.reap`: what Optuna fails by itself cannot be told from a failure afterwards."""
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        if template_trial is None:
+            template_trial = create_trial(state=TrialState.RUNNING, user_attrs={"owner": Owner.me().record()})
+            template_trial.datetime_start = datetime.now()
+        return super()._create_new_trial(study_id, template_trial)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        if state is not TrialState.RUNNING:
+            return super().set_trial_state_values(trial_id, state, values)
+        # Several workers may reach for a waiting trial. Each leaves its claim first, so that whoever gets it and
+        # dies before it says so was one of those.
+        owner = Owner.me().record()
+        self.set_trial_system_attr(trial_id, f"{_CLAIM}{owner['host']}:{owner['pid']}:{owner['started']}", owner)
+        got = super().set_trial_state_values(trial_id, state, values)
+        if got:
+            self.set_trial_user_attr(trial_id, "owner", owner)
+        return got
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        return []
+
+    def silent(self, study_id: int) -> list[int]:
+        """Ids of running trials, of whatever host, that have not shown a heartbeat for the grace period."""
+        return super()._get_stale_trial_ids(study_id) + self._never_heard(study_id)
+
+    def _never_heard(self, study_id: int) -> list[int]:
+        """Ids of trials that began a grace period ago and died before their first heartbeat, which Optuna
+        leaves running for good."""
+        before = datetime.now() - timedelta(seconds=self.grace_period or 0)
+        running = (TrialModel.study_id == study_id, TrialModel.state == TrialState.RUNNING)
+        with Session(self.engine) as session:
+            trials = session.scalars(select(TrialModel).where(*running, ~TrialModel.heartbeats.any()))
+            return [int(trial.trial_id) for trial in trials if trial.datetime_start and trial.datetime_start < before]
+
+
+def owners(trial: FrozenTrial) -> list[Owner]:
+    """The running trial's owner; where it has not said so yet, all who reached for it."""
+    nodes = [trial.user_attrs["owner"]] if "owner" in trial.user_attrs else list(claims(trial).values())
+    return [owner for owner in map(Owner.read, nodes) if owner]
+
+
+def claims(trial: FrozenTrial) -> dict[str, Any]:
+    """What workers wrote who reached for the waiting trial."""
+    return {key: value for key, value in trial.system_attrs.items() if key.startswith(_CLAIM)}
+
+
+def default_url(folder: Path) -> str:
+    """The database in the study's folder."""
+    return f"sqlite:///{folder.resolve() / 'study.db'}"
+
+
+def without_password(url: str) -> str:
+    """A database URL that may be written down."""
+    return _CREDENTIALS.sub(r"\1@", url)
+
+
+def set_password_aside(text: str) -> str:
+    """A database URL, or an override that names one, without its password, which goes into this process's
+    environment: workers inherit it there, and no file, log or message shows it."""
+    found = _CREDENTIALS.search(text)
+    if found:
+        os.environ[PASSWORD] = unquote(found[2])
+    return without_password(text)
+
+
+def connect(url: str, heartbeat_s: int, grace_s: int) -> OwnedStorage:
+    """The storage at a URL; its tables are made where they are missing.
+
+    Raises:
+        InputError: no database there, or the package that speaks to it is missing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, used knowingly
+            # SQLAlchemy's own choice of a package for PostgreSQL differs from version to version.
+            return _made(_POSTGRES.sub("postgresql+psycopg://", url), _engine(url), heartbeat_s, grace_s)
+    except ImportError:
+        package = "'ftlab[postgres]'" if url.startswith("postgres") else "PyMySQL"
+        raise InputError(
+            f"sweep.storage={redact(without_password(url))} needs a package that is not installed: "
+            f"pip install {package}"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+        raise InputError(_unreachable(url, error)) from None
+
+
+def _engine(url: str) -> dict[str, Any]:
+    """How SQLAlchemy connects."""
+    if url.startswith("sqlite"):
+        return {"connect_args": {"timeout": LOCK_TIMEOUT_S}, "pool_events": [(_seldom_synced, "connect")]}
+    password = os.environ.get(PASSWORD)
+    return {"pool_pre_ping": True, "connect_args": {"password": password} if password else {}}
+
+
+def _seldom_synced(connection: Any, record: Any) -> None:
+    """A trial commits some twenty times, and waiting for the disk each time costs more than all else. So it is
+    written to a log that survives the death of every process; a power cut may take the last trials with it, but
+    leaves the database whole (sqlite.org/wal.html)."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _made(url: str, engine: dict[str, Any], heartbeat_s: int, grace_s: int) -> OwnedStorage:
+    """Hosts that make the tables of one server at once disturb each other; the second time they are there."""
+    try:
+        return OwnedStorage(url, engine, heartbeat_interval=heartbeat_s, grace_period=grace_s)
+    except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+        time.sleep(1)
+        return OwnedStorage(url, engine, heartbeat_interval=heartbeat_s, grace_period=grace_s)
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Errors of the database in one line."""
+    try:
+        yield
+    except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        raise InputError(_unreachable(url, error)) from None
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    cause = error.__cause__ or error
+    reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+    remedy = "start the database, or leave sweep.storage out for a file in the study's folder"
+    if "password" in reason:
+        remedy = f"name the right one in {PASSWORD}"
+    return redact(f"sweep.storage={without_password(url)} cannot be used ({reason}): {remedy}")

@@ -1,0 +1,515 @@
+"""A study: its folder, its database, and every rule about which trials count.
+
+What a trial's user attributes say:
+
+    owner         host, pid and start of the process that runs it
+    original      number of the first attempt, whose folder a taken-up trial goes on in
+    retries       times that its process died before
+    interrupted   "killed" (found dead) or "stopped" (by a signal): another attempt follows
+    surplus       one more than wanted, given back
+    cause         why it failed, in one line
+    from          the trial of another study that it was taken over from
+    same_as       number of the trial with equal parameters whose values it has
+
+Reports to the pruner name optimizer steps, and stand in the study's direction (`Study.reported`).
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from ftlab.config import OBJECTIVES, SweepConfig
+from ftlab.errors import ConfigError, InputError
+from ftlab.redact import redact
+from ftlab.run_dir import write_atomic
+from ftlab.sweep import identity, samplers, storage
+from ftlab.sweep.owners import Owner
+from ftlab.sweep.samplers import failed, point_of
+from ftlab.sweep.space import Space, Value
+from ftlab.sweep.storage import OwnedStorage, owners
+
+CARD = "study.json"
+LOCK_TIMEOUT_S = 120.0
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trials by state; those given back, interrupted or taken over from another study count nowhere."""
+
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    waiting: int
+
+    @property
+    def finished(self) -> int:
+        """Trials that `sweep.n_trials` counts."""
+        return self.complete + self.pruned
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial as a leaderboard shows it; `dataclasses.asdict` makes it JSON."""
+
+    number: int
+    state: str  # complete, pruned, failed, running, waiting
+    value: float | None  # of the first objective
+    values: list[float] | None
+    params: dict[str, Value]
+    rungs: dict[int, float]  # sweep.rung_metric by optimizer step
+    seconds: float | None  # of the last attempt
+    cause: str | None
+    folder: str
+    user_attrs: dict[str, Any]
+
+
+class Study:
+    """An Optuna study that knows what it searches, how far it is, and whose trials were left behind."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        cfg: SweepConfig,
+        space: Space,
+        objectives: list[str],
+        fixed: list[str],
+        study: optuna.Study,
+        backend: OwnedStorage,
+    ) -> None:
+        self.name, self.folder, self.cfg, self.space = name, folder, cfg, space
+        self.objectives, self.fixed = objectives, fixed
+        self.directions = [direction.name.lower() for direction in study.directions]
+        self.storage_url = backend.url
+        self.target = samplers.target(cfg, space)
+        self.optuna, self._backend = study, backend
+        self._file_lock = _file_lock(folder)
+
+    # --- opening ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls, name: str, folder: Path, cfg: SweepConfig, space: Space, objectives: list[str], fixed: list[str]
+    ) -> "Study":
+        """Make the study or join it; several processes may do so at once. First guesses are enqueued and trials
+        of `sweep.warm_start` taken over.
+
+        Raises:
+            ConfigError: settings that do not go together, or a study of that name that searches something else.
+            InputError: the database cannot be used.
+        """
+        name = folder_name(name)
+        directions = identity.directions_of(objectives, cfg.direction)
+        identity.check(cfg, space, objectives)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _file_lock(folder)
+        _check_card(folder, name, cfg.storage)
+        samplers.sampler(cfg, space, lambda: _held(lock))  # refuses before anything is written
+        url = cfg.storage or storage.default_url(folder)
+        with _held(lock), storage.explained(url):
+            backend = storage.connect(url, cfg.heartbeat_s, cfg.grace_s)
+            study = optuna.create_study(study_name=name, storage=backend, directions=directions, load_if_exists=True)
+            space = identity.agreed(study, space, identity.record(cfg, space, objectives, directions, fixed))
+            _write_card(folder, name, cfg.storage)
+            opened = cls(name, folder, cfg, space, objectives, fixed, study, backend)
+            opened._ready()
+        return opened
+
+    @classmethod
+    def load(cls, text: str) -> "Study":
+        """A study that exists, by its folder or its name in outputs/.
+
+        Raises:
+            InputError: there is none; names near it are given.
+        """
+        folder, card = _find(text)
+        url = card["storage"] or storage.default_url(folder)
+        if not card["storage"] and not (folder / "study.db").is_file():
+            raise InputError(f"{folder} holds no study.db: its database was removed")
+        with storage.explained(url):
+            backend = storage.connect(url, 60, 180)
+            try:
+                study = optuna.load_study(study_name=card["name"], storage=backend)
+            except KeyError:
+                raise InputError(f"the database of {folder} holds no study named {card['name']}") from None
+            attrs = study.user_attrs
+            if "space" not in attrs:
+                raise InputError(f"{folder}: the study was not made completely; run its sweep again")
+            cfg = _config(attrs["config"], card["storage"])
+            space = Space.from_record(attrs["space"])
+            return cls(card["name"], folder, cfg, space, attrs["objectives"], attrs["overrides"], study, backend)
+
+    def _ready(self) -> None:
+        """Sampler, first guesses and trials of an earlier study; the lock is held."""
+        self.optuna.sampler = samplers.sampler(self.cfg, self.space, self.lock)
+        wanted = {"config": _config_record(self.cfg), "overrides": [*map(redact, self.fixed)], "n_trials": self.target}
+        before = self.optuna.user_attrs
+        for key, value in wanted.items():
+            if before.get(key) != value:
+                self.optuna.set_user_attr(key, value)
+        self.enqueue_first()
+        self.warm_start()
+
+    def set_pruner(self, rungs: list[int]) -> None:
+        """Prune at these optimizer steps.
+
+        Raises:
+            ConfigError: too few for `sweep.pruner`.
+        """
+        self.optuna.pruner = samplers.pruner(self.cfg, rungs)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study for this process; reentrant."""
+        with _held(self._file_lock):
+            yield
+
+    # --- counting ---------------------------------------------------------------------------------------------
+
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial of this study itself, by number; not to be changed."""
+        return [t for t in self.optuna.get_trials(deepcopy=False) if "from" not in t.user_attrs]
+
+    def counts(self) -> Counts:
+        """Trials by state, read from the database."""
+        return _counts(self.trials())
+
+    def left(self, counts: Counts | None = None) -> int:
+        """Trials still to finish, by `counts` just read where given. A grid also ends when every point is done, taken
+        over, or failed."""
+        wanted = max(0, self.target - (counts or self.counts()).finished)
+        if wanted and samplers.chosen(self.cfg, self.space) == "grid":
+            trials = self.optuna.get_trials(deepcopy=False)
+            settled = {point_of(t, self.space) for t in trials if t.state in FINISHED or failed(t)} - {None}
+            wanted = min(wanted, (self.space.size() or 0) - len(settled))
+        return wanted
+
+    def surplus(self, number: int) -> bool:
+        """Whether a running trial is one too many, which several workers asking at once bring about: `target` of a
+        lower number are done or under way, or one of those has its grid point."""
+        trials = {t.number: t for t in self.trials()}
+        before = [t for t in trials.values() if t.number < number]
+        active = [t for t in before if t.state in (*FINISHED, TrialState.RUNNING)]
+        after = [t for t in trials.values() if t.number > number and t.state in FINISHED]
+        if len(active) + len(after) >= self.target:
+            return True
+        if samplers.chosen(self.cfg, self.space) != "grid":
+            return False
+        mine = point_of(trials[number], self.space)
+        others = self.optuna.get_trials(deepcopy=False)
+        rivals = [t for t in others if t.number < number and samplers.occupies(t)]
+        rivals += [t for t in others if t.number > number and t.state in FINISHED]
+        return mine is not None and mine in {point_of(t, self.space) for t in rivals}
+
+    # --- trials left behind -----------------------------------------------------------------------------------
+
+    def reap(self, *, idle: bool = False) -> list[int]:
+        """Fail the running trials whose process is dead, and enqueue them again as `sweep.retries` allows; the
+        numbers of the dead. `idle`: this process runs no trial itself, whatever the database says.
+
+        An attempt that a reaper failed and did not live to enqueue is enqueued by the next.
+        """
+        with self.lock():
+            silent = set(self._backend.silent(self.optuna._study_id))
+            trials = self.trials()
+            dead = [t for t in trials if t.state is TrialState.RUNNING and self._dead(t, silent, idle)]
+            reaped = [t.number for t in dead if self._bury(t)]
+            self._take_up(self.trials() if reaped else trials)
+            return reaped
+
+    def stopped(self, trial: Trial) -> None:
+        """Mark a running trial as stopped by a signal: the next `reap` enqueues it again, at no cost of retries."""
+        trial.set_user_attr("interrupted", "stopped")
+
+    def _dead(self, trial: FrozenTrial, silent: set[int], idle: bool) -> bool:
+        known = owners(trial)
+        here = [owner for owner in known if owner.here()]
+        if idle and here and all(owner == Owner.me() for owner in known):
+            return True
+        if any(not owner.dead() for owner in here):
+            return False
+        return trial._trial_id in silent or (bool(known) and len(here) == len(known))
+
+    def _bury(self, trial: FrozenTrial) -> bool:
+        """Fail a trial for its dead process; False where somebody finished it meanwhile."""
+        backend, key = self._backend, trial._trial_id
+        deaths = int(trial.user_attrs.get("retries", 0)) + 1
+        try:
+            if trial.user_attrs.get("interrupted") != "stopped":
+                if deaths <= self.cfg.retries:
+                    backend.set_trial_user_attr(key, "interrupted", "killed")
+                else:
+                    times = f"{deaths} times" if deaths > 1 else "once"
+                    cause = f"its process died {times} (killed, or the machine went down)"
+                    backend.set_trial_user_attr(key, "cause", cause)
+            return backend.set_trial_state_values(key, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            return False
+
+    def _take_up(self, trials: list[FrozenTrial]) -> None:
+        """Enqueue every interrupted one of all trials that has no successor yet, if more are to finish."""
+        followed = {t.system_attrs.get("retry_of") for t in trials}
+        lost = [t for t in trials if _interrupted(t) and t.number not in followed]
+        if lost and self.left():
+            for trial in lost:
+                self.optuna.add_trial(_successor(trial))
+
+    # --- known configurations -----------------------------------------------------------------------------------
+
+    def enqueue_first(self) -> None:
+        """Enqueue `sweep.first`, each guess once.
+
+        Raises:
+            ConfigError: a key or value outside the space.
+        """
+        guesses = [self.space.values(guess) for guess in self.cfg.first]
+        with self.lock():
+            for guess in guesses:
+                self.optuna.enqueue_trial(guess, skip_if_exists=True)
+
+    def warm_start(self) -> None:
+        """Take over the finished trials of `sweep.warm_start`; they count for the sampler, not for n_trials.
+
+        Raises:
+            InputError: no such study.
+            ConfigError: it searches another space or aims at something else.
+        """
+        if self.cfg.warm_start is None:
+            return
+        other = Study.load(self.cfg.warm_start)
+        mine, theirs = self._identity(), other._identity()
+        problems = identity.differences(theirs, mine, ("space", "objectives", "directions", "seeds"))
+        if problems:
+            raise ConfigError(f"sweep.warm_start={self.cfg.warm_start} cannot be taken over:\n" + "\n".join(problems))
+        with self.lock():
+            known = {t.user_attrs.get("from") for t in self.optuna.get_trials(deepcopy=False)}
+            for trial in other.optuna.get_trials(deepcopy=False, states=FINISHED):
+                origin = trial.user_attrs.get("from") or f"{other.name}/{trial.number}"
+                if origin not in known and not origin.startswith(f"{self.name}/"):
+                    self.optuna.add_trial(_taken_over(trial, origin, self.space))
+
+    def _identity(self) -> dict[str, Any]:
+        return identity.record(self.cfg, self.space, self.objectives, self.directions, self.fixed)
+
+    # --- results ----------------------------------------------------------------------------------------------
+
+    def reported(self, value: float) -> float:
+        """A value of `sweep.rung_metric` as the pruner reads it, which knows one direction only: a loss is
+        negated where the study maximises. Its own inverse. Wilcoxon is told the objective itself."""
+        if self.cfg.pruner == "wilcoxon" or len(self.directions) > 1:
+            return value
+        return value if OBJECTIVES[self.cfg.rung_metric] == (self.directions[0] == "maximize") else -value
+
+    def row(self, trial: FrozenTrial) -> TrialRow:
+        """A trial as a row."""
+        attrs = {key: value for key, value in trial.user_attrs.items() if key != "owner"}
+        values = list(trial.values) if trial.state is TrialState.COMPLETE else None
+        return TrialRow(
+            number=trial.number,
+            state="failed" if trial.state is TrialState.FAIL else trial.state.name.lower(),
+            value=values[0] if values else None,
+            values=values,
+            params={key: trial.params[key] for key in self.space.distributions() if key in trial.params},
+            rungs={step: self.reported(value) for step, value in sorted(trial.intermediate_values.items())},
+            seconds=_seconds(trial),
+            cause=attrs.get("cause"),
+            folder=str(self.folder / str(attrs.get("original", trial.number))),
+            user_attrs=attrs,
+        )
+
+    def leaderboard(self) -> list[TrialRow]:
+        """All trials, best first (with several objectives: the front first); then pruned by their last rung,
+        running, waiting and failed ones. A tie goes to the lower number."""
+        shown = [t for t in self.optuna.get_trials(deepcopy=False) if t.state is not TrialState.FAIL or failed(t)]
+        rows = [self.row(trial) for trial in shown]
+        ahead = {row.number for row in _undominated(rows, self.directions)}
+        return sorted(rows, key=lambda row: (STATES.index(row.state), row.number not in ahead, *self._rank(row)))
+
+    def best(self) -> TrialRow | None:
+        """The first of the leaderboard, if a trial is complete."""
+        rows = self.leaderboard()
+        return rows[0] if rows and rows[0].state == "complete" else None
+
+    def front(self) -> list[TrialRow]:
+        """The complete trials that no other beats in every objective; with one objective the best and its ties."""
+        return _undominated(self.leaderboard(), self.directions)
+
+    def _rank(self, row: TrialRow) -> tuple[float, int]:
+        reports = [self.reported(value) for value in row.rungs.values()]
+        value = row.value if row.value is not None else reports[-1] if reports else None
+        if value is None or value != value:
+            return float("inf"), row.number
+        return (-value if self.directions[0] == "maximize" else value), row.number
+
+
+STATES = ("complete", "pruned", "running", "waiting", "failed")
+
+
+# --- rules ---------------------------------------------------------------------------------------------------
+
+
+def folder_name(text: str) -> str:
+    """`text` as the name of a study and of its folder: letters, digits and `._=+,@-`, no path.
+
+    Raises:
+        ConfigError: nothing is left of it.
+    """
+    name = re.sub(r"[^\w.=+,@-]+", "-", text).strip(".-")[:100]
+    if not name:
+        raise ConfigError(f"sweep.study={text} names no folder: use letters and digits")
+    return name
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+def _file_lock(folder: Path) -> FileLock:
+    # One object a path in this process: whoever holds it may take it again.
+    return FileLock((folder / ".study.lock").resolve(), timeout=LOCK_TIMEOUT_S, is_singleton=True)
+
+
+@contextmanager
+def _held(lock: FileLock) -> Iterator[None]:
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{lock.lock_file} has been held by another process for {LOCK_TIMEOUT_S} s: is a sweep hanging?"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _card(name: str, url: str | None) -> dict[str, Any]:
+    """What `Study.load` must know, without a password."""
+    return {"name": name, "storage": storage.without_password(url) if url else None}
+
+
+def _read_card(folder: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _check_card(folder: Path, name: str, url: str | None) -> None:
+    """Refuse a second study in one folder, where their trials' numbers would meet."""
+    there = _read_card(folder)
+    if there is not None and there != _card(name, url):
+        where = f" in {there['storage']}" if there["storage"] else ""
+        raise ConfigError(f"{folder} is the folder of the study {there['name']}{where}: name another with run_dir=DIR")
+
+
+def _write_card(folder: Path, name: str, url: str | None) -> None:
+    if _read_card(folder) is None:
+        write_atomic(folder / CARD, json.dumps(_card(name, url), indent=2) + "\n")
+
+
+def _find(text: str) -> tuple[Path, dict[str, Any]]:
+    for folder in (Path(text).expanduser(), Path("outputs") / text):
+        card = _read_card(folder)
+        if card is not None:
+            return folder, card
+    names = sorted(file.parent.name for file in Path("outputs").glob(f"*/{CARD}"))
+    near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names[:3]
+    hint = f"Did you mean: {', '.join(near)}?" if near else "outputs/ holds no study; a sweep makes one"
+    raise InputError(f"{text} is no study: neither a folder with {CARD} nor a name in outputs/. {hint}")
+
+
+def _config_record(cfg: SweepConfig) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps({**asdict(cfg), "storage": None}))
+    return found
+
+
+def _config(record: Mapping[str, Any], url: str | None) -> SweepConfig:
+    """The settings a study was last run with; those of another version of ftlab are left out."""
+    known = {field.name for field in fields(SweepConfig)}
+    return SweepConfig(**{key: value for key, value in record.items() if key in known} | {"storage": url})
+
+
+# --- trials ------------------------------------------------------------------------------------------------------
+
+
+def _counts(trials: list[FrozenTrial]) -> Counts:
+    def number(state: TrialState) -> int:
+        return sum(trial.state is state for trial in trials)
+
+    return Counts(
+        complete=number(TrialState.COMPLETE),
+        pruned=number(TrialState.PRUNED),
+        failed=sum(map(failed, trials)),
+        running=number(TrialState.RUNNING),
+        waiting=number(TrialState.WAITING),
+    )
+
+
+def _interrupted(trial: FrozenTrial) -> bool:
+    attrs = trial.user_attrs
+    return trial.state is TrialState.FAIL and bool(attrs.get("interrupted")) and not attrs.get("surplus")
+
+
+def _successor(trial: FrozenTrial) -> FrozenTrial:
+    """The next attempt: same parameters, nothing of what the pruner knew of the one before."""
+    attrs = trial.user_attrs
+    kept: dict[str, Any] = {k: v for k, v in trial.system_attrs.items() if k in ("fixed_params", "point")}
+    return create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        system_attrs={**kept, "retry_of": trial.number},
+        user_attrs={
+            "original": attrs.get("original", trial.number),
+            "retries": int(attrs.get("retries", 0)) + (attrs["interrupted"] == "killed"),
+        },
+    )
+
+
+def _taken_over(trial: FrozenTrial, origin: str, space: Space) -> FrozenTrial:
+    dropped = ("owner", "original", "retries", "same_as")
+    return create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=trial.params,
+        distributions=space.distributions(),
+        intermediate_values=trial.intermediate_values,
+        user_attrs={**{k: v for k, v in trial.user_attrs.items() if k not in dropped}, "from": origin},
+    )
+
+
+def _seconds(trial: FrozenTrial) -> float | None:
+    if trial.datetime_start is None:
+        return None
+    spent: timedelta = (trial.datetime_complete or datetime.now()) - trial.datetime_start
+    return round(spent.total_seconds(), 3)
+
+
+def _undominated(rows: list[TrialRow], directions: list[str]) -> list[TrialRow]:
+    """Complete rows that no other equals or beats in all objectives and beats in one."""
+    signs = [1 if direction == "minimize" else -1 for direction in directions]
+    costs = [
+        (row, [sign * value for sign, value in zip(signs, row.values or [], strict=True)])
+        for row in rows
+        if row.state == "complete"
+    ]
+
+    def beaten(mine: list[float]) -> bool:
+        return any(other != mine and all(o <= m for o, m in zip(other, mine, strict=True)) for _, other in costs)
+
+    return [row for row, cost in costs if not beaten(cost)]

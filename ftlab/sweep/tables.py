@@ -1,0 +1,207 @@
+"""What a sweep's report says, as tables and sentences that the terminal, Markdown and HTML all show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ftlab.config import OBJECTIVES, is_rate
+from ftlab.redact import redact
+from ftlab.sweep.entry import Entry, front, ranked, text
+from ftlab.sweep.figures import Sweep
+from ftlab.sweep.statistics import RungCheck, Saved, against, rung_checks
+from ftlab.terminal import percent, span
+
+LEADERBOARD = "Leaderboard"
+LEAST_TELLING = ("seconds", "rungs", "state", "95 %")  # columns that give way first, in this order
+
+RUNGS = "rungs: evaluations during training, and the {unit} of the last one."
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells by row below their titles, and what is to be known about them."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+    def fitting(self, width: int, most: int | None = None) -> "Table":
+        """The same in `width` characters and `most` rows: the least telling columns give way, then the last
+        parameters."""
+        rows = self.rows[:most]
+        keep = list(self.head)
+        sizes = {head: max([len(head), *(len(row[i]) for row in rows)]) for i, head in enumerate(self.head)}
+        droppable = [*(name for name in LEAST_TELLING if name in keep), *reversed(keep[3:])]
+        for name in droppable:
+            if sum(sizes[head] + 2 for head in keep) > width and name in keep:
+                keep.remove(name)
+        at = [self.head.index(head) for head in keep]
+        left_out = [f"no room for: {', '.join(head for head in self.head if head not in keep)} (see report.md)"]
+        notes = [*(left_out if len(keep) < len(self.head) else []), *self.notes]
+        return Table(self.title, keep, [[row[i] for i in at] for row in rows], notes)
+
+
+def number(value: float, metric: str) -> str:
+    """An objective's value with its unit."""
+    if is_rate(metric):
+        return percent(value)
+    unit = " GiB" if metric.endswith("_gib") else " s" if metric.endswith("/seconds") else ""
+    return f"{value:.{1 if unit == ' s' else 2 if unit else 4}f}{unit}"
+
+
+def interval(entry: Entry, metric: str) -> str:
+    """The 95 % interval of a trial's first objective."""
+    if entry.interval is None:
+        return ""
+    return span(entry.interval) if is_rate(metric) else " to ".join(f"{bound:.4f}" for bound in entry.interval)
+
+
+def counts(entries: Sequence[Entry], wanted: int | None) -> str:
+    """`19 of 24 finished: 11 complete, 8 pruned; 1 failed, 2 running`."""
+    own = [entry for entry in entries if entry.own]
+    by_state = {state: sum(e.state == state for e in own) for state in ("complete", "pruned", "failed", "running")}
+    finished = by_state["complete"] + by_state["pruned"]
+    words = f"{finished} of {wanted} finished" if wanted else f"{finished} finished"
+    rest = [f"{by_state[state]} {state}" for state in ("failed", "running") if by_state[state]]
+    parts = f"{by_state['complete']} complete, {by_state['pruned']} pruned"
+    return f"{words}: {parts}" + (f"; {', '.join(rest)}" if rest else "")
+
+
+def leaderboard(sweep: Sweep) -> Table:
+    """Every trial, best first; a search for several objectives lists its front first."""
+    entries = _ordered(sweep)
+    objectives, several = sweep.objectives, len(sweep.objectives) > 1
+    keys = [parameter.key for parameter in sweep.varied()]
+    with_intervals = any(entry.interval for entry in entries)
+    head = ["rank", "trial", *objectives, *(["95 %"] if with_intervals else [])]
+    head += ["front" if several else "vs best", *_short(keys), "rungs", "state", "seconds"]
+    members = {entry.number for entry in front(entries, sweep.directions)} if several else set()
+    rows, used = [], set()
+    for place, entry in enumerate(entries, 1):
+        values = [number(*pair) for pair in zip(entry.values, objectives, strict=False)]
+        values += ["-"] * (len(objectives) - len(values))
+        standing, by = _standing(entry, entries[0], members if several else None)
+        used.add(by)
+        rows.append(
+            [str(place) if entry.scored else "-", str(entry.number), *values]
+            + ([interval(entry, objectives[0])] if with_intervals else [])
+            + [standing, *(text(entry.params[key]) if key in entry.params else "-" for key in keys)]
+            + [_rungs(entry), _state(entry), "-" if entry.seconds is None else f"{entry.seconds:,.1f}"]
+        )
+    return Table(LEADERBOARD, head, rows, [RUNGS.format(unit=sweep.rung_unit), *_constant(sweep), *_how(used, sweep)])
+
+
+def _ordered(sweep: Sweep) -> list[Entry]:
+    entries = ranked(sweep.entries, sweep.directions)
+    if len(sweep.objectives) == 1:
+        return entries
+    members = front(entries, sweep.directions)
+    return members + [entry for entry in entries if entry not in members]
+
+
+def _short(keys: Sequence[str]) -> list[str]:
+    """The last part of each key where that tells it from the others."""
+    lasts = [key.rpartition(".")[2] for key in keys]
+    return [last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)]
+
+
+def _standing(entry: Entry, best: Entry, members: set[int] | None) -> tuple[str, str]:
+    """What the table says of a trial against the best, and what that rests on."""
+    if not entry.scored:
+        return "", ""
+    if members is not None:
+        return ("yes" if entry.number in members else ""), ""
+    if entry is best:
+        return "best", ""
+    found = against(best, entry)
+    if found is None:
+        return ("equal" if entry.values == best.values else "?"), ("" if entry.values == best.values else "unknown")
+    return ("tie" if found.tie else "worse"), found.by
+
+
+def _rungs(entry: Entry) -> str:
+    return f"{len(entry.rungs)} ({max(entry.rungs)})" if entry.rungs else "0"
+
+
+def _state(entry: Entry) -> str:
+    return f"{entry.state} ({entry.note})" if entry.note else entry.state
+
+
+def _constant(sweep: Sweep) -> list[str]:
+    """Parameters that all trials share have no column."""
+    varied = {parameter.key for parameter in sweep.varied()}
+    same = {key: value for entry in sweep.entries for key, value in entry.params.items() if key not in varied}
+    return [f"the same in all: {', '.join(f'{key}={text(value)}' for key, value in same.items())}"] if same else []
+
+
+def _how(used: set[str], sweep: Sweep) -> list[str]:
+    """How ties were told, in a sentence each."""
+    sentences = {
+        "rows": "tie or worse (paired): both answered the same validation rows; a tie where the bootstrap's interval "
+        "of the difference holds 0, or McNemar's p >= 0.05.",
+        "intervals": "tie or worse: a tie where the 95 % interval of the difference from the best, made of the two "
+        "intervals (Newcombe, MOVER), holds 0. It counts what other rows or seeds would change as far as the intervals "
+        "do: those of a single seed know nothing of other seeds. The best of many is itself flattered by chance.",
+        "unknown": f"?: nothing tells how sure {sweep.objectives[0]} is: no interval is recorded. Repeat over seeds "
+        "(sweep.seeds=3) to know.",
+    }
+    return [sentence for key, sentence in sentences.items() if key in used]
+
+
+def rungs(sweep: Sweep) -> Table | None:
+    """Whether the rungs foretell the end; None where no complete trial has one, or there is no single end."""
+    if len(sweep.objectives) > 1:
+        return None
+    checks = rung_checks(sweep.entries, OBJECTIVES.get(sweep.rung_metric, False), sweep.directions[0])
+    if not checks:
+        return None
+    rows = [[str(check.step), *_rho(check), str(check.trials), check.words] for check in checks]
+    notes = [
+        f"Spearman's rank correlation of {sweep.rung_metric} at a rung with the final {sweep.objectives[0]}, over "
+        "complete trials; +1: the same order. Pruned trials have no end and are missing, which makes it look weaker."
+    ]
+    return Table(
+        "Can pruning be trusted?", [f"rung ({sweep.rung_unit})", "rank correlation", "95 %", "trials", ""], rows, notes
+    )
+
+
+def _rho(check: RungCheck) -> list[str]:
+    if check.rho is None:
+        return ["-", "-"]
+    between = f"{check.low:+.2f} to {check.high:+.2f}" if check.trials > 3 else "-"
+    return [f"{check.rho:+.2f}", between]
+
+
+def importance(shares: dict[str, float]) -> Table | None:
+    """What mattered; None where it cannot be told."""
+    if not shares:
+        return None
+    rows = [[key, f"{100 * share:.0f} %"] for key, share in shares.items()]
+    note = "Share in what sets the best trials apart from all (PED-ANOVA over complete trials). Few trials: a hint."
+    return Table("Which parameters mattered", ["parameter", "share"], rows, [note])
+
+
+def failures(entries: Sequence[Entry]) -> Table | None:
+    """Causes of failed trials and of those that were not run, the most frequent first."""
+    by_cause: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.state == "failed" or entry.cause:
+            by_cause.setdefault(redact(entry.cause) or "no cause recorded", []).append(entry)
+    if not by_cause:
+        return None
+    rows = []
+    for cause, found in sorted(by_cause.items(), key=lambda item: (-len(item[1]), item[1][0].number)):
+        peak = max((entry.peak_gib for entry in found if entry.peak_gib is not None), default=None)
+        numbers = ", ".join(str(entry.number) for entry in found)
+        rows.append([numbers, str(len(found)), "-" if peak is None else f"{peak:.1f} GiB", cause])
+    return Table("What failed", ["trials", "times", "peak VRAM", "cause"], rows)
+
+
+def pruning(found: Saved) -> str:
+    """What pruning saved, in a sentence; empty where nothing was pruned."""
+    if found.planned <= found.done:
+        return ""
+    return (
+        f"pruning saved {found.planned - found.done:,} of {found.planned:,} steps ({100 * found.share:.0f} %): "
+        f"finished trials took {found.done:,}"
+    )

@@ -1,0 +1,181 @@
+"""One trial of a study: its configuration composed, run once for each seed, and judged on validation."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import Trial
+
+from ftlab import experiment, vram
+from ftlab.composition import Composition, composition, quoted
+from ftlab.config import ExperimentConfig
+from ftlab.errors import Pruned
+from ftlab.experiment import Watch
+from ftlab.models import Bases
+from ftlab.sweep.events import Event, Listener, unheard
+from ftlab.sweep.limits import Memory
+from ftlab.sweep.study import Study
+from ftlab.sweep.worker import Values, folder_of, peak_of, work
+from ftlab.terminal import Terminal
+from ftlab.train.batches import Plan
+from ftlab.train.loop import Metrics
+from ftlab.train.signals import StopSignal
+
+Estimate = Callable[[ExperimentConfig], float]
+
+
+def search(
+    study: Study,
+    on_event: Listener = unheard,
+    stop: StopSignal | None = None,
+    *,
+    config_dir: str | None = None,
+    estimate: Estimate = vram.estimate,
+) -> None:
+    """Run trials of experiments until the study needs no more; `work` says what it raises.
+
+    `estimate` forecasts the peak of GPU memory in GiB; configurations above `sweep.vram_limit_gib` are not run.
+
+    Raises:
+        ConfigError: trials are evaluated too seldom for `sweep.pruner`.
+    """
+    trials = Trials(study, on_event, config_dir=config_dir, estimate=estimate)
+    study.set_pruner(trials.rungs())
+    work(study, trials, on_event, stop, memory=Memory(trials.bases))
+
+
+class Trials:
+    """Runs the trials of a study in this process, for `work`. The base stays loaded from one trial to the next where
+    they agree on it.
+
+    What a trial's run would show goes to output.txt in the trial's folder.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        on_event: Listener = unheard,
+        *,
+        config_dir: str | None = None,
+        estimate: Estimate = vram.estimate,
+    ) -> None:
+        self.study, self.on_event = study, on_event
+        self.config_dir, self.estimate = config_dir, estimate
+        self.bases = Bases()
+
+    def rungs(self) -> list[int]:
+        """Optimizer steps after which a trial is evaluated, if the sweep does not search what decides them."""
+        cfg = composition(self.study.fixed, config_dir=self.config_dir).config
+        trainer, every = cfg.trainer, cfg.eval.every
+        rows = len(experiment.prepare(cfg).train.rows) if trainer.max_steps is None else 1
+        steps = Plan.of(rows, trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed).steps
+        return sorted({*range(every, steps, every), steps}) if every else [steps]
+
+    def __call__(self, trial: Trial) -> Values:
+        """The values of the study's objectives; over several seeds their means.
+
+        Raises:
+            optuna.TrialPruned: the pruner gave the trial up, or it would not fit into `sweep.vram_limit_gib`.
+            FtlabError: the configuration cannot be run.
+        """
+        folder = folder_of(self.study, trial)
+        folder.mkdir(parents=True, exist_ok=True)
+        seeds: list[tuple[float, ...]] = []
+        for place, run in enumerate(self._runs(trial, folder)):
+            if place == 0:
+                self._check_memory(trial, run.config)
+            summary = self._run(run, folder, self._watch(trial) if place == 0 else _unwatched)
+            seeds.append(tuple(value_of(summary, name) for name in self.study.objectives))
+            self._report_seed(trial, place, seeds[-1][0])
+        means = tuple(map(statistics.fmean, zip(*seeds, strict=True)))
+        if len(seeds) > 1:
+            trial.set_user_attr("seed_values", [list(values) for values in seeds])
+            trial.set_user_attr("deviation", [statistics.stdev(values) for values in zip(*seeds, strict=True)])
+        return means[0] if len(means) == 1 else means
+
+    def _runs(self, trial: Trial, folder: Path) -> Iterator[Composition]:
+        """The trial's configuration in its folder, or with each seed in a folder below."""
+        first = self._composed(trial, folder)
+        count = self.study.cfg.seeds
+        if count == 1:
+            yield first
+            return
+        for seed in range(first.config.seed, first.config.seed + count):
+            yield self._composed(trial, folder / f"seed-{seed}", f"seed={seed}")
+
+    def _composed(self, trial: Trial, folder: Path, *more: str) -> Composition:
+        study = self.study
+        number = trial.user_attrs.get("original", trial.number)
+        name = "-".join([f"{study.name}-{number}", *(text.replace("=", "-") for text in more)])
+        return composition(
+            [
+                f"tracker.group={quoted(study.name)}",
+                "tracker.job_type=trial",
+                *study.fixed,
+                *study.space.overrides(study.space.suggest(trial)),
+                f"run_dir={quoted(str(folder))}",
+                f"run_name={quoted(name)}",
+                f"sweep.keep_pruned={str(study.cfg.keep_pruned).lower()}",
+                *more,
+            ],
+            config_dir=self.config_dir,
+        )
+
+    def _run(self, run: Composition, folder: Path, watch: Watch) -> dict[str, Any]:
+        """The summary of the finished run."""
+        with open(folder / "output.txt", "a", encoding="utf-8") as file:
+            outcome = experiment.run(run, Terminal(file), experiment.Trial(watch, self.bases))
+        if outcome.summary["status"] == "pruned":
+            raise optuna.TrialPruned
+        return outcome.summary
+
+    def _watch(self, trial: Trial) -> Watch:
+        """Tells the study of each evaluation, by optimizer step, and gives up where its pruner says so. Wilcoxon
+        compares whole seeds instead, and a search for several objectives prunes nothing."""
+        study, told = self.study, set[int]()
+        silent = study.cfg.pruner == "wilcoxon" or len(study.directions) > 1
+
+        def hear(metrics: Metrics, step: int) -> None:
+            value = metrics[study.cfg.rung_metric]
+            self.on_event(Event("rung", trial.number, step=step, value=value))
+            if silent or step in told:
+                return
+            told.add(step)
+            trial.report(study.reported(value), step)
+            if trial.should_prune():
+                raise Pruned(f"{study.cfg.rung_metric}={value:g} at step {step}: sweep.pruner={study.cfg.pruner}")
+
+        return hear
+
+    def _report_seed(self, trial: Trial, place: int, value: float) -> None:
+        """A seed's objective as Wilcoxon compares it; after the last one there is nothing left to give up."""
+        if self.study.cfg.pruner != "wilcoxon":
+            return
+        trial.report(value, place)
+        if place + 1 < self.study.cfg.seeds and trial.should_prune():
+            raise optuna.TrialPruned
+
+    def _check_memory(self, trial: Trial, cfg: ExperimentConfig) -> None:
+        limit = self.study.cfg.vram_limit_gib
+        if limit is None:
+            return
+        needed = self.estimate(cfg)
+        trial.set_constraint("vram_gib", needed - limit)  # the sampler learns where configurations fit
+        if needed > limit:
+            trial.set_user_attr("cause", f"needs {needed:.1f} GiB, above sweep.vram_limit_gib={limit:g}: not run")
+            raise optuna.TrialPruned
+
+
+def value_of(summary: dict[str, Any], objective: str) -> float:
+    """An objective of a finished run: a validation metric, GiB or seconds."""
+    if objective == "vram/peak_allocated_gib":
+        return peak_of(summary)
+    if objective == "train/seconds":
+        return float(summary["seconds"]["train"])
+    return float(summary["tuned"][objective])
+
+
+def _unwatched(metrics: Metrics, step: int) -> None:
+    """Later seeds are run whatever they score."""

@@ -1,0 +1,300 @@
+"""A worker: takes one trial after another from a study until enough are finished.
+
+Whatever happens to a trial, the study is told what and why, and the next one begins:
+
+    error, no memory, NaN    failed; `cause` in one line, the traceback in error.txt of the trial's folder
+    over its time            failed; where it hangs even then, a watchdog records it and starts the process anew
+    SIGTERM, SIGINT          left to be taken up again, at no cost of retries; the worker ends with `Stopped`
+    SIGKILL                  found by the next worker that looks (`Study.reap`), and taken up again
+    one too many             given back: several workers may ask for the last trial at once
+    known                    not run again: a finished trial with equal parameters lends its values
+"""
+
+import faulthandler
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ftlab.errors import FtlabError, Stopped, TrainingError
+from ftlab.redact import redact
+from ftlab.run_dir import RunDir
+from ftlab.sweep.events import Event, Listener, unheard
+from ftlab.sweep.limits import GRACE_S, Memory, Overdue, start_again, time_limit
+from ftlab.sweep.study import FINISHED, Study
+from ftlab.train.signals import StopSignal
+
+Values = float | tuple[float, ...]
+RunTrial = Callable[[Trial], Values]
+
+POLL_S = 1.0  # between two looks at trials of other workers
+MOST_REDRAWS = 3  # draws of a configuration that runs elsewhere, until the worker waits for that one
+MOST_STORAGE_ERRORS = 5  # in a row, until the worker gives up
+
+
+class Failed(Exception):
+    """The trial failed, and its cause is recorded."""
+
+
+class Left(BaseException):
+    """The trial stays as it is, for `Study.reap` to take up again."""
+
+
+def work(
+    study: Study,
+    run_trial: RunTrial,
+    on_event: Listener = unheard,
+    stop: StopSignal | None = None,
+    *,
+    memory: Memory | None = None,
+    restart: Callable[[], None] = start_again,
+    grace_s: float = GRACE_S,
+) -> None:
+    """Run trials until the study needs no more. `run_trial` returns the values of the study's objectives and may
+    raise `optuna.TrialPruned`. `restart` replaces the process where a trial hangs or GPU memory is lost.
+
+    Raises:
+        Stopped: a signal came, in a trial or between two.
+        TrainingError: more than `sweep.max_failures` trials have failed.
+    """
+    stop = StopSignal() if stop is None else stop  # one that has not come yet is false
+    Worker(study, run_trial, on_event, stop, memory or Memory(), restart, grace_s).run()
+
+
+def folder_of(study: Study, trial: Trial | FrozenTrial) -> Path:
+    """The trial's folder, which is that of its first attempt."""
+    return study.folder / str(trial.user_attrs.get("original", trial.number))
+
+
+class Worker:
+    """The state of `work`."""
+
+    def __init__(
+        self,
+        study: Study,
+        run_trial: RunTrial,
+        on_event: Listener,
+        stop: StopSignal,
+        memory: Memory,
+        restart: Callable[[], None],
+        grace_s: float,
+    ) -> None:
+        self.study, self.run_trial, self.on_event, self.stop = study, run_trial, on_event, stop
+        self.memory, self.restart, self.grace_s = memory, restart, grace_s
+        self.redraws = 0
+        self.storage_errors = 0
+        self.leaks = False  # whether a trial kept GPU memory
+        self.current: int | None = None  # the trial whose end is to be told
+
+    def run(self) -> None:
+        """One trial after another."""
+        self.study.reap(idle=True)
+        while left := self.study.left(counts := self.study.counts()):
+            self._heed_stop()
+            if counts.failed > self.study.cfg.max_failures:
+                raise self._too_many_failures()
+            if counts.running >= left:  # others are on it, unless they die
+                time.sleep(POLL_S)
+            else:
+                self._next()
+            self.study.reap(idle=True)
+            if self.leaks:
+                self.restart()
+
+    def _next(self) -> None:
+        """One trial, through Optuna, whose heartbeat runs meanwhile."""
+        try:
+            self.study.optuna.optimize(self._objective, n_trials=1, catch=(Failed,))
+            self.storage_errors = 0
+        except StorageInternalError as error:
+            self._tolerate(error)
+        except Left as left:
+            self.current = None
+            self.study.reap(idle=True)
+            if not isinstance(left.__cause__, StorageInternalError):
+                raise Stopped(f"{left}; the same command goes on") from None
+            self._tolerate(left.__cause__)
+        except (UpdateFinishedTrialError, ValueError, AssertionError):  # Optuna's words for a trial that has ended
+            if not self._ended_elsewhere():
+                raise
+        self._tell_end()
+
+    def _objective(self, trial: Trial) -> Values:
+        """A trial, with its end told to whoever listens."""
+        params = self.study.space.suggest(trial)
+        self.current = trial.number
+        self.on_event(Event("started", trial.number, params))
+        self._give_back_surplus(trial)
+        twin = self._twin(trial)
+        try:
+            return self._lent(trial, twin) if twin else self._ran(trial)
+        finally:
+            self.redraws = 0
+
+    # --- trials that need not run -----------------------------------------------------------------------------
+
+    def _give_back_surplus(self, trial: Trial) -> None:
+        if self.study.surplus(trial.number):
+            trial.set_user_attr("surplus", True)
+            raise Failed("one too many")
+
+    def _twin(self, trial: Trial) -> FrozenTrial | None:
+        """A finished trial with equal parameters. Where one is under way elsewhere this one is given back, for
+        another draw; where draws do not differ it is waited for."""
+        while True:
+            equal = [t for t in self.study.trials() if t.number != trial.number and t.params == trial.params]
+            finished = [t for t in equal if t.state in FINISHED]
+            if finished:
+                return finished[0]
+            if not any(t.state is TrialState.RUNNING and t.number < trial.number for t in equal):
+                return None
+            if self.redraws < MOST_REDRAWS:
+                self.redraws += 1
+                trial.set_user_attr("surplus", True)
+                raise Failed("the same configuration is under way")
+            self._wait(trial)
+
+    def _wait(self, trial: Trial) -> None:
+        try:
+            self._heed_stop()
+            time.sleep(POLL_S)
+        except (Stopped, KeyboardInterrupt):
+            self.study.stopped(trial)
+            raise Left(f"stopped before trial {trial.number}") from None
+        self.study.reap()
+
+    def _lent(self, trial: Trial, twin: FrozenTrial) -> Values:
+        """The end of an equal trial as this one's."""
+        trial.set_user_attr("same_as", twin.number)
+        for name in ("deviation", "seed_values"):
+            if name in twin.user_attrs:
+                trial.set_user_attr(name, twin.user_attrs[name])
+        for step, value in twin.intermediate_values.items():
+            trial.report(value, step)
+        if twin.state is TrialState.PRUNED:
+            raise optuna.TrialPruned
+        return _values(twin.values)
+
+    # --- trials that run ----------------------------------------------------------------------------------------
+
+    def _ran(self, trial: Trial) -> Values:
+        self._note(trial, free_gib_before=self.memory.last)
+        try:
+            with time_limit(self.study.cfg.trial_limit_s, lambda: self._hung(trial), self.grace_s):
+                values = self.run_trial(trial)
+            failure, pruned = None, False
+        except optuna.TrialPruned:
+            failure, pruned = None, True
+        except (Stopped, KeyboardInterrupt):
+            self.study.stopped(trial)
+            raise Left(f"stopped in trial {trial.number}") from None
+        except StorageInternalError as error:
+            raise Left from error
+        except (Exception, Overdue) as error:
+            failure = self._recorded(trial, error)
+        # Here the error is gone, and with it the frames that held the model.
+        free = self.memory.settle()
+        self._note(trial, free_gib_after=free)
+        if self.memory.drifted(free):
+            self.leaks = True
+        if failure:
+            raise Failed(failure)
+        if pruned:
+            raise optuna.TrialPruned
+        return values
+
+    def _recorded(self, trial: Trial, error: BaseException) -> str:
+        """The cause of a failure, after it was written down."""
+        folder = folder_of(self.study, trial)
+        cause = in_one_line(error)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8")
+        self._note(trial, cause=cause, vram_peak_gib=peak_gib(folder))
+        return cause
+
+    def _hung(self, trial: Trial) -> None:
+        """In the watchdog's thread: fail the trial, write down where it hangs, and begin anew without it."""
+        limit = self.study.cfg.trial_limit_s
+        cause = f"it hung: {self.grace_s:g} s after sweep.trial_limit_s={limit:g} it could not be interrupted"
+        storage = self.study.optuna._storage
+        with suppress(Exception):
+            folder = folder_of(self.study, trial)
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / "error.txt", "w", encoding="utf-8") as file:
+                print(cause, file=file, flush=True)
+                faulthandler.dump_traceback(file)
+        with suppress(Exception):  # otherwise the process that follows finds the trial and takes it up again
+            storage.set_trial_user_attr(trial._trial_id, "cause", cause)
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        self.restart()
+
+    def _note(self, trial: Trial, **attrs: Any) -> None:
+        """User attributes of a trial, as far as there is something to say and the trial is still ours."""
+        with suppress(UpdateFinishedTrialError):
+            for name, value in attrs.items():
+                if value is not None:
+                    trial.set_user_attr(name, value)
+
+    # --- between trials -----------------------------------------------------------------------------------------
+
+    def _heed_stop(self) -> None:
+        if self.stop:
+            raise Stopped(f"{self.stop.name}: stopped between two trials; the same command goes on")
+
+    def _too_many_failures(self) -> TrainingError:
+        """The next trials would fail as well."""
+        limit, rows = self.study.cfg.max_failures, self.study.leaderboard()
+        failed = [row for row in rows if row.state == "failed"]
+        last = max(failed, key=lambda row: row.number)
+        return TrainingError(
+            f"{len(failed)} trials failed (sweep.max_failures={limit}). "
+            f"The last of them, {last.number}: {last.cause} (traceback in {last.folder}/error.txt). "
+            f"When the cause is removed, go on with sweep.max_failures={len(failed) + limit}"
+        )
+
+    def _tolerate(self, error: StorageInternalError) -> None:
+        """A busy database is tried again; one that stays so is an error."""
+        self.storage_errors += 1
+        if self.storage_errors >= MOST_STORAGE_ERRORS:
+            cause = in_one_line(error.__cause__ or error)
+            raise TrainingError(f"the study's database fails again and again ({cause}); the same command goes on")
+        time.sleep(POLL_S * self.storage_errors)
+
+    def _ended_elsewhere(self) -> bool:
+        """Whether another process has ended our trial: it took this one for dead, or the watchdog ran."""
+        return any(t.number == self.current and t.state.is_finished() for t in self.study.trials())
+
+    def _tell_end(self) -> None:
+        number, self.current = self.current, None
+        for trial in self.study.trials() if number is not None else ():
+            if trial.number == number and trial.state.is_finished():
+                self.on_event(Event("ended", number, row=self.study.row(trial)))
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, as the study records it."""
+    text = " ".join(redact(str(error)).split("\n")) if isinstance(error, FtlabError | Overdue) else ""
+    first = (redact(str(error)).strip().splitlines() or [""])[0]
+    return (text or f"{type(error).__name__}: {first}".rstrip(": "))[:500]
+
+
+def peak_gib(folder: Path) -> float | None:
+    """The largest peak of allocated GPU memory that the runs in a trial's folder have recorded."""
+    summaries = [RunDir(path).summary for path in (folder, *folder.glob("seed-*"))]
+    return max((peak_of(summary) for summary in summaries if summary), default=None)
+
+
+def peak_of(summary: dict[str, Any]) -> float:
+    """The largest peak over a run's phases in GiB; 0 without a GPU."""
+    phases = summary.get("vram") or {}
+    return max((float(peaks.get("allocated", 0.0)) for peaks in phases.values()), default=0.0)
+
+
+def _values(values: list[float]) -> Values:
+    return values[0] if len(values) == 1 else tuple(values)

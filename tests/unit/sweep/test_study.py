@@ -1,0 +1,552 @@
+"""Studies on SQLite with a toy objective: counting, joining, taking up what dead processes left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import Trial, TrialState
+
+from ftlab.config import SweepConfig
+from ftlab.errors import ConfigError, InputError
+from ftlab.sweep import owners as owners_module
+from ftlab.sweep import samplers
+from ftlab.sweep.owners import Owner
+from ftlab.sweep.space import Space
+from ftlab.sweep.study import Study, folder_name
+
+GRID = ["lora.r=4,8,16", "quant=nf4,none"]
+SEARCH = ["lora.r=4,8,16", "trainer.lr=tag(log,interval(1e-5,1e-3))"]
+
+# Optuna's notice to those who ask for trials by hand, which here stands for workers that do so at once.
+asks_by_hand = pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
+
+# A worker that opens the study and hangs in its first trial after saying so.
+HANGING = """
+    import sys, time
+    from pathlib import Path
+    from ftlab.config import SweepConfig
+    from ftlab.sweep.space import Space
+    from ftlab.sweep.study import Study
+
+    space, _ = Space.read(sys.argv[2:], {})
+    study = Study.open("toy", Path(sys.argv[1]), SweepConfig(n_trials=4), space, ["eval/loss"], [])
+
+    def objective(trial):
+        study.space.suggest(trial)
+        trial.report(0.5, 10)
+        print("running", trial.number, flush=True)
+        time.sleep(60)
+
+    study.reap()
+    study.optuna.optimize(objective, n_trials=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def spaces() -> dict[str, Space]:
+    return {"grid": Space.read(GRID, {})[0], "search": Space.read(SEARCH, {})[0]}
+
+
+@pytest.fixture
+def opened(tmp_path: Path, spaces: dict[str, Space]) -> Callable[..., Study]:
+    def make(space: str | Space = "search", objectives: list[str] | None = None, **settings: Any) -> Study:
+        folder = settings.pop("folder", tmp_path / "toy")
+        fixed = settings.pop("fixed", ["model=tiny"])
+        name = settings.pop("name", "toy")
+        found = spaces[space] if isinstance(space, str) else space
+        return Study.open(name, folder, SweepConfig(**settings), found, objectives or ["eval/loss"], fixed)
+
+    return make
+
+
+def toy(study: Study) -> Callable[[Trial], float]:
+    def objective(trial: Trial) -> float:
+        return float(study.space.suggest(trial)["lora.r"] or 0)
+
+    return objective
+
+
+def work(study: Study, objective: Callable[[Trial], Any] | None = None, most: int = 50) -> None:
+    for _ in range(most):
+        study.reap()
+        if not study.left():
+            return
+        study.optuna.optimize(objective or toy(study), n_trials=1, catch=(ValueError,))
+
+
+def hanging(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A worker in the middle of its trial."""
+    worker = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HANGING), str(folder), *overrides],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.readline().startswith("running")
+    return worker
+
+
+def kill(worker: subprocess.Popen[str]) -> None:
+    """SIGKILL; the zombie is left unread until it was looked at."""
+    worker.send_signal(signal.SIGKILL)
+    time.sleep(0.05)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = hanging(tmp_path / "toy", *SEARCH)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+# --- counting and going on -----------------------------------------------------------------------------------
+
+
+def test_a_grid_covers_every_point_once_in_order_and_ends(opened: Callable[..., Study]) -> None:
+    study = opened("grid")
+    assert study.target == study.left() == 6
+    work(study)
+    points = [study.space.overrides(t.params) for t in study.trials()]
+    assert points == [[f"lora.r={r}", f"quant={q}"] for r in (4, 8, 16) for q in ("nf4", "none")]
+    assert asdict(study.counts()) == {"complete": 6, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+
+
+def test_a_resumed_grid_does_the_missing_points_only(opened: Callable[..., Study]) -> None:
+    study = opened("grid", first=[{"lora.r": 16, "quant": "none"}, {"lora.r": 8}])
+    work(study, most=3)
+    again = opened("grid")
+    work(again)
+    points = {tuple(again.space.overrides(t.params)) for t in again.trials()}
+    assert len(again.trials()) == len(points) == 6
+    assert again.trials()[0].params == {"lora.r": 16, "quant": "none"}
+    assert again.trials()[1].params["lora.r"] == 8
+
+
+def test_a_grid_point_that_fails_of_itself_is_not_tried_again(opened: Callable[..., Study]) -> None:
+    study = opened("grid")
+
+    def objective(trial: Trial) -> float:
+        if study.space.suggest(trial)["lora.r"] == 8:
+            raise ValueError("out of memory")
+        return 1.0
+
+    work(study, objective)
+    assert (study.counts().finished, study.counts().failed, study.left()) == (4, 2, 0)
+
+
+def test_part_of_a_grid_is_a_sample_of_it(opened: Callable[..., Study]) -> None:
+    study = opened("grid", sampler="grid", n_trials=3)
+    work(study)
+    found = [study.space.index(t.params) for t in study.trials()]
+    assert len(set(found)) == 3
+    assert found != [0, 1, 2]
+
+
+def test_more_trials_go_on_and_fewer_are_finished(opened: Callable[..., Study]) -> None:
+    work(opened(n_trials=3))
+    assert opened(n_trials=5).left() == 2
+    assert opened(n_trials=2).left() == 0
+
+
+def test_a_restart_draws_what_the_sweep_would_have_drawn(opened: Callable[..., Study], tmp_path: Path) -> None:
+    whole = opened(n_trials=6, folder=tmp_path / "whole")
+    work(whole)
+    for wanted in (2, 4, 6):
+        broken = opened(n_trials=wanted)
+        work(broken)
+    rates = [t.params["trainer.lr"] for t in whole.trials()]
+    assert [t.params["trainer.lr"] for t in broken.trials()] == rates
+    assert len(set(rates)) == 6
+
+
+def test_pruned_trials_count_and_failed_ones_do_not(opened: Callable[..., Study]) -> None:
+    study = opened(n_trials=3)
+    outcomes = iter([ValueError("nan"), optuna.TrialPruned(), None, None])
+
+    def objective(trial: Trial) -> float:
+        study.space.suggest(trial)
+        outcome = next(outcomes)
+        if outcome:
+            raise outcome
+        return 1.0
+
+    work(study, objective)
+    counts = study.counts()
+    assert (counts.complete, counts.pruned, counts.failed) == (2, 1, 1)
+
+
+@asks_by_hand
+def test_the_trial_too_many_gives_itself_back(opened: Callable[..., Study]) -> None:
+    study = opened(n_trials=2)
+    asked = [study.optuna.ask() for _ in range(3)]
+    assert [study.surplus(trial.number) for trial in asked] == [False, False, True]
+    asked[2].set_user_attr("surplus", True)
+    study.optuna.tell(asked[2], state=TrialState.FAIL)
+    assert study.counts().failed == 0
+    assert [row.number for row in study.leaderboard()] == [0, 1]
+
+
+# --- opening ---------------------------------------------------------------------------------------------------
+
+
+def test_two_drivers_at_once_make_one_study(tmp_path: Path) -> None:
+    starts = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(HANGING).replace("time.sleep(60)", "return 1.0"),
+                str(tmp_path / "toy"),
+                *SEARCH,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    ends = [start.communicate(timeout=60) for start in starts]
+    assert [start.returncode for start in starts] == [0, 0, 0], ends
+    assert Study.load(str(tmp_path / "toy")).counts().complete == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"space": "grid"}, ["quant", "trainer.lr", "not searched"]),
+        ({"objectives": ["eval/sql_exact_match"]}, ["objectives", "eval/loss", "directions"]),
+        ({"direction": "maximize"}, ["minimize in the study", "maximize now"]),
+        ({"fixed": ["model=tiny", "trainer.max_steps=9"]}, ["trainer.max_steps=9"]),
+        ({"seeds": 3}, ["sweep.seeds"]),
+    ],
+)
+def test_another_sweep_of_the_same_name_is_refused(
+    opened: Callable[..., Study], change: dict[str, Any], words: list[str]
+) -> None:
+    work(opened(n_trials=2))
+    with pytest.raises(ConfigError) as caught:
+        opened(**{"n_trials": 2, **change})
+    assert all(word in str(caught.value) for word in [*words, "sweep.study=NAME"])
+    assert len(opened(n_trials=2).trials()) == 2  # and nothing was left behind
+
+
+def test_what_changes_no_result_may_differ(opened: Callable[..., Study]) -> None:
+    work(opened(n_trials=2))
+    reordered = Space.read(["trainer.lr=tag(log,interval(1e-5,1e-3))", "lora.r=16,8,4"], {})[0]
+    study = opened(reordered, n_trials=4, fixed=["tracker.mode=offline", "model=tiny"], sampler="random")
+    work(study)
+    assert study.counts().complete == 4
+
+
+def test_a_folder_holds_one_study(opened: Callable[..., Study]) -> None:
+    opened(n_trials=2)
+    with pytest.raises(ConfigError, match=r"the study toy.*run_dir=DIR"):
+        opened(name="other", n_trials=2)
+
+
+def test_load_finds_folder_and_name_and_says_what_is_near(
+    opened: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work(opened(name="lr search", folder=tmp_path / "outputs" / "lr-search", n_trials=2, workers=3))
+    for text in ("lr-search", "outputs/lr-search", str(tmp_path / "outputs/lr-search")):
+        study = Study.load(text)
+        assert (study.name, study.left(), study.cfg.workers, study.fixed) == ("lr-search", 0, 3, ["model=tiny"])
+    with pytest.raises(InputError, match="Did you mean: lr-search"):
+        Study.load("lr_serch")
+
+
+@pytest.mark.parametrize(("text", "name"), [("../../etc", "etc"), ("a/b c", "a-b-c"), ("lora_sql", "lora_sql")])
+def test_names_are_folder_names(text: str, name: str) -> None:
+    assert folder_name(text) == name
+
+
+def test_a_name_without_letters_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.study=\.\./"):
+        folder_name("../")
+
+
+def test_a_database_that_is_none_is_one_line(opened: Callable[..., Study], tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "study.db").write_text("not a database" * 100)
+    with pytest.raises(InputError, match="not a database") as caught:
+        opened()
+    assert "\n" not in str(caught.value)
+
+
+def test_no_password_is_written(tmp_path: Path, opened: Callable[..., Study]) -> None:
+    with pytest.raises(InputError) as caught:
+        opened(storage="postgresql://me:hunter22@127.0.0.1:1/db", folder=tmp_path / "pg")
+    assert "hunter22" not in str(caught.value)
+    opened(fixed=["+hub.token=hunter2222"])
+    assert b"hunter2" not in b"".join(file.read_bytes() for file in (tmp_path / "toy").iterdir())
+
+
+# --- what dead processes leave ----------------------------------------------------------------------------------
+
+
+def test_a_killed_trial_is_taken_up_again(
+    opened: Callable[..., Study], worker: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    study = opened(n_trials=4, fixed=[])
+    assert study.reap() == []  # its owner lives
+    kill(worker)
+    params = study.trials()[0].params
+    assert study.reap() == [0]
+    assert study.reap() == []
+    counts = study.counts()
+    assert (counts.running, counts.waiting, counts.failed) == (0, 1, 0)
+    work(study)
+    trials = study.trials()
+    assert (trials[1].params, trials[1].user_attrs["original"]) == (params, 0)
+    assert trials[1].intermediate_values == {}
+    assert study.row(trials[1]).folder == str(tmp_path / "toy" / "0")
+    assert study.counts().finished == 4
+    assert len(study.leaderboard()) == 4
+
+
+def test_retries_are_bounded(opened: Callable[..., Study], tmp_path: Path) -> None:
+    for _ in range(2):
+        worker = hanging(tmp_path / "toy", *SEARCH)
+        kill(worker)
+        study = opened(n_trials=4, retries=1, fixed=[])
+        study.reap()
+        worker.communicate()
+    assert study.counts().waiting == 0
+    assert study.counts().failed == 1
+    failed = study.leaderboard()[-1]
+    assert (failed.number, failed.user_attrs["original"]) == (1, 0)
+    assert failed.cause == "its process died 2 times (killed, or the machine went down)"
+    work(study)
+    assert study.counts().finished == 4
+
+
+def test_a_reaper_that_died_between_is_made_up_for(opened: Callable[..., Study], worker: Any) -> None:
+    study = opened(n_trials=4, fixed=[])
+    kill(worker)
+    study._bury(study.trials()[0])  # and dies before it enqueues
+    assert opened(n_trials=4, fixed=[]).reap() == []
+    assert study.counts().waiting == 1
+
+
+def test_a_killed_grid_trial_keeps_its_point(opened: Callable[..., Study], tmp_path: Path) -> None:
+    worker = hanging(tmp_path / "toy", *GRID)
+    kill(worker)
+    study = opened("grid", fixed=[], n_trials=6)
+    work(study)
+    worker.communicate()
+    assert len({study.space.index(t.params) for t in study.trials() if t.state is TrialState.COMPLETE}) == 6
+    assert len(study.trials()) == 7
+
+
+def test_a_trial_killed_before_it_said_who_runs_it_is_found(opened: Callable[..., Study]) -> None:
+    study = opened(n_trials=2, first=[{"lora.r": 4}])
+    gone = subprocess.Popen(["true"])
+    owner = Owner(owners_module.this_host(), gone.pid, "1")
+    gone.wait()
+    backend = study._backend
+    waiting = study.trials()[0]._trial_id
+    backend.set_trial_system_attr(waiting, "claim:gone", owner.record())
+    super(type(backend), backend).set_trial_state_values(waiting, TrialState.RUNNING)
+    assert study.reap() == [0]
+    work(study)
+    assert study.trials()[1].params["lora.r"] == 4
+
+
+def test_stopping_costs_no_retry(opened: Callable[..., Study]) -> None:
+    study = opened(n_trials=2, retries=0)
+
+    def objective(trial: Trial) -> float:
+        study.space.suggest(trial)
+        if trial.number < 2:
+            study.stopped(trial)
+            raise ValueError("SIGTERM")
+        return 1.0
+
+    work(study, objective)
+    assert study.counts().failed == 0
+    assert [t.user_attrs.get("original") for t in study.trials()] == [None, 0, 0, None]
+
+
+@asks_by_hand
+def test_what_this_process_left_by_replacing_itself_is_reaped_when_it_is_idle(opened: Callable[..., Study]) -> None:
+    study = opened(n_trials=2)
+    study.optuna.ask()
+    assert study.reap() == []
+    assert study.reap(idle=True) == [0]
+
+
+def test_a_pid_that_was_given_out_again_is_dead() -> None:
+    me = Owner.me()
+    assert not me.dead()
+    assert Owner(me.host, me.pid, "1").dead()
+    assert not Owner("elsewhere", me.pid, "1").dead()
+
+
+@asks_by_hand
+def test_silence_of_another_host_is_death_after_the_grace(opened: Callable[..., Study]) -> None:
+    study = opened(n_trials=2, heartbeat_s=1, grace_s=1)
+    trial = study.optuna.ask()
+    trial.set_user_attr("owner", Owner("elsewhere", 1, "1").record())
+    assert study.reap() == []
+    time.sleep(1.1)
+    assert study.reap() == [0]
+    assert study.counts().waiting == 1
+
+
+# --- samplers and pruners -----------------------------------------------------------------------------------------
+
+
+def test_a_grid_of_a_continuous_space_is_refused(opened: Callable[..., Study], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.lr.*choice\(\.\.\.\)"):
+        opened(sampler="grid")
+    assert not (tmp_path / "toy" / "study.db").exists()
+
+
+@pytest.mark.parametrize("name", ["gp", "cmaes", "qmc"])
+def test_a_missing_package_names_its_command(
+    opened: Callable[..., Study], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(ConfigError, match="pip install") as caught:
+        opened(sampler=name)
+    assert samplers.NEEDS[name][0] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tpe", "random"])
+def test_samplers_search(opened: Callable[..., Study], name: str) -> None:
+    study = opened(sampler=name, n_trials=8)
+    work(study)
+    assert study.counts().complete == 8
+    assert len({t.params["trainer.lr"] for t in study.trials()}) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"),
+    [("median", "minimize"), ("median", "maximize"), ("successive_halving", "maximize"), ("hyperband", "maximize")],
+)
+def test_pruners_stop_the_worse_half(opened: Callable[..., Study], name: str, direction: str) -> None:
+    objective_name = "eval/loss" if direction == "minimize" else "eval/sql_exact_match"
+    study = opened(
+        pruner=name, n_trials=16, sampler="tpe" if name == "hyperband" else "random", objectives=[objective_name]
+    )
+    rungs = [10, 20, 30, 90]
+    study.set_pruner(rungs)
+
+    def objective(trial: Trial) -> float:
+        study.space.suggest(trial)
+        loss = (trial.number * 7) % 12 + 1.0
+        for rung in rungs:
+            trial.report(study.reported(loss + 1 / rung), rung)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return loss if direction == "minimize" else -loss
+
+    work(study, objective)
+    pruned = [row for row in study.leaderboard() if row.state == "pruned"]
+    best = study.best()
+    assert len(pruned) >= 3
+    assert best is not None
+    assert min(best.rungs.values()) < min(min(row.rungs.values()) for row in pruned)  # losses, whatever the direction
+
+
+def test_patience_holds_the_pruner_back() -> None:
+    plain = samplers.pruner(SweepConfig(pruner="median"), [10, 20, 30])
+    patient = samplers.pruner(SweepConfig(pruner="median", patience=2), [10, 20, 30])
+    study = optuna.create_study(direction="minimize")
+    for value in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        trial = study.ask()
+        for rung in (10, 20, 30):
+            trial.report(value, rung)
+        study.tell(trial, value)
+    worse = study.ask()
+    worse.report(9.0, 10)
+    worse.report(8.0, 20)
+    frozen = study.get_trials()[-1]
+    assert plain.prune(study, frozen)
+    assert not patient.prune(study, frozen)
+
+
+def test_a_pruner_without_rungs_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"eval\.every"):
+        samplers.pruner(SweepConfig(pruner="hyperband"), [])
+    with pytest.raises(ConfigError, match="warmup_rungs=2"):
+        samplers.pruner(SweepConfig(pruner="median", warmup_rungs=2), [10, 20])
+
+
+def test_settings_that_do_not_go_together_are_refused(opened: Callable[..., Study]) -> None:
+    both = ["eval/loss", "vram/peak_allocated_gib"]
+    with pytest.raises(ConfigError, match="several objectives"):
+        opened(pruner="median", objectives=both)
+    with pytest.raises(ConfigError, match="seed by seed"):
+        opened(pruner="wilcoxon", seeds=2)
+    with pytest.raises(ConfigError, match="already varies seed"):
+        opened(Space.read(["seed=1,2"], {})[0], seeds=2)
+    with pytest.raises(ConfigError, match=r"lora\.r=5"):
+        opened(first=[{"lora.r": 5}])
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_leaderboard_is_best_first_and_json(opened: Callable[..., Study]) -> None:
+    study = opened("grid", objectives=["eval/sql_exact_match"])
+    work(study)
+    rows = study.leaderboard()
+    assert [row.value for row in rows] == [16, 16, 8, 8, 4, 4]
+    assert [row.number for row in rows[:2]] == [4, 5]  # a tie goes to the lower number
+    assert study.best() == rows[0]
+    assert [row.number for row in study.front()] == [4, 5]
+    assert json.loads(json.dumps([asdict(row) for row in rows]))[0]["params"] == {"lora.r": 16, "quant": "nf4"}
+
+
+def test_the_front_holds_what_nothing_beats(opened: Callable[..., Study]) -> None:
+    study = opened("grid", objectives=["eval/sql_exact_match", "vram/peak_allocated_gib"])
+    assert study.directions == ["maximize", "minimize"]
+
+    def objective(trial: Trial) -> tuple[float, float]:
+        params = study.space.suggest(trial)
+        rank = float(params["lora.r"] or 0)
+        return rank, rank + (params["quant"] == "none")
+
+    work(study, objective)
+    assert sorted(row.values or [] for row in study.front()) == [[4, 4], [8, 8], [16, 16]]
+    assert [row.values for row in study.leaderboard()][:2] == [[16, 16], [8, 8]]
+
+
+def test_first_guesses_come_first_and_once(opened: Callable[..., Study]) -> None:
+    guess = {"lora.r": 16, "trainer.lr": 2e-4}
+    work(opened(first=[guess], n_trials=1))
+    study = opened(first=[guess], n_trials=3)
+    work(study)
+    assert study.trials()[0].params == guess
+    assert [t.params for t in study.trials()].count(guess) == 1
+
+
+def test_a_warm_start_teaches_without_counting(opened: Callable[..., Study], tmp_path: Path) -> None:
+    work(opened(n_trials=3))
+    settings = {"name": "two", "folder": tmp_path / "two", "warm_start": str(tmp_path / "toy"), "n_trials": 2}
+    for _ in range(2):
+        study = opened(**settings)
+    assert (study.counts().finished, study.left(), len(study.optuna.trials)) == (0, 2, 3)
+    work(study)
+    assert study.counts().finished == 2
+    assert {t.user_attrs.get("from") for t in study.optuna.trials} == {"toy/0", "toy/1", "toy/2", None}
+    with pytest.raises(ConfigError, match="cannot be taken over"):
+        opened("grid", **{**settings, "name": "three", "folder": tmp_path / "three"})
+
+
+def test_optuna_is_not_loaded_before_a_sweep() -> None:
+    code = "import sys, ftlab.sweep, ftlab.sweep.space; sys.exit('optuna' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False).returncode == 0
