@@ -8,6 +8,7 @@ import os
 import re
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -146,10 +147,12 @@ def _seldom_synced(connection: Any, record: Any) -> None:
 def _made(url: str, engine: dict[str, Any], heartbeat_s: int, grace_s: int) -> OwnedStorage:
     """Hosts that make the tables of one server at once disturb each other; the second time they are there."""
     try:
-        return OwnedStorage(url, engine, heartbeat_interval=heartbeat_s, grace_period=grace_s)
+        made = OwnedStorage(url, engine, heartbeat_interval=heartbeat_s, grace_period=grace_s)
     except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
         time.sleep(1)
-        return OwnedStorage(url, engine, heartbeat_interval=heartbeat_s, grace_period=grace_s)
+        made = OwnedStorage(url, engine, heartbeat_interval=heartbeat_s, grace_period=grace_s)
+    weakref.finalize(made, made.engine.dispose)  # Optuna would leave its connections to the server open
+    return made
 
 
 @contextmanager

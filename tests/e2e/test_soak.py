@@ -156,7 +156,8 @@ def test_experiments_killed_at_random_go_on_from_their_checkpoints(
 
 
 def kill(process: Process, kind: str, rng: random.Random) -> bool:
-    """Whether there was one of that kind to kill. Workers whose driver alone is killed stop by themselves, while the next one starts."""
+    """Whether there was one of that kind to kill. Workers whose driver alone is killed stop by themselves, while the
+    next driver starts."""
     if kind == "all":
         kill_all(process)
         return True
