@@ -248,7 +248,7 @@ def test_several_runs_get_a_folder_each(cli: Cli, small: list[str]) -> None:
     found = {int(file.parent.name): file for file in Path("many").glob("*/config.yaml")}
     assert sorted(found) == [0, 1]
     assert "seed: 1" in found[1].read_text()
-    assert "== job 1: " in out
+    assert "trial 1   done" in out
     assert not [path for path in Path().iterdir() if path.name != "many"]
 
 
