@@ -283,8 +283,7 @@ class Engine:
 
     def syntax_ok(self, text: str) -> bool:
         """Whether a text is one query to SQLite's grammar, though it may name what is not there."""
-        reason = self.prepare(text)
-        return reason is None or NO_SYNTAX.search(reason) is None
+        return is_grammatical(self.prepare(text))
 
     def run(self, text: str) -> Rows:
         """The result of a query. Raises QueryError where it cannot run and OverBudget where it costs too much."""
@@ -353,6 +352,11 @@ class Engine:
         if "number of bindings" in message:
             return QueryError("has parameters, which have no values")
         return QueryError(one_line(message))
+
+
+def is_grammatical(fault: str | None) -> bool:
+    """Whether what `Engine.prepare` said of a text is nothing against its grammar."""
+    return fault is None or NO_SYNTAX.search(fault) is None
 
 
 def interrupted(guard: Guard) -> OverBudget:

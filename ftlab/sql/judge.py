@@ -15,7 +15,7 @@ from sqlglot import exp
 from ftlab.sql.buckets import buckets
 from ftlab.sql.canonical import canonical
 from ftlab.sql.databases import Database, databases
-from ftlab.sql.engine import DatabaseError, Engine, EngineError, OverBudget, QueryError, Rows
+from ftlab.sql.engine import DatabaseError, Engine, EngineError, OverBudget, QueryError, Rows, is_grammatical
 from ftlab.sql.parse import query, with_names_quoted
 from ftlab.sql.results import Comparison
 from ftlab.sql.schema import read_schema
@@ -54,7 +54,7 @@ def over_budget(gold: str, pred: str, context: str, reason: str) -> Verdict:
             gold_broken=gold_fault is not None,
             databases=0,
             reason=reason,
-            buckets=buckets(query(gold)),
+            buckets=buckets(tree_of(engine, gold)),
         )
     finally:
         engine.close()
@@ -62,14 +62,19 @@ def over_budget(gold: str, pred: str, context: str, reason: str) -> Verdict:
 
 def first_look(engine: Engine, gold: str, pred: str) -> Verdict:
     """What needs no rows: everything but whether two different trees give the same results."""
-    gold_fault = engine.prepare(gold) or fails(engine, gold)
+    refused, pred_fault = engine.prepare(gold), engine.prepare(pred)
+    gold_fault = refused or fails(engine, gold)
     same_text = exact_string(gold, pred)
-    pred_fault = engine.prepare(pred)
     gold_tree = tree_of(engine, gold)
     if pred_fault is not None and gold_fault is None:
         same_tree, reason = False, pred_fault  # what SQLite refuses is not what it takes, whatever a parser says
+    elif is_grammatical(refused) and same_text and (gold == pred or "--" not in pred):
+        same_tree, reason = True, "equal strings"  # had the text a comment, its line break might be gone
+    elif is_grammatical(refused) and is_grammatical(pred_fault):
+        same_tree = same_trees(engine, gold_tree, pred)
+        reason = "equal trees" if same_tree else "trees differ"
     else:
-        same_tree, reason = compare_trees(engine, gold, pred, gold_tree, same_text)
+        same_tree, reason = False, "trees differ"
     if gold_fault is not None:
         reason = f"gold: {gold_fault}"
     return Verdict(
@@ -95,20 +100,13 @@ def tree_of(engine: Engine, text: str) -> exp.Query | None:
     return tree
 
 
-def compare_trees(
-    engine: Engine, gold: str, pred: str, gold_tree: exp.Query | None, same_text: bool
-) -> tuple[bool, str]:
-    """Whether both texts are one query and the same one, and the words for it."""
-    if not engine.syntax_ok(gold):
-        return False, ""
-    if same_text and (gold == pred or "--" not in pred):  # a line break may have ended a comment
-        return True, "equal strings"
-    pred_tree = tree_of(engine, pred) if gold_tree is not None and engine.syntax_ok(pred) else None
-    if gold_tree is None or pred_tree is None:
-        return False, "trees differ"
-    form = canonical(gold_tree, engine.schema)
-    same = form is not None and form == canonical(pred_tree, engine.schema)
-    return same, "equal trees" if same else "trees differ"
+def same_trees(engine: Engine, gold: exp.Query | None, pred: str) -> bool:
+    """Whether a text has the same canonical tree as the gold query."""
+    pred_tree = tree_of(engine, pred) if gold is not None else None
+    if gold is None or pred_tree is None:
+        return False
+    form = canonical(gold, engine.schema)
+    return form is not None and form == canonical(pred_tree, engine.schema)
 
 
 def fails(engine: Engine, gold: str) -> str | None:
