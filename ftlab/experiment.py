@@ -1,9 +1,7 @@
 """One experiment, top to bottom: data, base, its scores, adapter, training, scores again, records."""
 
-import importlib.metadata
 import importlib.util
 import math
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +36,7 @@ from ftlab.train.checkpoint import Checkpoint, Checkpoints
 from ftlab.train.loop import Metrics, Trainer
 from ftlab.train.loss import leaks
 from ftlab.train.signals import StopSignal
+from ftlab.versions import versions
 from ftlab.vram import Meter, peak_flops
 from ftlab.weights import Located
 
@@ -252,7 +251,7 @@ class Experiment:
             "tracker_id": None,
             "seconds": {},
             "vram": {},
-            "versions": versions(),
+            "versions": versions(PACKAGES),
             "device": device_name(self.accelerator.device),
         }
 
@@ -620,17 +619,6 @@ def make_accelerator(cfg: ExperimentConfig) -> Accelerator:
     """Device and precision; a second run in the same process may use another precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=PRECISION[cfg.model.dtype])
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
 
 
 def device_name(device: torch.device) -> str:

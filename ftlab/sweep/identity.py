@@ -1,6 +1,5 @@
 """What makes two sweeps the same study, and which settings go together."""
 
-import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from ftlab.errors import ConfigError
 from ftlab.redact import redact
 from ftlab.run_dir import FREE_KEYS, FREE_NODES
 from ftlab.sweep.space import Space
+from ftlab.versions import versions
 
 Direction = Literal["maximize", "minimize"]
 
@@ -83,7 +83,7 @@ def agreed(study: optuna.Study, space: Space, wanted: dict[str, Any]) -> Space:
     if "space" not in before:
         if study.get_trials(deepcopy=False):
             raise ConfigError(f"the database holds a study {study.study_name} of another tool: {REMEDY}")
-        for key, value in {"versions": _versions(), **wanted}.items():  # the space last: now it is complete
+        for key, value in {"versions": versions(PACKAGES), **wanted}.items():  # the space last: now it is complete
             study.set_user_attr(key, value)
         return space
     problems = differences(before, wanted, tuple(wanted))
@@ -107,13 +107,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[s
 
 def _words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
