@@ -8,16 +8,19 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -175,12 +178,10 @@ def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None)
         extra = search_path(config_dir)
         check_overrides(overrides, extra=extra)
         whole = _composed([*overrides, *extra])
-        default = _composed([])
-        tree, base = _plain(whole), _plain(default)
-        typed = to_typed(whole)
-        changed = {key for key, value in flatten(tree).items() if flatten(base).get(key) != value}
+        tree, base = _plain(whole), flatten(_plain(_default(_sources())))
+        changed = {key for key, value in flatten(tree).items() if base.get(key) != value}
         return Composition(
-            typed,
+            typed_from_tree(tree),
             tree,
             _hydra_record(whole),
             list(overrides),
@@ -222,6 +223,12 @@ def _composed(overrides: list[str]) -> DictConfig:
         return hydra_compose("config", overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(explain(error)) from None
+
+
+@lru_cache(maxsize=1)
+def _default(sources: Hashable) -> DictConfig:
+    """What config.yaml composes to without overrides; only to be read."""
+    return _composed([])
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
@@ -323,26 +330,47 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False, extra: 
     Raises:
         ConfigError: every wrong override, each with its nearest right forms.
     """
-    groups = {} if extra else config_groups()
-    problems = []
-    for text in overrides:
-        problem = _problem(text, groups or config_groups(extra), multirun)
-        if problem:
-            problems.append(problem)
+    groups = config_groups(extra)
+    problems = [problem for text in overrides if (problem := _problem(text, groups, multirun))]
     if problems:
         raise ConfigError(*problems)
 
 
 def config_groups(extra: Sequence[str] = ()) -> dict[str, list[str]]:
     """Every config group with its options."""
-    hydra = GlobalHydra.instance().hydra
-    if hydra is None:
-        raise RuntimeError("config_groups needs a Hydra session")
-    loader = hydra.config_loader
-    groups = {name: sorted(loader.get_group_options(name)) for name in loader.list_groups("") if name != "hydra"}
+    groups = {name: list(options) for name, options in _options(_sources()).items()}
     for folder in extra:
         _add_folder(groups, folder)
     return groups
+
+
+@lru_cache(maxsize=1)
+def _options(sources: Hashable) -> dict[str, list[str]]:
+    """The groups of Hydra's search path; only to be read. Its loader would make a repository for each."""
+    repository = ConfigRepository(_search_path())
+    groups = repository.get_group_options("", ObjectType.GROUP)
+    return {name: repository.get_group_options(name) for name in groups if name != "hydra"}
+
+
+def _search_path() -> ConfigSearchPath:
+    hydra = GlobalHydra.instance().hydra
+    if hydra is None:
+        raise RuntimeError("the groups are known in a Hydra session only: with hydra_session()")
+    return hydra.config_loader.get_search_path()
+
+
+def _sources() -> Hashable:
+    """What Hydra's answers depend on, so that they can be kept as long as it is equal: the search path, the files of
+    its folders with their sizes and times of change, and the nodes that were stored by name."""
+    path = tuple((place.provider, place.path) for place in _search_path().get_path())
+    folders = [SWEEPS, *(Path(str(place).removeprefix("file://")) for _, place in path if place)]
+    return path, tuple(map(_stamps, folders)), frozenset(flatten(ConfigStore.instance().repo))
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Each configuration below a folder with its size and time of change; nothing where that is no folder."""
+    files = sorted(folder.rglob("*.yaml"))
+    return tuple((str(file), (found := file.stat()).st_size, found.st_mtime_ns) for file in files)
 
 
 def _add_folder(groups: dict[str, list[str]], override: str) -> None:

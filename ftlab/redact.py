@@ -6,12 +6,12 @@ from typing import Any
 
 MASK = "***"
 
-_VARIABLE = re.compile(r"(?:^|_)(?:API_KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
+_VARIABLE = re.compile(r"(?:^|_)(?:API_KEY|ACCESS_KEY|TOKEN|SECRET|(?:PG)?PASSWORD|MYSQL_PWD)$", re.IGNORECASE)
 _SHORTEST = 8  # masking a shorter value would hit ordinary words
 
 # A key names a secret when its LAST words say so: `hub_token` does, `tokenizer` and `max_new_tokens` do not.
 _SECRET_NAME = re.compile(
-    r"(?:^|[._/-])(?:api_?key|access_?key|private_?key|secret(?:_?key)?|password|passwd|credentials?|"
+    r"(?:^|[._/-])(?:api_?key|access_?key|private_?key|secret(?:_?key)?|(?:pg)?password|passwd|credentials?|"
     r"authorization|token)$",
     re.IGNORECASE,
 )
@@ -32,6 +32,8 @@ _ASSIGNMENT = re.compile(
 _SHAPES = tuple(
     re.compile(pattern)
     for pattern in (
+        # A database's address has no path before its host, so that a password may hold any character.
+        r"(?P<keep>\b(?:postgres(?:ql)?|mysql|mariadb)(?:\+\w+)?://[^\s/:@]*:)[^\s?]+(?=@)",
         r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)",  # scheme://user:password@host
         r"(?i)(?P<keep>[?&](?:(?:[a-z]+_)?token|api_?key|key|sig|signature|secret|password)=)[^\s&#'\"]+",
         r"(?i)(?P<keep>\bbearer\s+)(?=\S*\d)[a-z0-9._~+/=-]{16,}",

@@ -1,17 +1,20 @@
 """What a running sweep shows: a live table in a terminal, elsewhere a line for everything that happens."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ftlab.config import is_rate
+from ftlab.sweep.events import Event
 from ftlab.sweep.space import text_of
 from ftlab.sweep.study import Study, TrialRow
 from ftlab.terminal import Terminal
 
 SHOWN = 12  # rows of the live table
 ENDED = ("complete", "pruned", "failed")
+PAUSE_S = 0.5  # after a look at the study, in which no rung is worth another
 
 
 class Board:
@@ -21,6 +24,7 @@ class Board:
         self.study, self.terminal = study, terminal
         self.seen: dict[int, tuple[str, int]] = {}  # by number: state, rungs
         self.began, self.before = time.monotonic(), study.counts().finished
+        self.looked = float("-inf")  # when
         self._live: Any = None
         for row in study.leaderboard():
             if row.state in ENDED:
@@ -39,8 +43,15 @@ class Board:
             yield self
         self._live = None
 
+    def hear(self, event: Event) -> None:
+        """Look at the study again, where a trial of this process began, ended, or passed a rung some time after the
+        last look; the next look shows the rungs in between."""
+        if event.kind != "rung" or time.monotonic() - self.looked >= PAUSE_S:
+            self.refresh()
+
     def refresh(self) -> None:
         """Look at the study again."""
+        self.looked = time.monotonic()
         if self._live is not None:
             self._live.update(self._table())
             return
@@ -79,12 +90,13 @@ class Board:
 
     def _standing(self, rows: list[TrialRow]) -> str:
         """How far the sweep is, and the best so far."""
-        counts, best = self.study.counts(), self.study.best()
-        parts = [f"{counts.finished}/{self.study.target} finished"]
-        parts += [f"{count} {name}" for name, count in (("pruned", counts.pruned), ("failed", counts.failed)) if count]
+        counts = Counter(row.state for row in rows if "from" not in row.user_attrs)
+        finished, best = counts["complete"] + counts["pruned"], rows[0] if rows else None
+        parts = [f"{finished}/{self.study.target} finished"]
+        parts += [f"{counts[name]} {name}" for name in ("pruned", "failed") if counts[name]]
         if best and best.values:
             parts.append(f"best {number(self.study.objectives[0], best.values[0])} (trial {best.number})")
-        if eta := self._eta(counts.finished):
+        if eta := self._eta(finished):
             parts.append(f"eta {eta}")
         return ", ".join(parts)
 
@@ -103,13 +115,13 @@ class Board:
         running = [row for row in rows if row.state == "running"]
         chosen = running + [row for row in rows if row.state in ENDED][: SHOWN - len(running)]
         table = Table(box=None, pad_edge=False, caption=Text(self._standing(rows)), caption_justify="left")
-        for title in ("trial", *(d.key.rpartition(".")[2] for d in self.study.space.dimensions), "last rung", "score"):
+        for title in ("trial", *(key.rpartition(".")[2] for key in self.study.space.keys), "last rung", "score"):
             table.add_column(title, no_wrap=True)
         table.add_column("state", overflow="ellipsis")
         for row in chosen:
             last = list(row.rungs.items())[-1:]
             rung = f"{last[0][0]}: {number(self.study.cfg.rung_metric, last[0][1])}" if last else ""
-            params = [short(row.params.get(d.key, "")) for d in self.study.space.dimensions]
+            params = [short(row.params.get(key, "")) for key in self.study.space.keys]
             state = row.cause if row.state == "failed" else row.state
             table.add_row(*map(Text, (str(row.number), *params, rung, self._values(row) or "", str(state))))
         return table

@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,17 @@ from ftlab.composition import composition, quoted
 from ftlab.config import ExperimentConfig
 from ftlab.errors import FtlabError, Stopped, TrainingError
 from ftlab.sweep import samplers
-from ftlab.sweep.events import Event
-from ftlab.sweep.join import Order
+from ftlab.sweep.join import Order, join, rungs_of
 from ftlab.sweep.owners import this_host
 from ftlab.sweep.space import Space
-from ftlab.sweep.storage import explained, set_password_aside
+from ftlab.sweep.storage import explained, networked, set_password_aside
 from ftlab.sweep.study import Study, folder_name
 from ftlab.sweep.worker import in_one_line
 from ftlab.terminal import Terminal
 from ftlab.train.signals import StopSignal
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+ELSEWHERE = ("submitit_slurm", "ray_aws")  # launchers whose workers run on other machines
 POLL_S = 0.5
 RESTARTS = 3  # of a worker process that dies without saying why
 STOPPING_S = 10.0  # for jobs that have no trial, and may still wait in a queue, to end on their own
@@ -66,12 +66,14 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
     cfg = composition(fixed_of_sweep(arguments, fixed), config_dir=config_dir(config)).config
     if cfg.sweep.storage:
         cfg.sweep.storage = set_password_aside(cfg.sweep.storage)
-    study = open_study(arguments, cfg, space, fixed, config)
-    with explained(study.storage_url):
+        with read_write(config), open_dict(config):  # launchers write down what they are given
+            config.sweep.storage = cfg.sweep.storage
+    with closing(open_study(arguments, cfg, space, fixed, config)) as study, explained(study.storage_url):
         introduce(study, terminal)
+        warn_of_files(study, config, terminal)
         if study.left():
             with StopSignal().caught() as stop, suppress(TrainingError):  # too many failures: the conclusion says so
-                work_on(study, config, terminal, stop, launcher)
+                work_on(study, cfg, config, terminal, stop, launcher)
         conclude(study, cfg, terminal)
 
 
@@ -108,31 +110,24 @@ def config_dir(config: DictConfig) -> str | None:
 
 
 def work_on(
-    study: Study, config: DictConfig, terminal: Terminal, stop: StopSignal, launcher: Callable[..., Any]
+    study: Study,
+    cfg: ExperimentConfig,
+    config: DictConfig,
+    terminal: Terminal,
+    stop: StopSignal,
+    launcher: Callable[..., Any],
 ) -> None:
     """Have trials run until the study has enough: in this process, in processes here, or through Hydra's launcher."""
     from ftlab.sweep.board import Board
 
-    workers = study.cfg.workers
+    workers, order = study.cfg.workers, Order.of(study, config_dir(config), rungs_of(cfg))
     with Board(study, terminal).open() as board:
         if config.hydra.launcher.get("_target_") != BASIC_LAUNCHER:
-            Launch(study, config, terminal, stop, launcher).work(board.refresh)
+            Launch(study, order, config, terminal, stop, launcher).work(board.refresh)
         elif workers == 1:
-            work_here(study, config, stop, board.refresh)
+            join(order, stop, study, board.hear)
         else:
-            order = Order.of(study, config_dir(config))
             Crew(study, order, range(workers), lambda: stop.name).work(board.refresh)
-
-
-def work_here(study: Study, config: DictConfig, stop: StopSignal, refresh: Callable[[], None]) -> None:
-    """Be the one worker."""
-    from ftlab.sweep.forecast import Forecast
-    from ftlab.sweep.trial import search
-
-    def on_event(event: Event) -> None:
-        refresh()
-
-    search(study, on_event, stop, config_dir=config_dir(config), estimate=Forecast(study))
 
 
 class Crew:
@@ -218,10 +213,11 @@ class Job:
 
         try:
             with StopSignal().caught() as stop:
-                study, number = self.order.open(), int(HydraConfig.get().job.num)
+                number = int(HydraConfig.get().job.num)
                 stopped = lambda: stop.name or ("the driver" if self.stop_file.exists() else "")  # noqa: E731
                 peers = self.workers if this_host() == self.host else 1
-                Crew(study, self.order, [number], stopped, peers).work()
+                with closing(self.order.open()) as study:  # launchers keep their processes, or kill them
+                    Crew(study, self.order, [number], stopped, peers).work()
         except FtlabError as error:
             return str(error)
         return ""
@@ -233,6 +229,7 @@ class Launch:
     def __init__(
         self,
         study: Study,
+        order: Order,
         config: DictConfig,
         terminal: Terminal,
         stop: StopSignal,
@@ -244,7 +241,7 @@ class Launch:
         self.folder = study.folder.resolve()
         self.config = for_launcher(config, self.folder, self.workers)
         self.job = Job(
-            order=Order.of(study, config_dir(config)),
+            order=order,
             workers=self.workers,
             host=this_host(),
             stop_file=self.folder / f".stop-{uuid.uuid4().hex[:8]}",
@@ -358,6 +355,19 @@ def introduce(study: Study, terminal: Terminal) -> None:
     terminal.note(f"search       {samplers.chosen(cfg, study.space)}, {study.target} trials, {pruned}")
     if counts.finished:
         terminal.note(f"so far       {counts.finished} finished ({counts.pruned} pruned), {counts.failed} failed")
+
+
+def warn_of_files(study: Study, config: DictConfig, terminal: Terminal) -> None:
+    """Where a database in a file is shared, or may be, in a way that SQLite was not made for."""
+    launcher = config.hydra.runtime.choices.get("hydra/launcher")
+    cluster = config.hydra.launcher.get("ray", {}).get("init", {}).get("address") is not None
+    remedy = "give them a server with sweep.storage=postgresql://USER@HOST/DATABASE"
+    if not study.storage_url.startswith("sqlite"):
+        return
+    if launcher in ELSEWHERE or cluster:
+        terminal.warn(f"hydra/launcher={launcher}: workers on several machines must not share SQLite's file: {remedy}")
+    elif kind := networked(study.folder):
+        terminal.warn(f"{study.folder} is on {kind}, where drivers on two machines would spoil study.db: {remedy}")
 
 
 def conclude(study: Study, cfg: ExperimentConfig, terminal: Terminal) -> None:

@@ -1,31 +1,105 @@
 """Memory that a trial would take: the closed form, corrected by what trials of the same study took."""
 
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
 from ftlab import vram
-from ftlab.composition import load_tree, typed_from_tree
+from ftlab.composition import typed_from_tree
 from ftlab.config import ExperimentConfig
 from ftlab.errors import FtlabError
-from ftlab.run_dir import RunDir
-from ftlab.sweep.study import Study
-from ftlab.sweep.worker import peak_of
+from ftlab.run_dir import tree_of
+from ftlab.sweep.records import runs
+from ftlab.sweep.study import FINISHED, Study
+from ftlab.sweep.worker import folder_of
+
+Likeness = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run's peak of allocated memory while it trained, in GiB, beside what the closed form says of it."""
+
+    features: tuple[object, ...]
+    estimated: vram.Estimate
+    gib: float
 
 
 class Forecast:
-    """Estimates GiB for configurations of a study; each finished trial is read once."""
+    """Estimates GiB for configurations of a study, from its runs that are most like them; each trial is read once."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.measured: dict[int, tuple[vram.Estimate, float]] = {}
+        self.measured: list[Measured] = []
+        self._read: set[int] = set()
 
     def __call__(self, cfg: ExperimentConfig) -> float:
-        """GiB that training would allocate at its peak."""
-        for row in self.study.leaderboard():
-            if row.state == "complete" and row.number not in self.measured:
-                folder = RunDir(row.folder)
-                peak = peak_of(folder.summary)
-                try:
-                    before = typed_from_tree(load_tree(folder / "config.yaml")) if peak else None
-                except (OSError, FtlabError):  # a folder that was tidied away teaches nothing
-                    before = None
-                if before:
-                    self.measured[row.number] = (vram.parts(before), peak)
-        return vram.estimate(cfg, list(self.measured.values()))
+        """GiB that training would allocate at its peak; the closed form where nothing has been measured yet.
+
+        Raises:
+            WeightsError: the architecture is not to be found.
+        """
+        self._learn()
+        return vram.estimate(cfg, [(run.estimated, run.gib) for run in self._nearest(cfg)])
+
+    def _learn(self) -> None:
+        for trial in self.study.trials():
+            if trial.state in FINISHED and trial.number not in self._read:
+                self._read.add(trial.number)
+                if not _taken_up(trial):
+                    self.measured += measured(folder_of(self.study, trial))
+
+    def _nearest(self, cfg: ExperimentConfig) -> list[Measured]:
+        """The runs most like `cfg`, several where they are equally so."""
+        if not self.measured:
+            return []
+        features, batch = features_of(cfg), vram.parts(cfg).batch
+
+        def likeness(run: Measured) -> Likeness:
+            agree = (float(mine == theirs) for mine, theirs in zip(features, run.features, strict=True))
+            return (*agree, -round(abs(math.log(batch / run.estimated.batch)), 6))
+
+        most = max(map(likeness, self.measured))
+        return [run for run in self.measured if likeness(run) == most]
+
+
+def features_of(cfg: ExperimentConfig) -> tuple[object, ...]:
+    """What decides by how much the closed form is wrong, the weightiest first; after these it is the batch's size."""
+    trainer, lora = cfg.trainer, cfg.lora
+    return (
+        cfg.model.id,
+        trainer.activation_checkpointing,
+        lora.r == 0,
+        cfg.model.dtype,
+        cfg.quant,
+        trainer.micro_batch_size == "auto",  # may have had to take smaller ones than the closed form thinks
+        trainer.loss_on,
+        lora.use_dora,
+        str(lora.target_modules),
+    )
+
+
+def measured(folder: Path) -> Iterator[Measured]:
+    """What the runs in a trial's folder tell: nothing without a GPU, or where they were tidied away."""
+    for run in runs(folder):
+        summary = run.summary
+        gib = _train_peak(summary)
+        if gib and summary.get("status") in ("finished", "pruned"):
+            with suppress(FtlabError):
+                cfg = typed_from_tree(tree_of(run))
+                yield Measured(features_of(cfg), vram.parts(cfg), gib)
+
+
+def _train_peak(summary: dict[str, Any]) -> float:
+    """Evaluation has batches of its own, which say nothing of training's."""
+    return float(((summary.get("vram") or {}).get("train") or {}).get("allocated", 0.0))
+
+
+def _taken_up(trial: FrozenTrial) -> bool:
+    """Whether an earlier attempt had trained part of it: the last one may have had no batch left to measure."""
+    return "original" in trial.user_attrs

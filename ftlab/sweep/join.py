@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ftlab.config import SweepConfig
+from ftlab.config import ExperimentConfig, SweepConfig
 from ftlab.errors import FtlabError
 from ftlab.redact import redact
+from ftlab.sweep.events import Listener, unheard
 from ftlab.sweep.space import Space
+from ftlab.sweep.storage import without_password
 from ftlab.sweep.study import Study
 from ftlab.train.signals import StopSignal
 
@@ -35,21 +37,23 @@ class Order:
     config_dir: str | None
     cwd: str
     path: list[str]  # where Python finds modules
+    rungs: list[int] | None = None  # optimizer steps of evaluations; None: the data decides
     parent: int = 0  # pid of the process that looks after the worker
 
     @classmethod
-    def of(cls, study: Study, config_dir: str | None) -> "Order":
+    def of(cls, study: Study, config_dir: str | None, rungs: list[int] | None = None) -> "Order":
         """To join a study that is open here."""
         return cls(
             name=study.name,
             folder=str(study.folder.resolve()),
-            config=asdict(study.cfg),
+            config={**asdict(study.cfg), "storage": study.cfg.storage and without_password(study.cfg.storage)},
             space=study.space.record(),
             objectives=study.objectives,
             fixed=study.fixed,
             config_dir=config_dir and str(Path(config_dir).absolute()),
             cwd=str(Path.cwd()),
             path=[str(Path(place).absolute()) for place in sys.path],
+            rungs=rungs,
         )
 
     def environment(self) -> dict[str, str]:
@@ -69,20 +73,30 @@ def main() -> int:
     try:
         with StopSignal().caught() as stop:
             end_with(order.parent)
-            join(order, stop)
+            join(order, stop, order.open())
     except FtlabError as error:
         print(f"ftlab: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def join(order: Order, stop: StopSignal) -> None:
-    """Run trials of the study."""
+def join(order: Order, stop: StopSignal, study: Study, on_event: Listener = unheard) -> None:
+    """Run trials of the study as ordered."""
     from ftlab.sweep.forecast import Forecast
     from ftlab.sweep.trial import search
 
-    study = order.open()
-    search(study, stop=stop, config_dir=order.config_dir, estimate=Forecast(study))
+    search(study, on_event, stop, config_dir=order.config_dir, estimate=Forecast(study), rungs=order.rungs)
+
+
+def rungs_of(cfg: ExperimentConfig) -> list[int] | None:
+    """Optimizer steps after which a trial is evaluated; None where it trains for epochs, whose steps the data decides.
+    Known without torch, so that no worker needs to compose a configuration for it."""
+    return None if cfg.trainer.max_steps is None else evaluated(cfg.trainer.max_steps, cfg.eval.every)
+
+
+def evaluated(steps: int, every: int | None) -> list[int]:
+    """Every `every`th of so many steps (nothing: none of them), and the last."""
+    return sorted({*range(every, steps, every), steps}) if every else [steps]
 
 
 def end_with(parent: int, parent_now: Callable[[], int] = os.getppid) -> None:

@@ -77,9 +77,15 @@ class Memory:
 
     def __init__(self, keeper: Keeper | None = None) -> None:
         self.keeper = keeper
-        gc.collect()
+        gpu = _gpu()
+        if gpu and gpu.is_initialized():
+            gc.collect()  # models of before the sweep
         gc.freeze()  # what is imported by now stays: collecting after a trial takes a tenth of the time without it
         self.first = self.last = free_gib()
+
+    def close(self) -> None:
+        """After the last trial: what was there before the first one may be collected again."""
+        gc.unfreeze()
 
     def settle(self) -> float | None:
         """Give back what nobody refers to any more; what is free then, a kept base counted as free. The base goes

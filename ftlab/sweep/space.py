@@ -187,6 +187,11 @@ class Space:
             if _unordered(before.get(key)) != _unordered(now.get(key))
         ]
 
+    @property
+    def keys(self) -> list[str]:
+        """What is searched."""
+        return [dimension.key for dimension in self.dimensions]
+
     def size(self) -> int | None:
         """Points of the grid; None where a dimension is continuous."""
         grids = [dimension.grid() for dimension in self.dimensions]

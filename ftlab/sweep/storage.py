@@ -31,8 +31,10 @@ from ftlab.sweep.owners import Owner
 
 LOCK_TIMEOUT_S = 60
 PASSWORD = "FTLAB_STORAGE_PASSWORD"  # PostgreSQL also finds one in PGPASSWORD and ~/.pgpass
+NETWORKED = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "sshfs", "afs"}
 _CLAIM = "claim:"
 _CREDENTIALS = re.compile(r"(://[^:/@]*):([^?]*)@")
+_PASSWORD_ARGUMENT = re.compile(r"(?P<before>[?&])password=(?P<password>[^&\"']*)(?P<more>&?)")
 _POSTGRES = re.compile(r"^postgres(ql)?://")
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # a sweep shows its trials itself
@@ -95,13 +97,13 @@ def default_url(folder: Path) -> str:
 
 def without_password(url: str) -> str:
     """A database URL that may be written down."""
-    return _CREDENTIALS.sub(r"\1@", url)
+    return _PASSWORD_ARGUMENT.sub(lambda found: found["before"] * bool(found["more"]), _CREDENTIALS.sub(r"\1@", url))
 
 
 def set_password_aside(text: str) -> str:
     """A database URL, or an override that names one, without its password, which goes into this process's
     environment: workers inherit it there, and no file, log or message shows it."""
-    found = _CREDENTIALS.search(text)
+    found = _CREDENTIALS.search(text) or _PASSWORD_ARGUMENT.search(text)
     if found:
         os.environ[PASSWORD] = unquote(found[2])
     return without_password(text)
@@ -131,7 +133,8 @@ def connect(url: str, heartbeat_s: int, grace_s: int) -> OwnedStorage:
 def _engine(url: str) -> dict[str, Any]:
     """How SQLAlchemy connects."""
     if url.startswith("sqlite"):
-        return {"connect_args": {"timeout": LOCK_TIMEOUT_S}, "pool_events": [(_seldom_synced, "connect")]}
+        set_up = _locked_only if networked(Path(url.removeprefix("sqlite:///")).parent) else _seldom_synced
+        return {"connect_args": {"timeout": LOCK_TIMEOUT_S}, "pool_events": [(set_up, "connect")]}
     password = os.environ.get(PASSWORD)
     return {"pool_pre_ping": True, "connect_args": {"password": password} if password else {}}
 
@@ -142,6 +145,24 @@ def _seldom_synced(connection: Any, record: Any) -> None:
     leaves the database whole (sqlite.org/wal.html)."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _locked_only(connection: Any, record: Any) -> None:
+    """Over a network the processes of two machines have no memory in common, which the log needs: they would destroy
+    the database. Its older journal needs locks alone."""
+    connection.execute("PRAGMA journal_mode=DELETE")
+
+
+def networked(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of network file system that holds a folder; empty on a disk, or where the system does not say."""
+    try:
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return ""
+    found = [(place.replace("\\040", " "), kind) for _, place, kind, *_ in lines]
+    holding = [(len(place), kind) for place, kind in found if folder.resolve().is_relative_to(place)]
+    kind = max(reversed(holding), key=lambda pair: pair[0], default=(0, ""))[1]  # of one place the last mount counts
+    return kind if kind.removeprefix("fuse.") in NETWORKED else ""
 
 
 def _made(url: str, engine: dict[str, Any], heartbeat_s: int, grace_s: int) -> OwnedStorage:

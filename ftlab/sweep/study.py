@@ -164,6 +164,11 @@ class Study:
         self.enqueue_first()
         self.warm_start()
 
+    def close(self) -> None:
+        """Let go of the database; using the study again connects again. Whoever closes SQLite's file last puts its log
+        into it, so that one file is left; who is killed leaves `study.db-wal` beside it, which the next one reads."""
+        self._backend.engine.dispose()
+
     def set_pruner(self, rungs: list[int]) -> None:
         """Prune at these optimizer steps.
 
@@ -198,10 +203,11 @@ class Study:
             wanted = min(wanted, (self.space.size() or 0) - len(settled))
         return wanted
 
-    def surplus(self, number: int) -> bool:
+    def surplus(self, number: int, known: list[FrozenTrial] | None = None) -> bool:
         """Whether a running trial is one too many, which several workers asking at once bring about: `target` of a
-        lower number are done or under way, or one of those has its grid point."""
-        trials = {t.number: t for t in self.trials()}
+        lower number are done or under way, or one of those has its grid point. `known` are the study's own trials
+        where they were just read."""
+        trials = {t.number: t for t in (self.trials() if known is None else known)}
         before = [t for t in trials.values() if t.number < number]
         active = [t for t in before if t.state in (*FINISHED, TrialState.RUNNING)]
         after = [t for t in trials.values() if t.number > number and t.state in FINISHED]
@@ -323,7 +329,7 @@ class Study:
             state="failed" if trial.state is TrialState.FAIL else trial.state.name.lower(),
             value=values[0] if values else None,
             values=values,
-            params={key: trial.params[key] for key in self.space.distributions() if key in trial.params},
+            params={key: trial.params[key] for key in self.space.keys if key in trial.params},
             rungs={step: self.reported(value) for step, value in sorted(trial.intermediate_values.items())},
             seconds=_seconds(trial),
             cause=attrs.get("cause"),

@@ -15,6 +15,7 @@ from ftlab.errors import Pruned
 from ftlab.experiment import Watch
 from ftlab.models import Bases
 from ftlab.sweep.events import Event, Listener, unheard
+from ftlab.sweep.join import evaluated
 from ftlab.sweep.limits import Memory
 from ftlab.sweep.study import Study
 from ftlab.sweep.worker import Values, folder_of, peak_of, work
@@ -33,16 +34,18 @@ def search(
     *,
     config_dir: str | None = None,
     estimate: Estimate = vram.estimate,
+    rungs: list[int] | None = None,
 ) -> None:
     """Run trials of experiments until the study needs no more; `work` says what it raises.
 
-    `estimate` forecasts the peak of GPU memory in GiB; configurations above `sweep.vram_limit_gib` are not run.
+    `estimate` forecasts the peak of GPU memory in GiB; configurations above `sweep.vram_limit_gib` are not run. `rungs`
+    are the optimizer steps after which a trial is evaluated, where they are known.
 
     Raises:
         ConfigError: trials are evaluated too seldom for `sweep.pruner`.
     """
     trials = Trials(study, on_event, config_dir=config_dir, estimate=estimate)
-    study.set_pruner(trials.rungs())
+    study.set_pruner(trials.rungs() if rungs is None else rungs)
     work(study, trials, on_event, stop, memory=Memory(trials.bases))
 
 
@@ -68,10 +71,9 @@ class Trials:
     def rungs(self) -> list[int]:
         """Optimizer steps after which a trial is evaluated, if the sweep does not search what decides them."""
         cfg = composition(self.study.fixed, config_dir=self.config_dir).config
-        trainer, every = cfg.trainer, cfg.eval.every
-        rows = len(experiment.prepare(cfg).train.rows) if trainer.max_steps is None else 1
+        trainer, rows = cfg.trainer, len(experiment.prepare(cfg).train.rows) if cfg.trainer.max_steps is None else 1
         steps = Plan.of(rows, trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed).steps
-        return sorted({*range(every, steps, every), steps}) if every else [steps]
+        return evaluated(steps, cfg.eval.every)
 
     def __call__(self, trial: Trial) -> Values:
         """The values of the study's objectives; over several seeds their means.
@@ -139,12 +141,12 @@ class Trials:
 
         def hear(metrics: Metrics, step: int) -> None:
             value = metrics[study.cfg.rung_metric]
+            fresh = not silent and step not in told
+            if fresh:
+                told.add(step)
+                trial.report(study.reported(value), step)
             self.on_event(Event("rung", trial.number, step=step, value=value))
-            if silent or step in told:
-                return
-            told.add(step)
-            trial.report(study.reported(value), step)
-            if trial.should_prune():
+            if fresh and trial.should_prune():
                 raise Pruned(f"{study.cfg.rung_metric}={value:g} at step {step}: sweep.pruner={study.cfg.pruner}")
 
         return hear

@@ -64,7 +64,11 @@ def work(
         TrainingError: more than `sweep.max_failures` trials have failed.
     """
     stop = StopSignal() if stop is None else stop  # one that has not come yet is false
-    Worker(study, run_trial, on_event, stop, memory or Memory(), restart, grace_s).run()
+    memory = memory or Memory()
+    try:
+        Worker(study, run_trial, on_event, stop, memory, restart, grace_s).run()
+    finally:
+        memory.close()
 
 
 def folder_of(study: Study, trial: Trial | FrozenTrial) -> Path:
@@ -130,8 +134,9 @@ class Worker:
         params = self.study.space.suggest(trial)
         self.current = trial.number
         self.on_event(Event("started", trial.number, params))
-        self._give_back_surplus(trial)
-        twin = self._twin(trial)
+        trials = self.study.trials()
+        self._give_back_surplus(trial, trials)
+        twin = self._twin(trial, trials)
         try:
             return self._lent(trial, twin) if twin else self._ran(trial)
         finally:
@@ -139,16 +144,17 @@ class Worker:
 
     # --- trials that need not run -----------------------------------------------------------------------------
 
-    def _give_back_surplus(self, trial: Trial) -> None:
-        if self.study.surplus(trial.number):
+    def _give_back_surplus(self, trial: Trial, trials: list[FrozenTrial]) -> None:
+        if self.study.surplus(trial.number, trials):
             trial.set_user_attr("surplus", True)
             raise Failed("one too many")
 
-    def _twin(self, trial: Trial) -> FrozenTrial | None:
-        """A finished trial with equal parameters. Where one is under way elsewhere this one is given back, for
-        another draw; where draws do not differ it is waited for."""
+    def _twin(self, trial: Trial, trials: list[FrozenTrial]) -> FrozenTrial | None:
+        """A finished one of all trials with equal parameters. Where one is under way elsewhere this one is given back,
+        for another draw; where draws do not differ it is waited for."""
+        params = trial.params
         while True:
-            equal = [t for t in self.study.trials() if t.number != trial.number and t.params == trial.params]
+            equal = [t for t in trials if t.number != trial.number and t.params == params]
             finished = [t for t in equal if t.state in FINISHED]
             if finished:
                 return finished[0]
@@ -159,6 +165,7 @@ class Worker:
                 trial.set_user_attr("surplus", True)
                 raise Failed("the same configuration is under way")
             self._wait(trial)
+            trials = self.study.trials()
 
     def _wait(self, trial: Trial) -> None:
         try:

@@ -1,12 +1,23 @@
 """What the user typed becomes an experiment, or an answer that names the right word."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ftlab import compose
-from ftlab.composition import composition, flatten, group_node, quoted, to_tree, typed_from_tree
+from ftlab import composition as composition_module
+from ftlab.composition import (
+    composition,
+    config_groups,
+    flatten,
+    group_node,
+    hydra_session,
+    quoted,
+    to_tree,
+    typed_from_tree,
+)
 from ftlab.errors import ConfigError
 
 # What a user might type, and the key, group or option that is meant.
@@ -191,3 +202,31 @@ def test_runs_get_a_folder_below_outputs() -> None:
     cfg = compose(["model=tiny"])
     assert cfg.run_dir == f"outputs/{cfg.run_name}"
     assert cfg.run_name.startswith("tiny-2")
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration folder that may be changed."""
+    folder = tmp_path / "conf"
+    shutil.copytree(composition_module.CONF, folder)
+    monkeypatch.setattr(composition_module, "CONF", folder)
+    return folder
+
+
+def test_what_was_composed_before_hides_no_change_of_the_files(conf: Path) -> None:
+    with pytest.raises(ConfigError, match="newer"):
+        compose(["lora=newer"])
+    (conf / "lora" / "newer.yaml").write_text("defaults: [r8]\nr: 11\n")
+    assert compose(["lora=newer"]).lora.r == 11
+    assert "seed" in composition(["seed=7"]).changed
+    main = conf / "config.yaml"
+    main.write_text(main.read_text().replace("seed: 0", "seed: 7"))
+    assert "seed" not in composition(["seed=7"]).changed
+
+
+def test_who_changes_an_answer_changes_no_later_one() -> None:
+    with hydra_session():
+        config_groups()["lora"].clear()
+        assert "r8" in config_groups()["lora"]
+    composition(["experiment=quickstart"]).tree["lora"].clear()
+    assert composition(["experiment=quickstart"]).tree["lora"]

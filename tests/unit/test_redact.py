@@ -14,6 +14,7 @@ HEX40 = "0123456789abcdef" * 2 + "01234567"
 def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "plantedwandbvalue")
     monkeypatch.setenv("MY_DB_PASSWORD", "correct horse")
+    monkeypatch.setenv("PGPASSWORD", "correct-elephant")
     monkeypatch.setenv("SHORT_TOKEN", "none")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false_false")
 
@@ -41,6 +42,10 @@ def test_a_secret_that_contains_another_vanishes_whole(monkeypatch: pytest.Monke
         ("Authorization: Bearer abc123def456ghi789", "Authorization: Bearer ***"),
         ("https://me:hunter2@db.example.org/x", "https://me:***@db.example.org/x"),
         ("postgresql://me:p%40ss@localhost", "postgresql://me:***@localhost"),
+        ("postgresql+psycopg://me:p@s/s:w@localhost/db", "postgresql+psycopg://me:***@localhost/db"),
+        ("postgresql://me@localhost/db?password=hunter2&x=1", "postgresql://me@localhost/db?password=***&x=1"),
+        ("PGPASSWORD=hunter2", "PGPASSWORD=***"),
+        ("PGPASSWORD was correct-elephant", "PGPASSWORD was ***"),
         ("https://h.org/f.csv?a=1&token=s3&b=2", "https://h.org/f.csv?a=1&token=***&b=2"),
         ("https://h.org/f?access_token=abc", "https://h.org/f?access_token=***"),
         ("+hub.token=hunter2", "+hub.token=***"),
@@ -70,6 +75,7 @@ def test_a_secret_is_masked(text: str, clean: str) -> None:
         "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n",
         "task-2024-completion-and-more-of-it",
         "https://example.org:8080/path@2x.png",
+        "postgresql://me@localhost:5432/db?options=x@y",
         "s3://bucket/train.jsonl?versionId=abc",
     ],
 )

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from optuna.trial import Trial, TrialState
 from ftlab.config import SweepConfig
 from ftlab.errors import ConfigError, InputError
 from ftlab.sweep import owners as owners_module
-from ftlab.sweep import samplers
+from ftlab.sweep import samplers, storage
+from ftlab.sweep.join import Order
 from ftlab.sweep.owners import Owner
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study, folder_name
@@ -291,6 +294,38 @@ def test_no_password_is_written(tmp_path: Path, opened: Callable[..., Study]) ->
     assert "hunter22" not in str(caught.value)
     opened(fixed=["+hub.token=hunter2222"])
     assert b"hunter2" not in b"".join(file.read_bytes() for file in (tmp_path / "toy").iterdir())
+
+
+@pytest.mark.parametrize("tail", ["me:hunter22@127.0.0.1:1/db", "me@127.0.0.1:1/db?password=hunter22"])
+def test_a_worker_is_told_no_password(tail: str, opened: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(storage.PASSWORD, "")
+    url = storage.set_password_aside(f"postgresql://{tail}")
+    assert url == "postgresql://me@127.0.0.1:1/db"
+    assert os.environ[storage.PASSWORD] == "hunter22"
+    study = opened()
+    study.cfg.storage = f"postgresql://{tail}"  # as a caller may who does not go through the command line
+    assert "hunter22" not in json.dumps(asdict(Order.of(study, None)))
+
+
+def test_one_file_is_left_of_the_database(opened: Callable[..., Study], tmp_path: Path) -> None:
+    study = opened("grid")
+    work(study)
+    study.close()
+    assert [file.name for file in (tmp_path / "toy").glob("study.db*")] == ["study.db"]
+    assert study.counts().complete == 6
+
+
+@pytest.mark.parametrize(("kind", "journal"), [("ext4", "wal"), ("nfs4", "delete"), ("fuse.sshfs", "delete")])
+def test_over_a_network_there_is_no_shared_log(
+    kind: str, journal: str, opened: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/home {tmp_path} {kind} rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\n")
+    networked = storage.networked
+    monkeypatch.setattr(storage, "networked", lambda folder: networked(folder, mounts))
+    opened("grid").close()
+    with closing(sqlite3.connect(tmp_path / "toy" / "study.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == (journal,)
 
 
 # --- what dead processes leave ----------------------------------------------------------------------------------

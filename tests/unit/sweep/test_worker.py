@@ -308,6 +308,9 @@ class Gpu:
     def mem_get_info(self) -> tuple[float, float]:
         return self.free * (1 << 30), 80.0 * (1 << 30)
 
+    def is_initialized(self) -> bool:
+        return True
+
     def empty_cache(self) -> None:
         pass
 

@@ -1,0 +1,74 @@
+"""What a driver tells its workers, and its user, before the first trial."""
+
+import gc
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from ftlab import compose
+from ftlab.config import SweepConfig
+from ftlab.sweep import driver
+from ftlab.sweep.join import Order, rungs_of
+from ftlab.sweep.space import Space
+from ftlab.sweep.study import Study
+from ftlab.sweep.trial import Trials
+from ftlab.sweep.worker import work
+from ftlab.terminal import Terminal
+
+BASIC = {"_target_": driver.BASIC_LAUNCHER}
+REMEDY = "sweep.storage=postgresql://USER@HOST/DATABASE"
+
+
+def study_of(folder: Path, fixed: list[str]) -> Study:
+    space, _ = Space.read(["lora.r=4,8"], {})
+    return Study.open("toy", folder, SweepConfig(), space, ["eval/loss"], fixed)
+
+
+def warned(study: Study, launcher: str, node: Mapping[str, object]) -> str:
+    config = OmegaConf.create({"hydra": {"runtime": {"choices": {"hydra/launcher": launcher}}, "launcher": node}})
+    file = io.StringIO()
+    driver.warn_of_files(study, config, Terminal(file, width=400))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("every", ["null", "7", "20", "50"])
+def test_a_worker_is_told_the_rungs_that_it_would_find(every: str, tmp_path: Path) -> None:
+    fixed = ["experiment=quickstart", "trainer.max_steps=20", f"eval.every={every}"]
+    study, told = study_of(tmp_path, fixed), rungs_of(compose(fixed))
+    assert told == Trials(study).rungs()
+    assert Order.of(study, None, told).rungs == told
+
+
+def test_rungs_of_epochs_are_for_the_data_to_say() -> None:
+    assert rungs_of(compose(["experiment=quickstart", "trainer.epochs=1"])) is None
+
+
+@pytest.mark.parametrize(
+    ("launcher", "node"),
+    [("submitit_slurm", {}), ("ray_aws", {}), ("ray", {"ray": {"init": {"address": "auto"}}})],
+)
+def test_workers_on_other_machines_want_a_server(launcher: str, node: dict[str, object], tmp_path: Path) -> None:
+    study = study_of(tmp_path, [])
+    assert REMEDY in warned(study, launcher, node)
+    study.storage_url = "postgresql://me@host/db"
+    assert warned(study, launcher, node) == ""
+
+
+@pytest.mark.parametrize(("launcher", "node"), [("basic", BASIC), ("ray", {"ray": {"init": {"address": None}}})])
+def test_workers_here_want_none(launcher: str, node: dict[str, object], tmp_path: Path) -> None:
+    assert warned(study_of(tmp_path, []), launcher, node) == ""
+
+
+def test_a_folder_that_other_machines_see_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "networked", lambda folder: "nfs4")
+    said = warned(study_of(tmp_path, []), "basic", BASIC)
+    assert "nfs4" in said
+    assert REMEDY in said
+
+
+def test_after_a_sweep_nothing_is_kept_from_being_collected(tmp_path: Path) -> None:
+    work(study_of(tmp_path, []), lambda trial: float(trial.params["lora.r"]))
+    assert gc.get_freeze_count() == 0
