@@ -20,6 +20,7 @@ DASHED = ("score",)  # their options have dashes
 COMMANDS = (*PLAIN, *COMPOSED, *DASHED)
 ON_A_RUN = ("predict", "eval")  # their first bare word is the run
 WITH_WORDS = ("runs", "compare", "report")  # they take bare words
+COMPLETION = ("--shell-completion", "-sc")
 SHOWING = (
     "--help",
     "-h",
@@ -29,10 +30,16 @@ SHOWING = (
     "-c",
     "--info",
     "-i",
-    "--shell-completion",
-    "-sc",
+    *COMPLETION,
 )
 MULTIRUN = ("--multirun", "-m")
+# Hydra's options that take the next word, and what `--info` may take.
+TAKING = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    "--experimental-rerun",
+)
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+HYDRAS = (*SHOWING, *MULTIRUN, *TAKING, "--resolve", "--run", "-r")
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}  # to their extras
 
 
@@ -176,12 +183,15 @@ def split_options(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         elif name in ("--config-dir", "-cd"):
             options["config_dir"] = value or next(rest, "")
         elif word.startswith("-"):
-            known = ["--dry-run", "--config-dir", *SHOWING, *MULTIRUN]
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise InputError(f"{word} is no option. Did you mean: {near[0]}?")
+            raise _no_option(word, ["--dry-run", "--config-dir", *SHOWING, *MULTIRUN])
         else:
             overrides.append(word)
     return overrides, options
+
+
+def _no_option(word: str, known: Sequence[str]) -> InputError:
+    near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.0)
+    return InputError(f"{word} is no option. Did you mean: {near[0]}?")
 
 
 def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
@@ -196,8 +206,9 @@ def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
 
 
 def show(words: list[str]) -> int:
-    """Hydra's own answers: help, the composed configuration, information, completion."""
-    return through_hydra(words, lambda cfg: None)
+    """Hydra's own answers: help, the composed configuration, information, completion. What `--multirun` is given is
+    shown as one run would have it."""
+    return through_hydra([word for word in words if word not in MULTIRUN], lambda cfg: None)
 
 
 def multirun(words: list[str]) -> int:
@@ -216,9 +227,32 @@ def multirun(words: list[str]) -> int:
 
     if "--dry-run" in words:
         raise InputError("--dry-run plans one experiment: leave out --multirun and give one value a key")
-    folder = [word.partition("=")[2] for word in words if word.startswith("run_dir=")]
-    words = [_harmless(word) for word in words if not word.startswith("run_dir=")]
-    return through_hydra([*words, *(f"hydra.sweep.dir={name}" for name in folder[-1:])], job)
+    return through_hydra([_harmless(word) for word in words], job, _in_folder)
+
+
+def _in_folder(overrides: list[str]) -> list[str]:
+    """Overrides with `run_dir` as Hydra calls the folder of several runs. Needs a Hydra session.
+
+    Raises:
+        InputError: `run_dir` names no folder, or several.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from ftlab.composition import check_overrides, quoted
+
+    given = [text for text in overrides if text.lstrip("+").startswith("run_dir=")]
+    check_overrides(given, multirun=True)
+    for text in given:
+        override, written = OverridesParser.create().parse_override(text), text.partition("=")[2]
+        if override.is_sweep_override():
+            whole = shlex.quote(f"run_dir={quoted(written)}")
+            raise InputError(
+                f"{text} names several folders, and a sweep has one. Type a name with commas quoted: {whole}"
+            )
+        if override.value() in (None, ""):
+            raise InputError(f"{text} names no folder: leave run_dir out for one below outputs/")
+    rest = [text for text in overrides if text not in given]
+    return [*rest, *(f"hydra.sweep.dir={text.partition('=')[2]}" for text in given[-1:])]
 
 
 def _harmless(word: str) -> str:
@@ -230,29 +264,30 @@ def _harmless(word: str) -> str:
     return set_password_aside(word)
 
 
-def through_hydra(words: list[str], job: Callable[[Any], Any]) -> int:
-    """Check the overrides, then let Hydra's main act on the words."""
+def through_hydra(
+    words: list[str], job: Callable[[Any], Any], changed: Callable[[list[str]], list[str]] = lambda overrides: overrides
+) -> int:
+    """Check the overrides, then let Hydra's main act on the words, the overrides `changed` to what Hydra calls them."""
     import hydra
     import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from ftlab.composition import CONF, check_overrides, explain, hydra_session, normalise, register
+    from ftlab.composition import CONF, explain, normalise, register
 
-    words = normalise(words)
-    register()
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    if not any(word.startswith(("--config-dir", "-cd")) for word in words):
-        with hydra_session():
-            check_overrides(overrides, multirun=True)
+    options, overrides = hydras_options(words)
+    if not any(word in COMPLETION for word in options):  # which has words of its own
+        overrides = normalise(overrides)
+        register()
+        overrides = _checked(overrides, options, changed)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
-    before, sys.argv = sys.argv, [sys.argv[0], *words]
+    before, sys.argv = sys.argv, [sys.argv[0], *overrides, *options]
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(_missing_launcher(str(error)) or explain(error)) from None
     except ValueError as error:
-        if "Only one of --run" not in str(error):  # Hydra's answer to, say, --cfg with --multirun
+        if "Only one of --run" not in str(error):  # Hydra's answer to, say, --cfg with --info
             raise
         raise InputError(str(error)) from None
     except SystemExit as error:
@@ -260,6 +295,42 @@ def through_hydra(words: list[str], job: Callable[[Any], Any]) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def _checked(overrides: list[str], options: list[str], changed: Callable[[list[str]], list[str]]) -> list[str]:
+    """The overrides as Hydra is told them.
+
+    Raises:
+        InputError: what is wrong with them, as far as it shows before the composition.
+    """
+    from ftlab.composition import check_overrides, hydra_session
+    from ftlab.sweep.space import check_syntax, is_swept
+
+    check_syntax(overrides)
+    several = [] if any(word in MULTIRUN for word in options) else [*filter(is_swept, overrides)]
+    if several:
+        asked = next(word for word in options if word.partition("=")[0] in SHOWING)
+        raise InputError(f"{several[0]} names several values, and {asked} shows one run: give it one value")
+    with hydra_session():
+        if not any(word.startswith(("--config-dir", "-cd")) for word in options):
+            check_overrides(overrides, multirun=True)
+        return changed(overrides)
+
+
+def hydras_options(words: list[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and overrides: argparse wants the overrides of Hydra's command line in one place.
+
+    Raises:
+        InputError: an option that Hydra does not have.
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        value = before in TAKING or (before in ("--info", "-i") and word in INFO)
+        if not value and word.startswith("-") and word.partition("=")[0] not in HYDRAS:
+            raise _no_option(word, HYDRAS)
+        (options if value or word.startswith("-") else overrides).append(word)
+    return options, overrides
 
 
 def _missing_launcher(message: str) -> str:

@@ -126,7 +126,8 @@ class TrainerConfig:
     epochs: float = 1.0
     global_batch_size: int = 16
     micro_batch_size: Any = "auto"  # rows a forward pass; auto: the largest that fits
-    activation_checkpointing: bool = False
+    activation_checkpointing: Any = "auto"  # true, false; auto: where memory asks for it
+    weight_cache: Any = "auto"  # true, false; auto: 4-bit weights are held unpacked too where memory allows
     loss_on: str = "completion"  # completion or all
     log_every: int = 10
     save_every: int = 200
@@ -142,7 +143,7 @@ class EvalConfig:
 
     every: Optional[int] = 200  # null: only after the last step
     max_rows: Optional[int] = 200  # rows scored of each split; null: all
-    batch_size: int = 32
+    batch_size: Any = "auto"  # prompts answered at a time
     max_new_tokens: int = 128
     databases: int = 32  # made-up databases that an answer other than the gold one is executed on
     extract_sql: bool = False  # score the query inside a Markdown fence or prose (ftlab.sql.extract)
@@ -409,13 +410,17 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         )
     else:
         rule(micro == "auto", "trainer.micro_batch_size", micro, "must be auto or a whole number of at least 1")
+    for key in ("activation_checkpointing", "weight_cache"):
+        one_of(f"trainer.{key}", getattr(trainer, key), (True, False, "auto"))
     patience = trainer.early_stopping
     rule(patience is None or patience >= 1, "trainer.early_stopping", patience, "must be null or at least 1")
     for key in ("every", "max_rows"):
         value = getattr(evaluation, key)
         rule(value is None or value >= 1, f"eval.{key}", value, "must be null or at least 1")
-    for key in ("batch_size", "max_new_tokens"):
-        rule(getattr(evaluation, key) >= 1, f"eval.{key}", getattr(evaluation, key), "must be at least 1")
+    rule(evaluation.max_new_tokens >= 1, "eval.max_new_tokens", evaluation.max_new_tokens, "must be at least 1")
+    size = evaluation.batch_size
+    whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+    rule(size == "auto" or whole, "eval.batch_size", size, "must be auto or a whole number of at least 1")
     databases = evaluation.databases
     rule(1 <= databases <= MOST_DATABASES, "eval.databases", databases, f"must lie in 1 to {MOST_DATABASES}")
     rule(0 <= cfg.seed < 2**32, "seed", cfg.seed, "must lie in [0, 2**32)")
@@ -444,6 +449,8 @@ def _check_sweep(sweep: SweepConfig, rule: Any, one_of: Any) -> None:
     one_of("sweep.rung_metric", sweep.rung_metric, OBJECTIVES)
     for name in sweep.objectives:
         one_of("sweep.objectives", name, (*OBJECTIVES, *COSTS))
+    twice = sorted({name for name in sweep.objectives if sweep.objectives.count(name) > 1})
+    rule(not twice, "sweep.objectives", sweep.objectives, f"names {', '.join(twice)} twice: name each objective once")
     rule(
         len(sweep.objectives) < 2 or sweep.pruner == "none",
         "sweep.pruner",
@@ -458,7 +465,7 @@ def _check_sweep(sweep: SweepConfig, rule: Any, one_of: Any) -> None:
     )
     directions = sweep.direction if isinstance(sweep.direction, list) else [sweep.direction]
     for direction in directions:
-        one_of("sweep.direction", direction, ("maximize", "minimize", None))
+        one_of("sweep.direction", "null" if direction is None else direction, ("maximize", "minimize", "null"))
     rule(
         sweep.direction is None or len(directions) == max(1, len(sweep.objectives)),
         "sweep.direction",

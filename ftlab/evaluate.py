@@ -15,7 +15,9 @@ from ftlab.data import Example
 from ftlab.data.encode import Encoded, encode
 from ftlab.data.prompts import prompt_ids
 from ftlab.errors import ConfigError, TrainingError
-from ftlab.generate import generate
+from ftlab.fast import scoring
+from ftlab.fast.decoder import Decoder
+from ftlab.generate import decoded, generate, greedy
 from ftlab.sql.extract import extract
 from ftlab.sql.rates import RECORDED, Rate, by_bucket, rate, read_back, recorded
 from ftlab.sql.real_rows import fault, rows_file
@@ -23,6 +25,9 @@ from ftlab.sql.scorer import ScorerError, shared_scorer
 from ftlab.sql.verdict import Verdict
 from ftlab.train.loss import mean_loss
 
+# Prompts answered at a time where `eval.batch_size` is auto.
+PLAIN_BATCH = 32
+FAST_BATCH = {"cuda": 256, "cpu": 128}
 # Rows of this many tokens go through the model together when only their loss is wanted.
 LOSS_TOKENS = 4096
 
@@ -113,25 +118,61 @@ class Split:
         ).rows
         self.tokenizer, self.cfg = tokenizer, cfg
 
-    def score(self, model: nn.Module, accelerator: Accelerator, flat: bool, on_rows: Callable[[int], None]) -> Scores:
+    def score(
+        self,
+        model: nn.Module,
+        decoder: Decoder | None,
+        accelerator: Accelerator,
+        flat: bool,
+        on_rows: Callable[[int], None],
+    ) -> Scores:
         """Generate an answer to every row, judge it, and measure the gold answers' loss.
 
-        The loss is the mean over trained tokens (`trainer.loss_on`), in nats. `on_rows` hears how many rows have an
-        answer, after each batch and again before each verdict; what it raises ends the scoring.
+        The loss is the mean over trained tokens (`trainer.loss_on`), in nats. `decoder` is the model for the fast path.
+        `on_rows` hears how many rows have an answer, after each batch and again before each verdict; what it raises
+        ends the scoring.
         """
-        with accelerator.autocast():
-            loss = mean_loss(model, self.encoded, LOSS_TOKENS, accelerator.device, flat)
-            answers = generate(
-                model,
-                self.tokenizer,
-                self.prompts,
-                max_new_tokens=self.cfg.eval.max_new_tokens,
-                batch_size=self.cfg.eval.batch_size,
-                on_batch=on_rows,
-            )
+        fast = decoder if greedy(model) else None
+        with scoring.ready(fast) if fast else accelerator.autocast():
+            if fast:
+                loss = scoring.mean_loss(fast, self.encoded)
+            else:
+                loss = mean_loss(model, self.encoded, LOSS_TOKENS, accelerator.device, flat)
+            answers = answer(model, fast, self.tokenizer, self.prompts, self.cfg.eval, on_rows)
         verdicts = judge_answers(self.rows, answers, self.cfg.eval, lambda: on_rows(len(answers)))
         scores = score_answers(self.name, answers, verdicts)
         return replace(scores, metrics={**scores.metrics, f"{self.name}/loss": loss})
+
+
+def answer(
+    model: nn.Module,
+    decoder: Decoder | None,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    cfg: EvalConfig,
+    on_rows: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """The model's answer to each prompt: by the fast path where there is a `decoder`, which the caller has made ready,
+    else by the model's own generation, in whatever precision the caller has set."""
+    size = None if cfg.batch_size == "auto" else int(cfg.batch_size)
+    if decoder is None:
+        return generate(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=cfg.max_new_tokens,
+            batch_size=size or PLAIN_BATCH,
+            on_batch=on_rows,
+        )
+    said = scoring.answers(
+        decoder,
+        prompts,
+        end=int(tokenizer.eos_token_id),
+        max_new_tokens=cfg.max_new_tokens,
+        batch_size=size or FAST_BATCH[decoder.device.type],
+        on_done=on_rows,
+    )
+    return [decoded(tokenizer, ids) for ids in said]
 
 
 def subset(rows: list[Example], limit: int | None, seed: int) -> list[Example]:

@@ -23,9 +23,13 @@ from ftlab import data, models, trackers, weights
 from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
-from ftlab.data.encode import EncodedSet, encode
+from ftlab.data.encode import Encoded, EncodedSet, encode
 from ftlab.errors import ConfigError, Pruned, Stopped
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
+from ftlab.fast.decoder import Decoder
+from ftlab.fast.flat import Flat
+from ftlab.fast.recognise import fast_path
+from ftlab.fast.step import FastStep
 from ftlab.generate import generation_config
 from ftlab.report import report, report_finished, report_pruned
 from ftlab.run_dir import RunDir
@@ -36,8 +40,9 @@ from ftlab.train.checkpoint import Checkpoint, Checkpoints
 from ftlab.train.loop import Metrics, Trainer
 from ftlab.train.loss import leaks
 from ftlab.train.signals import StopSignal
+from ftlab.train.step import PlainStep, Step
 from ftlab.versions import versions
-from ftlab.vram import Meter, peak_flops
+from ftlab.vram import Meter, batch_bytes, peak_flops
 from ftlab.weights import Located
 
 PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
@@ -182,6 +187,7 @@ class Experiment:
         self.told: set[int] = set()  # steps of the evaluations that the watch has heard of
         self.begun = False  # whether the folder is this run's
         self.flat = True
+        self.decoder: Decoder | None = None  # the model's layers, where the fast path knows them
         self.flops_per_token = 0.0
         self.model: nn.Module | None = None
         self.last: tuple[Scores, int] | None = None  # the last evaluation of the training, and its step
@@ -300,19 +306,27 @@ class Experiment:
             self.flat = not leaks(base, prepared.train.rows, device)
         if not self.flat:
             self.terminal.warn("this architecture lets rows of a flat batch see each other: one row a forward pass")
+        self.decoder = self._recognised(base)
         return located, base
+
+    def _recognised(self, model: nn.Module) -> Decoder | None:
+        """The model's layers for the fast path, or None, with one line that says why."""
+        decoder, reason = fast_path(model, self.accelerator.autocast)
+        if reason:
+            self.terminal.note(f"slower path, {reason}")
+        return decoder
 
     def _loaded(self, located: Located) -> PreTrainedModel:
         cfg = self.cfg
         base = models.load_base(located, cfg.model, cfg.quant, device=self.accelerator.device, full=cfg.lora.r == 0)
-        if cfg.trainer.activation_checkpointing:
+        if cfg.trainer.activation_checkpointing is True:
             models.enable_activation_checkpointing(base)
         return base
 
     def _base_key(self, located: Located) -> str:
         cfg = self.cfg
         full = cfg.lora.r == 0
-        more = (full, cfg.trainer.activation_checkpointing, str(self.accelerator.device))
+        more = (full, cfg.trainer.activation_checkpointing is True, str(self.accelerator.device))
         return models.base_key(located, cfg.model, cfg.quant, *more)
 
     def _return_base(self) -> None:
@@ -342,6 +356,8 @@ class Experiment:
         trainable, total = models.count(model)
         self.summary |= {"trainable_parameters": trainable, "parameters": total}
         self.flops_per_token = flops_per_token(base, total, self.cfg)
+        if self.decoder:
+            self.decoder = self._recognised(model)
         if models.adapts_tied_weights(base, model):
             self.terminal.warn(
                 "the output layer shares its weights with the embedding; the adapter changes one of them"
@@ -357,13 +373,13 @@ class Experiment:
             model,
             prepared.train.rows,
             self.cfg,
+            step=self._step(model, prepared.train.rows),
             accelerator=self.accelerator,
             checkpoints=self.checkpoints,
             evaluate=lambda step: self._validate(model, prepared.validation, step),
             record=self._record,
             note=self.terminal.note,
             stop=self.stop,
-            flat=self.flat,
             trace=self.folder / "profile" / "trace.json",
         )
         if resumed:
@@ -382,6 +398,22 @@ class Experiment:
         self.summary |= {"step": progress.step, "best_step": progress.best, "epochs": trainer.plan.epochs}
         return Scores(progress.metrics, progress.intervals)
 
+    def _step(self, model: nn.Module, rows: list[Encoded]) -> Step:
+        """The fast step where the model is known to it, else the plain one."""
+        cfg = self.cfg
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = self.decoder.parameters() if self.decoder else [[parameter] for parameter in trained]
+        flat = Flat(groups) if cfg.lora.r and Flat.fits(trained) else None
+        if self.decoder is None or flat is None:
+            return PlainStep(model, cfg.trainer, self.accelerator, flat, together=self.flat)
+        longest = max(len(row.input_ids) for row in rows)
+        shape, width = model.config, self.decoder.dtype.itemsize
+
+        def need(tokens: int, scored: int, share: float) -> float:
+            return batch_bytes(shape, width, tokens, scored, share, self.cfg.lora.lora_dropout > 0)
+
+        return FastStep(self.decoder, flat, cfg.trainer, longest=longest, need=need)
+
     def _record(self, metrics: Metrics, step: int) -> None:
         limit = peak_flops(self.accelerator.device)
         if limit and "perf/tokens_per_second" in metrics:
@@ -399,7 +431,7 @@ class Experiment:
 
     def _validate(self, model: nn.Module, split: Split, step: int) -> Scores:
         with self.meter.phase("eval"), self._clock("eval"):
-            scores = split.score(model, self.accelerator, self.flat, self._heed_stop)
+            scores = split.score(model, self.decoder, self.accelerator, self.flat, self._heed_stop)
         self.bar.update(step, scores.metrics)
         self._log(scores.metrics, step)
         self.last = scores, step
@@ -431,7 +463,7 @@ class Experiment:
                 bar.update(done, {})
                 self._heed_stop(done)
 
-            return split.score(model, self.accelerator, self.flat, on_rows)
+            return split.score(model, self.decoder, self.accelerator, self.flat, on_rows)
 
     def _heed_stop(self, done: int) -> None:
         if self.stop:
@@ -632,5 +664,5 @@ def flops_per_token(base: PreTrainedModel, parameters: int, cfg: ExperimentConfi
     embedding = base.get_input_embeddings().weight
     if not base.config.tie_word_embeddings:
         parameters -= embedding.numel()
-    passes = 2 + (cfg.lora.r == 0) + cfg.trainer.activation_checkpointing
+    passes = 2 + (cfg.lora.r == 0) + (cfg.trainer.activation_checkpointing is True)
     return 2.0 * parameters * passes

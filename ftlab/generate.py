@@ -87,7 +87,24 @@ def _batch(
     written = model.generate(  # type: ignore[operator]
         input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings, use_cache=True
     )[:, longest:]
-    return [tokenizer.decode(_until(row, settings.eos_token_id), skip_special_tokens=True) for row in written.tolist()]
+    return [decoded(tokenizer, _until(row, settings.eos_token_id)) for row in written.tolist()]
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of an answer."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return text
+
+
+def greedy(model: nn.Module) -> bool:
+    """Whether greedy decoding takes the most likely token each time: the model's own generation settings, which
+    transformers mixes in, may shift the scores before (a penalty on repetition, suppressed tokens)."""
+    own = getattr(model, "generation_config", None)
+    neutral = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
+    shifted = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "sequence_bias", "bad_words_ids")
+    return all(getattr(own, name, None) in (None, value) for name, value in neutral.items()) and not any(
+        getattr(own, name, None) for name in shifted
+    )
 
 
 def _until(ids: list[int], end: int) -> list[int]:

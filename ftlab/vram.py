@@ -139,29 +139,42 @@ def estimate(cfg: ExperimentConfig, measured: Sequence[tuple[Estimate, float]] =
 
 
 def parts(cfg: ExperimentConfig) -> Estimate:
-    """The two parts of the closed form.
+    """The two parts of the closed form, for the largest micro-batch that the configuration allows: all rows of a step
+    where it is `auto`, `data.max_length` tokens each, activation checkpointing only where it is switched on.
 
     Fixed: base weights (quantised linear layers, the rest in `model.dtype`), trained weights and their gradients in
-    float32, optimizer state. Batch: what the backward pass keeps of every layer (its inputs alone under activation
-    checkpointing, and then one layer whole), and the logits of the scored positions with their gradient, in float32.
-    Source of the 34 values of a hidden vector a layer: Korthikanti et al., "Reducing Activation Recomputation in Large
-    Transformer Models" (2022), without the attention matrix, which flash attention does not keep.
+    float32, a working copy of both in `model.dtype`, optimizer state.
     """
     model = models.skeleton(weights.find(cfg.model, what="tokenizer"), cfg.model.trust_remote_code)
-    shape = model.config
     trained, _ = models.planned_parameters(model, cfg.lora)
     width = BYTES[cfg.model.dtype]
     state = 8 if cfg.trainer.optim == "adamw" else 2
-    fixed = base_bytes(model, cfg.quant, width if cfg.lora.r else 4) + trained * ((8 if cfg.lora.r else 4) + state)
+    fixed = base_bytes(model, cfg.quant, width if cfg.lora.r else 4)
+    fixed += trained * ((8 + 2 * width if cfg.lora.r else 4) + state)
     micro = cfg.trainer.micro_batch_size
-    rows = cfg.trainer.global_batch_size if micro == "auto" else int(micro)
-    tokens = rows * cfg.data.max_length
-    layer = (18 * shape.hidden_size + 8 * shape.intermediate_size / 2) * width
-    layers = shape.num_hidden_layers
-    kept = layers * shape.hidden_size * width + layer if cfg.trainer.activation_checkpointing else layers * layer
-    scored = 1.0 if cfg.trainer.loss_on == "all" else 0.3
-    batch = tokens * (kept + scored * shape.vocab_size * 8)
+    tokens = (cfg.trainer.global_batch_size if micro == "auto" else int(micro)) * cfg.data.max_length
+    scored = tokens if cfg.trainer.loss_on == "all" else round(0.3 * tokens)
+    share = 1.0 if cfg.trainer.activation_checkpointing is True else 0.0
+    batch = batch_bytes(model.config, width, tokens, scored, share, cfg.lora.lora_dropout > 0)
     return Estimate(fixed / GIB, batch / GIB)
+
+
+def batch_bytes(shape: Any, width: int, tokens: int, scored: int, share: float, dropout: bool) -> float:
+    """What a micro-batch needs at most, in bytes: what the backward pass keeps of every layer (of a `share` of them
+    their entrance only), one layer at work, and the logits of the scored positions.
+
+    `shape` is a transformers configuration, `width` the bytes of an activation. Kept of a layer are the inputs of its
+    norms and of its linear layers, query, key and value, and the MLP's two halves (ftlab/fast/decoder.py); PEFT's own
+    path keeps about as much. Logits are held in float32 where they are not made in parts.
+    """
+    hidden, inner, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
+    head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
+    query = head * shape.num_attention_heads
+    values = query + 2 * head * (getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads)
+    layer = (4 * hidden + values + query * (2 if dropout else 1) + 3 * inner) * width
+    kept = layers * ((1 - share) * layer + share * hidden * width)
+    work = (layer if share else 0) + (4 * inner + 6 * hidden) * width
+    return float(tokens * (kept + work) + scored * (4 * hidden * width + shape.vocab_size * 8))
 
 
 def base_bytes(model: Any, quant: QuantConfig, width: int) -> float:

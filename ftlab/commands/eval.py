@@ -82,6 +82,7 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     from ftlab import data
     from ftlab.evaluate import Split, check_rows_dir, prediction_rows
     from ftlab.experiment import make_accelerator, quiet
+    from ftlab.fast.recognise import fast_path
     from ftlab.models import load_result
     from ftlab.terminal import Terminal
     from ftlab.train.loss import leaks
@@ -97,8 +98,11 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     scored = Split(name, splits.test if split == "test" else splits.validation, tokenizer, cfg)
     with accelerator.autocast():
         flat = not leaks(model, scored.encoded, accelerator.device)
+    decoder, reason = fast_path(model, accelerator.autocast)
+    if reason:
+        terminal.note(f"slower path, {reason}")
     with terminal.phase("evaluate"), terminal.progress(len(scored.rows), what="evaluate") as bar:
-        scores = scored.score(model, accelerator, flat, lambda done: bar.update(done, {}))
+        scores = scored.score(model, decoder, accelerator, flat, lambda done: bar.update(done, {}))
     before = _comparable(folder, name, splits.sha256, len(scored.rows))
     terminal.scores(before, scores.metrics, {"tuned": scores.intervals}, columns=("run", "now"))
     stem = f"evaluations/{time.strftime('%Y%m%d-%H%M%S')}"

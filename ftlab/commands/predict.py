@@ -1,6 +1,7 @@
 """python -m ftlab predict run=DIR context=TEXT question=TEXT: SQL from a tuned run, alone on stdout."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from ftlab.commands import check_keys
@@ -29,8 +30,8 @@ def main(arguments: dict[str, str]) -> int:
     from accelerate import Accelerator
 
     from ftlab.data.prompts import prompt_ids
+    from ftlab.evaluate import answer
     from ftlab.experiment import make_accelerator, quiet
-    from ftlab.generate import generate
     from ftlab.models import load_result
 
     quiet()
@@ -38,13 +39,7 @@ def main(arguments: dict[str, str]) -> int:
     tokenizer, model = load_result(folder.path, cfg, accelerator.device)
     prompts = [prompt_ids(tokenizer, cfg.data.prompt, question, context) for question, context in asked]
     with accelerator.autocast():
-        answers = generate(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=new_tokens,
-            batch_size=cfg.eval.batch_size,
-        )
+        answers = answer(model, None, tokenizer, prompts, replace(cfg.eval, max_new_tokens=new_tokens))
     print("\n".join(answers))
     return 0
 

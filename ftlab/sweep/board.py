@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ftlab.config import is_rate
+from ftlab.sweep.entry import best_of
 from ftlab.sweep.events import Event
 from ftlab.sweep.space import text_of
 from ftlab.sweep.study import Study, TrialRow
@@ -90,8 +91,8 @@ class Board:
 
     def _standing(self, rows: list[TrialRow]) -> str:
         """How far the sweep is, and the best so far."""
-        counts = Counter(row.state for row in rows if "from" not in row.user_attrs)
-        finished, best = counts["complete"] + counts["pruned"], rows[0] if rows else None
+        counts, best = Counter(row.state for row in rows), best_of(rows, self.study.directions)
+        finished = counts["complete"] + counts["pruned"]
         parts = [f"{finished}/{self.study.target} finished"]
         parts += [f"{counts[name]} {name}" for name in ("pruned", "failed") if counts[name]]
         if best and best.values:

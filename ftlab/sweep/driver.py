@@ -27,13 +27,15 @@ from optuna.exceptions import StorageInternalError
 
 from ftlab.composition import composition, quoted
 from ftlab.config import ExperimentConfig
-from ftlab.errors import FtlabError, Stopped, TrainingError
+from ftlab.errors import ConfigError, FtlabError, Stopped, TrainingError
 from ftlab.sweep import samplers
+from ftlab.sweep.identity import configuration
 from ftlab.sweep.join import Order, join, rungs_of
 from ftlab.sweep.owners import this_host
+from ftlab.sweep.probe import check_values
 from ftlab.sweep.space import Space
 from ftlab.sweep.storage import explained, networked, set_password_aside
-from ftlab.sweep.study import Study, folder_name
+from ftlab.sweep.study import CARD, Study, folder_name
 from ftlab.sweep.worker import in_one_line
 from ftlab.terminal import Terminal
 from ftlab.train.signals import StopSignal
@@ -68,7 +70,14 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
         cfg.sweep.storage = set_password_aside(cfg.sweep.storage)
         with read_write(config), open_dict(config):  # launchers write down what they are given
             config.sweep.storage = cfg.sweep.storage
-    with closing(open_study(arguments, cfg, space, fixed, config)) as study, explained(study.storage_url):
+    name, folder = place(arguments, cfg, config)
+    refuse_ignored(cfg, fixed, folder)
+    if not (folder / CARD).is_file():  # afterwards the space is known to be the study's own
+        check_values(space, lambda overrides: composition([*fixed, *overrides], config_dir=config_dir(config)))
+    objectives = cfg.sweep.objectives or [cfg.objective]
+    composed = configuration(lambda more: composition([*fixed, *more], config_dir=config_dir(config)), space)
+    opened = Study.open(name, folder, cfg.sweep, space, objectives, fixed, composed=composed, rungs=rungs_of(cfg))
+    with closing(opened) as study, explained(study.storage_url):
         introduce(study, terminal)
         warn_of_files(study, config, terminal)
         if study.left():
@@ -82,14 +91,29 @@ def fixed_of_sweep(arguments: Sequence[str], fixed: Sequence[str]) -> list[str]:
     return [*fixed, *(text for text in arguments if text.startswith("sweep."))]
 
 
-def open_study(
-    arguments: Sequence[str], cfg: ExperimentConfig, space: Space, fixed: list[str], config: DictConfig
-) -> Study:
-    """The study that the command names, in its folder."""
+def place(arguments: Sequence[str], cfg: ExperimentConfig, config: DictConfig) -> tuple[str, Path]:
+    """The name and the folder of the study that the command means."""
     name = folder_name(cfg.sweep.study or config.hydra.runtime.choices.get("sweep") or named_by(arguments))
-    given = [text.partition("=")[2] for text in config.hydra.overrides.hydra if text.startswith("hydra.sweep.dir=")]
-    folder = Path(config.hydra.sweep.dir).expanduser() if given else Path("outputs") / name
-    return Study.open(name, folder, cfg.sweep, space, cfg.sweep.objectives or [cfg.objective], fixed)
+    given = any(text.startswith("hydra.sweep.dir=") for text in config.hydra.overrides.hydra)
+    return name, Path(config.hydra.sweep.dir).expanduser() if given else Path("outputs") / name
+
+
+def refuse_ignored(cfg: ExperimentConfig, fixed: Sequence[str], folder: Path) -> None:
+    """Refuse what a single run acts on and a sweep would not.
+
+    Raises:
+        ConfigError: `force` or `run_name` is set.
+    """
+    problems = []
+    if cfg.force:
+        problems.append(
+            "force=true replaces a single run, and a sweep goes on with its study: "
+            f"delete {folder}/ to begin anew, or name another study with sweep.study=NAME"
+        )
+    if any(text.lstrip("+").startswith("run_name=") for text in fixed):
+        problems.append("run_name names a single run, and a sweep names its trials by its study: use sweep.study=NAME")
+    if problems:
+        raise ConfigError(*problems)
 
 
 def named_by(arguments: Sequence[str]) -> str:
@@ -353,6 +377,8 @@ def introduce(study: Study, terminal: Terminal) -> None:
     terminal.note(f"objective    {aims}" + (f", mean of {cfg.seeds} seeds" if cfg.seeds > 1 else ""))
     pruned = "nothing is pruned" if cfg.pruner == "none" else f"{cfg.pruner} prunes on {cfg.rung_metric}"
     terminal.note(f"search       {samplers.chosen(cfg, study.space)}, {study.target} trials, {pruned}")
+    for note in study.notes:
+        terminal.note(f"warm start   {note}")
     if counts.finished:
         terminal.note(f"so far       {counts.finished} finished ({counts.pruned} pruned), {counts.failed} failed")
 
@@ -387,5 +413,8 @@ def conclude(study: Study, cfg: ExperimentConfig, terminal: Terminal) -> None:
             f"gave up after {study.counts().failed} failed trials (sweep.max_failures={study.cfg.max_failures}): "
             + "; ".join(causes)
         )
+    if not left and not study.counts().finished:
+        causes = sorted({row.cause or "unknown" for row in study.leaderboard() if row.state == "failed"})
+        raise SweepFailed(f"not one trial is complete or pruned, all failed: {'; '.join(causes)}")
     if left:
         raise SweepFailed(f"{left} trials are missing: the workers ended early, see {study.folder}/worker-*.log")

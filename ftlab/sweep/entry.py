@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 MARKS: tuple[State, ...] = ("complete", "pruned", "failed", "running", "waiting")
@@ -54,12 +54,17 @@ class Entry:
     peak_gib: float | None = None  # GPU memory of a failed trial
     note: str = ""
     test: str = ""  # what it scored on test, in words
-    own: bool = True  # not taken over from another study
+    same_as: int | None = None  # the trial that lent its values: this one was not run
 
     @property
     def scored(self) -> bool:
         """Whether it is complete with numbers that can be compared."""
-        return bool(self.values) and all(map(math.isfinite, self.values))
+        return finite(self.values)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether it is a run of its own, which counts in every statistic."""
+        return self.same_as is None
 
     @property
     def seconds(self) -> float | None:
@@ -78,22 +83,53 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def ranked(entries: Sequence[Entry], directions: Sequence[str]) -> list[Entry]:
-    """Complete trials, best first objective first (equal ones as they came); then the others by state and number."""
-    sign = -1 if directions[0] == "maximize" else 1
-    done = [entry for entry in entries if entry.scored]
-    rest = [entry for entry in entries if not entry.scored]
-    done.sort(key=lambda entry: (sign * entry.values[0], entry.number))
-    return done + sorted(rest, key=lambda entry: (MARKS.index(entry.state), entry.number))
+# --- order ---------------------------------------------------------------------------------------------------
 
 
-def front(entries: Sequence[Entry], directions: Sequence[str]) -> list[Entry]:
-    """Complete trials that no other beats in one objective without losing in another, by the first objective."""
-    signs = [-1 if direction == "maximize" else 1 for direction in directions]
-    done = [entry for entry in ranked(entries, directions) if entry.scored]
-    costs = {entry.number: [s * v for s, v in zip(signs, entry.values, strict=True)] for entry in done}
+class Ranked(Protocol):
+    """A trial that can have a place among others: an `Entry`, or a row of the study's leaderboard."""
 
-    def beaten(mine: list[float]) -> bool:
-        return any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for other in costs.values())
+    @property
+    def number(self) -> int: ...
+    @property
+    def values(self) -> Sequence[float] | None: ...
+    @property
+    def scored(self) -> bool: ...
+    @property
+    def distinct(self) -> bool: ...
 
-    return [entry for entry in done if not beaten(costs[entry.number])]
+
+T = TypeVar("T", bound=Ranked)
+
+
+def finite(values: Sequence[float] | None) -> bool:
+    """Whether there are values, and all of them can be compared."""
+    return bool(values) and all(map(math.isfinite, values or ()))
+
+
+def costs(trial: Ranked, directions: Sequence[str]) -> tuple[float, ...]:
+    """The trial's values, less is better in each."""
+    return tuple(-v if way == "maximize" else v for v, way in zip(trial.values or (), directions, strict=False))
+
+
+def ranked(trials: Sequence[T], directions: Sequence[str]) -> list[T]:
+    """Scored trials, best first objective first; the next objectives part equal ones, then the numbers."""
+    scored = [trial for trial in trials if trial.scored]
+    return sorted(scored, key=lambda trial: (costs(trial, directions), trial.number))
+
+
+def front(trials: Sequence[T], directions: Sequence[str]) -> list[T]:
+    """Distinct scored trials that no other beats in one objective without losing in another, in the order of `ranked`;
+    with one objective the best and its equals."""
+    done = [trial for trial in ranked(trials, directions) if trial.distinct]
+    all_costs = {costs(trial, directions) for trial in done}
+
+    def beaten(mine: tuple[float, ...]) -> bool:
+        return any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for other in all_costs)
+
+    return [trial for trial in done if not beaten(costs(trial, directions))]
+
+
+def best_of(trials: Sequence[T], directions: Sequence[str]) -> T | None:
+    """The one best trial, which is on the front: nothing beats the first in the order of `ranked`."""
+    return next((trial for trial in ranked(trials, directions) if trial.distinct), None)

@@ -26,11 +26,12 @@ class Sweep:
     rung_metric: str = "eval/loss"
     rung_unit: str = "step"
     now: float = 0.0  # seconds since the epoch: where running trials end
+    rung_up: bool = False  # whether more of the rung metric is better
 
     @cached_property
     def done(self) -> list[Entry]:
-        """Complete trials, best first."""
-        return [entry for entry in ranked(self.entries, self.directions) if entry.scored]
+        """Distinct complete trials, best first."""
+        return [entry for entry in ranked(self.entries, self.directions) if entry.distinct]
 
     @property
     def best(self) -> int | None:

@@ -1,14 +1,17 @@
 """What makes two sweeps the same study, and which settings go together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import optuna
 
+from ftlab.composition import Composition, flatten
 from ftlab.config import OBJECTIVES, SweepConfig
 from ftlab.errors import ConfigError
-from ftlab.redact import redact
-from ftlab.run_dir import FREE_KEYS, FREE_NODES
+from ftlab.redact import redact, redact_tree
+from ftlab.run_dir import FREE_KEYS, FREE_NODES, defaults
 from ftlab.sweep.space import Space
 from ftlab.versions import versions
 
@@ -17,6 +20,7 @@ Direction = Literal["maximize", "minimize"]
 PACKAGES = ("ftlab", "optuna", "torch", "transformers", "peft", "bitsandbytes")
 # Pairs of seeds below which Wilcoxon's test cannot be sure (1/16 < 0.1 takes four), and one more to save.
 WILCOXON_SEEDS = 5
+MOST_SHOWN = 20  # keys in which two configurations differ
 REMEDY = "name this one differently with sweep.study=NAME"
 
 
@@ -54,11 +58,51 @@ def check(cfg: SweepConfig, space: Space, objectives: list[str]) -> None:
         space.values(guess)
 
 
+def rises(metric: str, objectives: Sequence[str], directions: Sequence[str]) -> bool:
+    """Whether more of a metric is better: as the study aims where it is an objective, else as it is defined."""
+    aims = dict(zip(objectives, directions, strict=True))
+    return aims[metric] == "maximize" if metric in aims else OBJECTIVES.get(metric, False)
+
+
+def configuration(compose: Callable[[list[str]], Composition], space: Space) -> dict[str, Any]:
+    """What all trials share by dotted key, whether it stands on the command line or in a file: nothing that is
+    searched, nothing that may differ, no secrets. What depends on a searched group stands as `GROUP=OPTION KEY` for
+    each option.
+
+    `compose` makes a configuration of overrides on top of the sweep's own; it takes some 0.1 s, and as much an option.
+    """
+    searched = set(space.keys)
+    base = _kept(compose([]))
+    options = {}
+    for dimension in (one for one in space.dimensions if one.key not in base):  # a group, or a whole node
+        for override in map(dimension.override, dimension.grid() or []):
+            with suppress(ConfigError):  # an option that goes with certain values of other keys only
+                options[override] = _kept(compose([override]))
+    different = {key for values in options.values() for key, v in values.items() if key not in base or base[key] != v}
+    found = {key: value for key, value in base.items() if key not in searched | different}
+    for override, values in options.items():
+        found |= {f"{override} {key}": values[key] for key in (different & values.keys()) - searched}
+    plain: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
+    return plain
+
+
+def _kept(composed: Composition) -> dict[str, Any]:
+    flat = flatten(redact_tree(composed.tree))
+    return {key: value for key, value in flat.items() if key not in FREE_KEYS and not key.startswith(FREE_NODES)}
+
+
 def record(
-    cfg: SweepConfig, space: Space, objectives: list[str], directions: Sequence[str], fixed: list[str]
+    cfg: SweepConfig,
+    space: Space,
+    objectives: list[str],
+    directions: Sequence[str],
+    fixed: list[str],
+    composed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What makes two sweeps the same study."""
+    """What makes two sweeps the same study. `composed` is `configuration`'s; who only joins a study need not
+    know it."""
     return {
+        **({} if composed is None else {"configuration": dict(composed)}),
         "objectives": objectives,
         "directions": list(directions),
         "fixed": sorted(redact(text) for text in fixed if _matters(text)),
@@ -89,20 +133,38 @@ def agreed(study: optuna.Study, space: Space, wanted: dict[str, Any]) -> Space:
     problems = differences(before, wanted, tuple(wanted))
     if problems:
         raise ConfigError(f"the study {study.study_name} is of another sweep:\n" + "\n".join(problems) + f"\n{REMEDY}")
+    if "configuration" in wanted and "configuration" not in before:  # of an older ftlab: known from now on
+        study.set_user_attr("configuration", wanted["configuration"])
     return Space.from_record(before["space"])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """What differs between two records, a line each; what one of them does not hold is not compared."""
     lines = []
-    for key in keys:
+    for key in (key for key in keys if key in old and key in new):
         if key == "space":
             lines += Space.differences(old[key], new[key])
         elif key == "fixed":
             lines += [f"{text} in the study, not now" for text in old[key] if text not in new[key]]
             lines += [f"{text} now, not in the study" for text in new[key] if text not in old[key]]
+        elif key == "configuration":
+            texts = set(old.get("fixed", ())) ^ set(new.get("fixed", ()))
+            lines += _values(old[key], new[key], {text.partition("=")[0].lstrip("+") for text in texts})
         elif old[key] != new[key]:
             lines.append(f"sweep.{key}: {_words(old[key])} in the study, {_words(new[key])} now")
     return [f"  {line}" for line in lines]
+
+
+def _values(old: Mapping[str, Any], new: Mapping[str, Any], told: set[str]) -> list[str]:
+    """Keys in which two configurations differ, without those `told` already."""
+    usual = flatten(defaults())  # what a study of an older ftlab does not name was as it is by default
+
+    def of(values: Mapping[str, Any], key: str) -> Any:
+        return values.get(key, usual.get(key.rpartition(" ")[2]))
+
+    keys = [key for key in sorted({*old, *new}) if key not in told and of(old, key) != of(new, key)]
+    lines = [f"{key}: {_words(of(old, key))} in the study, {_words(of(new, key))} now" for key in keys[:MOST_SHOWN]]
+    return [*lines, f"and {len(keys) - MOST_SHOWN} more"] if len(keys) > MOST_SHOWN else lines
 
 
 def _words(value: Any) -> str:

@@ -42,7 +42,9 @@ def completed(entry: Entry, runs: list[RunDir], metric: str, seeds: int, deviati
     if not entry.scored:
         return entry
     if deviation is not None:
-        return replace(entry, interval=over_seeds(entry.values[0], deviation, seeds), note=f"{seeds} seeds")
+        reaches = [reach for reach in (_reach(summary, metric) for summary in summaries) if reach]
+        between = over_seeds(entry.values[0], deviation, seeds, reaches, rate=is_rate(metric))
+        return replace(entry, interval=between, note=f"{seeds} seeds")
     told = answers(runs[0], metric)
     rate = sum(answer.right for answer in told.values()) / max(1, len(told))
     same = abs(rate - entry.values[0]) < 1e-9  # an evaluation on other data is none of this score
@@ -65,6 +67,12 @@ def interval(summary: Mapping[str, Any], metric: str) -> tuple[float, float] | N
     """The 95 % interval of a metric that a run recorded."""
     found = _node(_node(summary, "intervals"), "tuned").get(metric)
     return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+
+
+def _reach(summary: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """How far the interval of a run's metric reaches below and above its value."""
+    between, value = interval(summary, metric), _node(summary, "tuned").get(metric)
+    return None if between is None or value is None else (value - between[0], between[1] - value)
 
 
 def steps(summary: Mapping[str, Any]) -> tuple[int | None, int | None]:

@@ -15,7 +15,7 @@ from ftlab.run_dir import write_atomic
 from ftlab.sweep import best as best_file
 from ftlab.sweep import page, records, tables
 from ftlab.sweep.best import Recipe
-from ftlab.sweep.entry import Entry, Parameter, State, front, text
+from ftlab.sweep.entry import Entry, Parameter, State, best_of, front, text
 from ftlab.sweep.figures import Sweep
 from ftlab.sweep.owners import Owner
 from ftlab.sweep.page import Page
@@ -45,11 +45,12 @@ class Report:
     shares: dict[str, float] = field(default_factory=dict)  # of the parameters, by importance
     fixed: Sequence[str] = ()  # overrides that all trials share
     chosen: Sequence[str] = ()  # overrides of the best trial
+    hints: Sequence[str] = ()  # sentences on what the study can still do
 
     @property
     def best(self) -> Entry | None:
-        """The complete trial with the best first objective."""
-        return self.sweep.done[0] if self.sweep.done else None
+        """The one that `Study.best` names, by the same rule."""
+        return best_of(self.sweep.entries, self.sweep.directions)
 
     def show(self, terminal: Terminal, rows: int | None = ROWS, told: Sequence[str] = ()) -> None:
         """Leaderboard of at most `rows` trials, findings, what `write` told, and what to do next."""
@@ -132,6 +133,7 @@ class Report:
             "; ".join(f"{way} {name}" for name, way in zip(sweep.objectives, sweep.directions, strict=True))
             + f" (as of {when})"
         )
+        yield from self.hints
         if best is None:
             yield "no trial is complete yet: there is no best configuration"
             return
@@ -147,7 +149,10 @@ class Report:
         between = f" (95 %: {tables.interval(best, sweep.objectives[0])})" if best.interval else ""
         if len(sweep.objectives) > 1:
             members = [entry.number for entry in front(sweep.entries, sweep.directions)]
-            yield f"there is no single best: the front is trials {', '.join(map(str, members))}"
+            if len(members) == 1:
+                yield f"the front is trial {best.number} alone: no other beats it in any objective"
+            else:
+                yield f"there is no single best: the front is trials {', '.join(map(str, members))}"
             first = f"best by {sweep.objectives[0]}, and experiment=best"
             yield f"{first}: trial {best.number}, {', '.join(values)}{between}"
             return
@@ -204,18 +209,32 @@ def gathered(study: "Study") -> Report:
         study.objectives[0] if by_seed else study.cfg.rung_metric,
         "seed" if by_seed else "step",
         time.time(),
+        study.directions[0] == "maximize" if by_seed else study.rung_up,
     )
-    found = Report(
-        study.name, study.folder, sweep, study.target, _storage(study), importance(study.optuna), study.fixed
-    )
+    shares = importance(study.optuna)
+    found = Report(study.name, study.folder, sweep, study.target, _storage(study), shares, study.fixed)
+    found = replace(found, hints=list(_hints(study)))
     return replace(found, chosen=study.space.overrides(found.best.params)) if found.best else found
 
 
+def _hints(study: "Study") -> Iterator[str]:
+    taken = sum("from" in trial.user_attrs for trial in study.optuna.get_trials(deepcopy=False))
+    if taken:
+        yield f"trials taken over from another study, for the sampler to learn from: {taken}, which no table lists"
+    if study.exhausted():
+        yield f"all {study.space.size()} configurations of the space were run: more trials would only repeat them"
+    lost = study.failed_points()
+    if lost and not study.left():
+        words, them = ("1 point of the grid", "it") if lost == 1 else (f"{lost} points of the grid", "them")
+        budget = max(study.cfg.max_failures, study.counts().failed) + lost
+        yield f"{words} failed: the same command with sweep.max_failures={budget} runs {them} again"
+
+
 def _storage(study: "Study") -> str:
-    from ftlab.sweep.storage import without_password
+    from ftlab.sweep.storage import file_url, without_password
 
     default = study.folder / "study.db"
-    return f"sqlite:///{shown(default)}" if default.is_file() else redact(without_password(study.storage_url))
+    return file_url(shown(default)) if default.is_file() else redact(without_password(study.storage_url))
 
 
 def _parameter(dimension: "Dimension") -> Parameter:
@@ -234,10 +253,9 @@ def _entries(study: "Study") -> list[Entry]:
 
 def _entry(study: "Study", row: "TrialRow", trial: "FrozenTrial", rows: Mapping[int, "TrialRow"]) -> Entry:
     attrs = row.user_attrs
-    own = "from" not in attrs
-    lent = rows.get(attrs["same_as"]) if "same_as" in attrs else None
-    runs = records.runs(Path(lent.folder if lent else row.folder)) if own else []
-    ran = own and lent is None and trial.datetime_start is not None
+    same_as: int | None = attrs.get("same_as")
+    runs = records.runs(Path(rows.get(-1 if same_as is None else same_as, row).folder))
+    ran = row.distinct and trial.datetime_start is not None
     values = tuple(row.values or ())
     entry = Entry(
         row.number,
@@ -251,8 +269,8 @@ def _entry(study: "Study", row: "TrialRow", trial: "FrozenTrial", rows: Mapping[
         worker=_worker(Owner.read(trial.user_attrs.get("owner"))),
         cause=row.cause or "",
         peak_gib=attrs.get("vram_peak_gib") or None,
-        note=f"from {attrs['from']}" if not own else f"as {attrs['same_as']}" if lent else "",
-        own=own,
+        note="" if row.distinct else f"as {same_as}",
+        same_as=same_as,
     )
     deviations = attrs.get("deviation")
     deviation = deviations[0] if deviations else None

@@ -9,7 +9,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 from optuna import Study as OptunaStudy
 from optuna import pruners, samplers
@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ftlab.config import SweepConfig
@@ -61,8 +62,14 @@ def target(cfg: SweepConfig, space: Space) -> int:
     return (space.size() or 0) if chosen(cfg, space) == "grid" else DEFAULT_TRIALS
 
 
-def sampler(cfg: SweepConfig, space: Space, lock: Callable[[], AbstractContextManager[Any]]) -> BaseSampler:
-    """The sampler of a study; `lock` keeps workers from taking one grid point twice.
+def sampler(
+    cfg: SweepConfig,
+    space: Space,
+    lock: Callable[[], AbstractContextManager[Any]],
+    forgiven: frozenset[int] = frozenset(),
+) -> BaseSampler:
+    """The sampler of a study; `lock` keeps workers from taking one grid point twice, and the points of the failed
+    trials `forgiven` are free again.
 
     Raises:
         ConfigError: its package is missing, or the space has no grid.
@@ -70,7 +77,7 @@ def sampler(cfg: SweepConfig, space: Space, lock: Callable[[], AbstractContextMa
     name = chosen(cfg, space)
     _require("sweep.sampler", name)
     if name == "grid":
-        return Grid(space, target(cfg, space), cfg.sampler_seed, lock)
+        return Grid(space, target(cfg, space), cfg.sampler_seed, lock, forgiven)
     if name == "qmc":  # its sequence is counted in the study, and one seed must scramble it for all workers
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -80,7 +87,8 @@ def sampler(cfg: SweepConfig, space: Space, lock: Callable[[], AbstractContextMa
     startup = max(4, min(10, target(cfg, space) // 3))  # random trials before the model is asked
     make: dict[str, Callable[[int], BaseSampler]] = {
         "random": lambda seed: samplers.RandomSampler(seed=seed),
-        "tpe": lambda seed: samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=cfg.workers > 1),
+        # Whatever `workers` says, another driver may work on the same study: what runs counts as tried.
+        "tpe": lambda seed: samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True),
         "gp": lambda seed: samplers.GPSampler(seed=seed, n_startup_trials=startup),
         "cmaes": lambda seed: samplers.CmaEsSampler(
             seed=seed, n_startup_trials=startup, warn_independent_sampling=False
@@ -98,26 +106,46 @@ def pruner(cfg: SweepConfig, rungs: Sequence[int]) -> BasePruner:
     """
     if cfg.pruner == "none":
         return pruners.NopPruner()
-    _require("sweep.pruner", cfg.pruner)
+    check_pruner(cfg)
     if cfg.pruner == "wilcoxon":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return _patient(cfg, pruners.WilcoxonPruner(n_startup_steps=max(2, cfg.warmup_rungs)))
+            return _patient(cfg, Own(pruners.WilcoxonPruner(n_startup_steps=max(2, cfg.warmup_rungs))))
     rungs = sorted(rungs)
-    if len(rungs) <= cfg.warmup_rungs:
-        raise ConfigError(
-            f"sweep.pruner={cfg.pruner} never acts: a trial is evaluated {len(rungs)} times in training and "
-            f"sweep.warmup_rungs={cfg.warmup_rungs}: set eval.every=STEPS lower"
-        )
+    _check_rungs(cfg, len(rungs))
     first, last = rungs[cfg.warmup_rungs], rungs[-1]
     factor = 3 if len(rungs) >= 4 else 2
     startup = max(1, min(5, (cfg.n_trials or DEFAULT_TRIALS) // 4))
     make: dict[str, Callable[[], BasePruner]] = {
-        "median": lambda: pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=first),
+        "median": lambda: Own(pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=first)),
         "successive_halving": lambda: pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor),
         "hyperband": lambda: pruners.HyperbandPruner(min_resource=first, max_resource=last, reduction_factor=factor),
     }
     return _patient(cfg, make[cfg.pruner]())
+
+
+def check_pruner(cfg: SweepConfig) -> None:
+    """Refuse a pruner whose package is missing.
+
+    Raises:
+        ConfigError: says what to install.
+    """
+    _require("sweep.pruner", cfg.pruner)
+
+
+def _check_rungs(cfg: SweepConfig, rungs: int) -> None:
+    """The last rung saves nothing, so one before it must be left to prune at."""
+    waits = {"sweep.warmup_rungs": cfg.warmup_rungs}
+    if cfg.patience is not None:
+        waits["sweep.patience"] = cfg.patience + 1  # and one to compare with
+    key, wait = max(waits.items(), key=lambda item: item[1])
+    if rungs - 1 > wait:
+        return
+    held = f", and {key}={getattr(cfg, key.removeprefix('sweep.'))} waits past those before" if wait else ""
+    raise ConfigError(
+        f"sweep.pruner={cfg.pruner} never acts: a trial is evaluated {rungs} times in training, the last time at its "
+        f"end, where nothing is left to prune{held}: set eval.every=STEPS lower"
+    )
 
 
 def _patient(cfg: SweepConfig, inner: BasePruner) -> BasePruner:
@@ -166,12 +194,46 @@ class Seeded(BaseSampler):
         self._inner.after_trial(study, trial, state, values)
 
 
+class Own(BasePruner):
+    """A pruner that compares a trial with those of its own study, and with none that was taken over."""
+
+    def __init__(self, inner: BasePruner) -> None:
+        self._inner = inner
+
+    def prune(self, study: OptunaStudy, trial: FrozenTrial) -> bool:
+        return self._inner.prune(cast(OptunaStudy, _OwnTrials(study)), trial)
+
+
+class _OwnTrials:
+    """What pruners ask a study for."""
+
+    def __init__(self, study: OptunaStudy) -> None:
+        self._study, self.direction = study, study.direction
+
+    def get_trials(self, deepcopy: bool = True, states: tuple[TrialState, ...] | None = None) -> list[FrozenTrial]:
+        return [trial for trial in self._study.get_trials(deepcopy=deepcopy, states=states) if own(trial)]
+
+    @property
+    def best_trial(self) -> FrozenTrial:
+        """Raises ValueError where none is complete, as Optuna's does."""
+        best = max if self.direction == StudyDirection.MAXIMIZE else min
+        return best(self.get_trials(False, (TrialState.COMPLETE,)), key=lambda trial: trial.values[0])
+
+
 class Grid(BaseSampler):
     """Every point once, in the order written; a part of the grid is a fair sample of it. A point whose trial was
-    interrupted is free again. Optuna's GridSampler counts trial numbers, which retries and first guesses shift."""
+    interrupted or is `forgiven` is free again. Optuna's GridSampler counts trial numbers, which retries and first
+    guesses shift."""
 
-    def __init__(self, space: Space, wanted: int, seed: int, lock: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._space, self._lock = space, lock
+    def __init__(
+        self,
+        space: Space,
+        wanted: int,
+        seed: int,
+        lock: Callable[[], AbstractContextManager[Any]],
+        forgiven: frozenset[int] = frozenset(),
+    ) -> None:
+        self._space, self._lock, self._forgiven = space, lock, forgiven
         self._order = list(range(space.size() or 0))
         if wanted < len(self._order):
             random.Random(seed).shuffle(self._order)
@@ -183,7 +245,7 @@ class Grid(BaseSampler):
             if "point" in now.system_attrs:
                 return
             others = [t for t in storage.get_all_trials(study._study_id, deepcopy=False) if t.number != trial.number]
-            taken = {point_of(other, self._space) for other in others if occupies(other)}
+            taken = {point_of(other, self._space) for other in others if occupies(other, self._forgiven)}
             given = {**now.system_attrs.get("fixed_params", {}), **now.params}
             fitting = [point for point in self._order if self._fits(point, given)]
             free = [point for point in fitting if point not in taken]
@@ -214,9 +276,17 @@ def point_of(trial: FrozenTrial, space: Space) -> int | None:
     return space.index({**trial.system_attrs.get("fixed_params", {}), **trial.params}) if point is None else int(point)
 
 
-def occupies(trial: FrozenTrial) -> bool:
-    """Whether the trial's configuration is done, under way or known to fail."""
-    return trial.state is not TrialState.FAIL or failed(trial)
+def own(trial: FrozenTrial) -> bool:
+    """Whether the trial is the study's own, and was not taken over from another to teach its sampler."""
+    return "from" not in trial.user_attrs
+
+
+def occupies(trial: FrozenTrial, forgiven: frozenset[int] = frozenset()) -> bool:
+    """Whether the trial's configuration is done here, under way or known to fail; that of a failed one that is
+    `forgiven`, by number, may be tried again."""
+    if trial.state is TrialState.FAIL:
+        return failed(trial) and trial.number not in forgiven
+    return own(trial)
 
 
 def failed(trial: FrozenTrial) -> bool:

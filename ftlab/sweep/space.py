@@ -2,7 +2,7 @@
 
     lora.r=8,16,32  choice(a,b)     one of these; lists and dicts stand as their text in the study
     range(start, stop, step)        numbers, `stop` excluded, as Hydra has it
-    interval(a, b)                  a <= value < b; `int(interval(a, b))` whole numbers, b excluded
+    interval(a, b)                  a <= value < b; `int(interval(a, b))`, or a key that is a whole number: whole ones
     tag(log, ...)                   on a logarithmic scale; a tagged choice or range is searched, never enumerated
     shuffle(...)                    another order on the grid, the same one every time
     sort(...), glob(...)            as Hydra has them; glob stands for options of a group
@@ -13,11 +13,13 @@ Never imports Optuna before a distribution is asked for.
 import json
 import math
 import random
+import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,16 +29,25 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ftlab.composition import check_overrides, hydra_session, quoted
-from ftlab.errors import ConfigError
+from ftlab.config import known_keys
+from ftlab.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Value = str | int | float | bool | None  # what Optuna stores as a parameter
+Kind = Literal["choice", "int", "float"]
 Order = Literal["up", "down", "shuffled"]
+KINDS, ORDERS = get_args(Kind), get_args(Order)
 
 # The sweep itself gives every trial these.
 RESERVED = ("run_dir", "run_name", "force", "objective", "sweep")
+
+
+EMPTY_LIST = "A,B"
+EMPTY = {"interval": "LOW,HIGH", "range": "START,STOP", "tag": "log,interval(LOW,HIGH)", "glob": "*"}
+_FUNCTION = re.compile(r"(?P<key>[^=]+)=\s*(?P<name>\w+)\((?P<inside>.*)\)\s*", re.DOTALL)
+_EVALUATING = re.compile(r"\w+ while evaluating '(?P<what>.*?)': (?P<why>.*)", re.DOTALL)
 
 
 class Suggests(Protocol):
@@ -54,7 +65,7 @@ class Dimension:
     """One key and its values. `choices` are those of a choice; numbers have `low` and `high`, both included."""
 
     key: str
-    kind: Literal["choice", "int", "float"]
+    kind: Kind
     choices: tuple[Value, ...] = ()
     texts: tuple[str, ...] = ()  # the choices as Hydra writes them
     low: float = 0
@@ -74,6 +85,15 @@ class Dimension:
         if self.order == "shuffled":
             random.Random(self.key).shuffle(values)
         return values[::-1] if self.order == "down" else values
+
+    def probes(self) -> list[Value]:
+        """The values that must make sense for all to: those listed, both ends of numbers between."""
+        if self.kind == "choice":
+            return self.grid() or []
+        ends: list[Value] = [self.low, self.high]
+        if self.kind == "float" and self.step is None:
+            ends = [self.low, math.nextafter(self.high, self.low)]  # an interval does not hold its end
+        return ends[::-1] if self.order == "down" else ends
 
     def override(self, value: Any) -> str:
         """`key=value` so that Hydra reads this very value back."""
@@ -155,6 +175,7 @@ class Space:
             ConfigError: unknown keys and spaces without sense, all of them, each with its remedy.
         """
         written = {**_by_key(map(_from_file, params.items())), **_by_key(overrides)}
+        check_syntax(list(written.values()))
         with _session():
             check_overrides([text for text in written.values() if not _is_glob(text)], multirun=True)
             found = _each(_dimension_or_fixed, list(written.values()))
@@ -162,13 +183,12 @@ class Space:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Space":
-        """The counterpart of `record`."""
-        return cls(
-            tuple(
-                Dimension(key, **{**node, "choices": tuple(node["choices"]), "texts": tuple(node["texts"])})
-                for key, node in record.items()
-            )
-        )
+        """The counterpart of `record`.
+
+        Raises:
+            InputError: a newer ftlab recorded it, which knows of other spaces.
+        """
+        return cls(tuple(_recorded(key, node) for key, node in record.items()))
 
     def record(self) -> dict[str, Any]:
         """The space as JSON."""
@@ -222,6 +242,10 @@ class Space:
                 return None
             index = index * len(grid) + place
         return index
+
+    def first(self) -> dict[str, Value]:
+        """The first value of every key: what is written first, or the lowest."""
+        return {dimension.key: dimension.probes()[0] for dimension in self.dimensions}
 
     def suggest(self, trial: Suggests) -> dict[str, Value]:
         """A value for every key, drawn by the trial."""
@@ -292,6 +316,18 @@ def _steps(low: float, high: float, step: float) -> Iterator[int | float]:
     kind: Callable[[Any], Any] = int if isinstance(low, int) and isinstance(step, int) else float
     count = int((_exact(high) - _exact(low)) / _exact(step))
     return (kind(_exact(low) + place * _exact(step)) for place in range(count + 1))
+
+
+def _recorded(key: str, node: Mapping[str, Any]) -> Dimension:
+    known = {field.name for field in fields(Dimension)}
+    foreign = sorted(node.keys() - known)
+    if foreign or node["kind"] not in KINDS or node["order"] not in ORDERS:
+        what = f"{key} has {', '.join(foreign)}" if foreign else f"{key} is a {node['order']} {node['kind']}"
+        raise InputError(
+            f"a newer ftlab made the study: its space is recorded in a way that this one does not know ({what}). "
+            "Use that ftlab, or a newer one: pip install -U ftlab"
+        )
+    return Dimension(key, **{**node, "choices": tuple(node["choices"]), "texts": tuple(node["texts"])})
 
 
 def _described(dimension: Dimension | None) -> str:
@@ -373,6 +409,47 @@ def _dimension_or_fixed(text: str) -> Dimension | str:
     return _choice(key, text, override)
 
 
+def check_syntax(texts: Sequence[str]) -> None:
+    """Refuse functions of Hydra's sweep syntax that it cannot evaluate, where quoting the value is no remedy.
+
+    Raises:
+        ConfigError: every one of them, with what is wrong inside.
+    """
+    problems = [problem for text in texts if (problem := _syntax_problem(text))]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _syntax_problem(text: str) -> str | None:
+    try:
+        OverridesParser.create().parse_override(text)
+    except (HydraException, OmegaConfBaseException) as error:
+        function = _FUNCTION.fullmatch(text)
+        found = _EVALUATING.match(str(error))
+        if not function or not found:
+            return None  # not of the grammar at all, which the check of overrides says
+        key, name, inside = function["key"], function["name"], function["inside"]
+        if not inside.strip():
+            return f"{text}: {name}() is empty: write {_typed(key, f'{name}({EMPTY.get(name, EMPTY_LIST)})')}"
+        if name == "choice" and "NoneType" in found["why"]:
+            return f"{text}: null cannot stand inside choice(...): write {_typed(key, inside)}"
+        return f"{text}: {found['what']} makes no sense ({' '.join(found['why'].split())})"
+    return None
+
+
+def _typed(key: str, value: str) -> str:
+    """An override as a shell takes it."""
+    return shlex.quote(f"{key}={value}")
+
+
+def is_swept(text: str) -> bool:
+    """Whether an override names several values."""
+    try:
+        return OverridesParser.create().parse_override(text).is_sweep_override()
+    except (HydraException, OmegaConfBaseException):
+        return False
+
+
 def _is_glob(text: str) -> bool:
     """Whether the text stands for options of a group, which the check of overrides cannot list."""
     return text.partition("=")[2].lstrip().startswith("glob(")
@@ -389,8 +466,14 @@ def _parsed(text: str) -> Override:
 def _interval(key: str, text: str, value: IntervalSweep) -> Dimension:
     if value.start is None or value.end is None or not value.start < value.end:
         raise ConfigError(f"{text}: an interval goes from a lower to a higher number")
+    if not math.isfinite(value.end - value.start):
+        raise ConfigError(f"{text}: an interval ends at a number")
     log = "log" in value.tags
-    whole = "int" in value.tags or (isinstance(value.start, int) and isinstance(value.end, int))
+    cast = "int" in value.tags or (isinstance(value.start, int) and isinstance(value.end, int))
+    whole = cast or _whole_key(key)  # `interval(4,8)` alone is of floats, whatever was written
+    if whole and not cast and not (float(value.start).is_integer() and float(value.end).is_integer()):
+        remedy = _typed(key, f"int({text.partition('=')[2]})")
+        raise ConfigError(f"{text}: {key} is a whole number: write {remedy}")
     _check_log(text, value.start, log)
     if not whole:
         return Dimension(key, "float", low=float(value.start), high=float(value.end), log=log)
@@ -398,6 +481,11 @@ def _interval(key: str, text: str, value: IntervalSweep) -> Dimension:
     if low >= high:
         raise ConfigError(f"{text} holds {max(0, high - low + 1)} whole numbers (its end is excluded): widen it")
     return Dimension(key, "int", low=low, high=high, log=log)
+
+
+def _whole_key(key: str) -> bool:
+    """Whether the schema has a whole number there."""
+    return known_keys().get(key.lstrip("+")) in (int, int | None)
 
 
 def _range(key: str, text: str, value: RangeSweep) -> Dimension | str:

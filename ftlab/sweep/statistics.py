@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ FEWEST = 5  # trials below which a rank correlation is not judged
 STRONG = 0.6  # rank correlation from which a rung is a fair judge
 FEWEST_FOR_IMPORTANCE = 8
 
-# 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; above them the normal's is used.
+# 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; above them a series is as exact.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
@@ -63,13 +63,37 @@ def mover(a: float, interval_a: tuple[float, float], b: float, interval_b: tuple
     return a - b - below, a - b + above
 
 
-def over_seeds(mean: float, deviation: float, seeds: int) -> tuple[float, float] | None:
-    """The 95 % interval of a mean over seeds (Student's t); None for a single one."""
+def over_seeds(
+    mean: float, deviation: float, seeds: int, rows: Sequence[tuple[float, float]] = (), *, rate: bool = False
+) -> tuple[float, float] | None:
+    """The 95 % interval of a mean over seeds, for other seeds and other rows; None where nothing says how sure it is.
+
+    Student's t of the seeds' standard deviation, joined in quadrature with `rows`: how far each seed's own interval
+    over its rows reaches below and above its value. All seeds answer the same rows, whose noise more seeds do not
+    lessen; so the interval is never narrower than that of the rows, however alike the seeds came out. A rate stays
+    between 0 and 1.
+    """
     if seeds < 2:
         return None
-    t = STUDENT[seeds - 2] if seeds - 2 < len(STUDENT) else 1.96
-    half = t * deviation / math.sqrt(seeds)
-    return mean - half, mean + half
+    half = student(seeds - 1) * deviation / math.sqrt(seeds)
+    below, above = (fmean(reach) for reach in zip(*rows, strict=True)) if rows else (0.0, 0.0)
+    low, high = mean - math.hypot(half, below), mean + math.hypot(half, above)
+    if low == high:
+        return None
+    return (max(0.0, low), min(1.0, high)) if rate else (low, high)
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t.
+
+    Source: M. Abramowitz and I. A. Stegun, Handbook of Mathematical Functions (1964), 26.7.5.
+    """
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    z, n = 1.959964, freedom
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3
 
 
 # --- rungs --------------------------------------------------------------------------------------------------
@@ -98,9 +122,9 @@ class RungCheck:
 
 
 def rung_checks(entries: Sequence[Entry], metric_up: bool, direction: str) -> list[RungCheck]:
-    """One for each step at which complete trials have a rung. Pruned trials have no end to compare with: they are left
-    out, which narrows the range of what is compared and so lowers the correlation."""
-    done = [entry for entry in entries if entry.scored]
+    """One for each step at which distinct complete trials have a rung. Pruned trials have no end to compare with: they
+    are left out, which narrows the range of what is compared and so lowers the correlation."""
+    done = [entry for entry in entries if entry.scored and entry.distinct]
     sign = 1 if metric_up == (direction == "maximize") else -1
     checks = []
     for step in sorted({step for entry in done for step in entry.rungs}):
@@ -153,9 +177,9 @@ class Saved:
 
 
 def saved(entries: Sequence[Entry]) -> Saved:
-    """Steps that pruned trials did not take. A pruned trial that does not say what it planned would have done as many
+    """Steps that pruned runs did not take. A pruned trial that does not say what it planned would have done as many
     as the median complete one."""
-    finished = [e for e in entries if e.own and e.state in ("complete", "pruned") and _steps(e)]
+    finished = [e for e in entries if e.distinct and e.state in ("complete", "pruned") and _steps(e)]
     usual = [_steps(entry) for entry in finished if entry.state == "complete"]
     done = planned = 0
     for entry in finished:
@@ -171,16 +195,20 @@ def _steps(entry: Entry) -> int:
 
 
 def importance(study: Any) -> dict[str, float]:
-    """Shares of the parameters in what makes the best trials differ from all (PED-ANOVA), largest first; empty where
-    too few complete trials or equal values say nothing. `study` is Optuna's.
+    """Shares of the parameters in what makes the best runs differ from all (PED-ANOVA), largest first; empty where
+    too few complete ones or equal values say nothing. `study` is Optuna's; its trials that were lent their values, or
+    taken over from another study, are left out.
 
     Source: S. Watanabe, A. Bansal and F. Hutter, IJCAI 2023, arXiv:2304.10255.
     """
     import optuna
 
-    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    done = [trial for trial in complete if {"same_as", "from"}.isdisjoint(trial.user_attrs)]
     varied = {key for trial in done for key in trial.params if trial.params[key] != done[0].params.get(key)}
     if len(done) < FEWEST_FOR_IMPORTANCE or not varied or all(trial.values == done[0].values for trial in done):
         return {}
-    found = optuna.importance.get_param_importances(study, params=sorted(varied))
+    distinct = optuna.create_study(directions=study.directions)
+    distinct.add_trials(done)
+    found = optuna.importance.get_param_importances(distinct, params=sorted(varied))
     return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -6,15 +6,18 @@ first one. Here a trial begins to run and names its owner at once, so that on th
 
 import os
 import re
+import shlex
+import sqlite3
 import time
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import optuna
 import sqlalchemy.exc
@@ -22,7 +25,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import select
+from sqlalchemy import URL, make_url, select
 from sqlalchemy.orm import Session
 
 from ftlab.errors import InputError
@@ -36,6 +39,15 @@ _CLAIM = "claim:"
 _CREDENTIALS = re.compile(r"(://[^:/@]*):([^?]*)@")
 _PASSWORD_ARGUMENT = re.compile(r"(?P<before>[?&])password=(?P<password>[^&\"']*)(?P<more>&?)")
 _POSTGRES = re.compile(r"^postgres(ql)?://")
+DRIVER = "postgresql+psycopg://"
+# What to do where SQLite says this.
+FILE_REMEDIES = {
+    "unable to open": "its folder must be there, readable and writable; copy it where it may only be read",
+    "readonly": "it may only be read; a sweep must write it",
+    "locked": f"another process has held it for {LOCK_TIMEOUT_S} s: is a sweep hanging?",
+    "not a database": "it is damaged, or something else: put a copy of it back, or begin anew with sweep.study=NAME",
+    "malformed": "it is damaged: put a copy of it back, or begin anew with sweep.study=NAME",
+}
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # a sweep shows its trials itself
 
@@ -43,6 +55,10 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)  # a sweep shows its trials i
 class OwnedStorage(RDBStorage):
     """RDBStorage whose running trials have the user attribute `owner`, and which leaves stale trials to
     `Study.reap`: what Optuna fails by itself cannot be told from a failure afterwards."""
+
+    @staticmethod
+    def _fill_storage_url_template(template: str) -> str:
+        return template  # a brace in a name is one
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         if template_trial is None:
@@ -92,7 +108,23 @@ def claims(trial: FrozenTrial) -> dict[str, Any]:
 
 def default_url(folder: Path) -> str:
     """The database in the study's folder."""
-    return f"sqlite:///{folder.resolve() / 'study.db'}"
+    return file_url(folder.resolve() / "study.db")
+
+
+def file_url(file: Path | str) -> str:
+    """The URL of SQLite's database in a file, whatever its name: `?`, `#` and `%` mean something in a URL."""
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
+def file_of(url: str) -> Path | None:
+    """The file that holds the database; None where a server does, or nothing.
+
+    Raises:
+        sqlalchemy.exc.ArgumentError: no URL of a database.
+    """
+    read = make_url(url)
+    in_file = read.get_backend_name() == "sqlite" and read.database not in (None, "", ":memory:")
+    return Path(read.database or "") if in_file and "uri" not in read.query else None
 
 
 def without_password(url: str) -> str:
@@ -119,7 +151,7 @@ def connect(url: str, heartbeat_s: int, grace_s: int) -> OwnedStorage:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, used knowingly
             # SQLAlchemy's own choice of a package for PostgreSQL differs from version to version.
-            return _made(_POSTGRES.sub("postgresql+psycopg://", url), _engine(url), heartbeat_s, grace_s)
+            return _made(_POSTGRES.sub(DRIVER, url), _engine(url), heartbeat_s, grace_s)
     except ImportError:
         package = "'ftlab[postgres]'" if url.startswith("postgres") else "PyMySQL"
         raise InputError(
@@ -132,11 +164,28 @@ def connect(url: str, heartbeat_s: int, grace_s: int) -> OwnedStorage:
 
 def _engine(url: str) -> dict[str, Any]:
     """How SQLAlchemy connects."""
-    if url.startswith("sqlite"):
-        set_up = _locked_only if networked(Path(url.removeprefix("sqlite:///")).parent) else _seldom_synced
-        return {"connect_args": {"timeout": LOCK_TIMEOUT_S}, "pool_events": [(set_up, "connect")]}
-    password = os.environ.get(PASSWORD)
-    return {"pool_pre_ping": True, "connect_args": {"password": password} if password else {}}
+    if not url.startswith("sqlite"):
+        password = os.environ.get(PASSWORD)
+        return {"pool_pre_ping": True, "connect_args": {"password": password} if password else {}}
+    file = file_of(url)
+    if file and _only_readable(file):
+        return {"creator": partial(_reader, file)}
+    set_up = _locked_only if file and networked(file.parent) else _seldom_synced
+    return {"connect_args": {"timeout": LOCK_TIMEOUT_S}, "pool_events": [(set_up, "connect")]}
+
+
+def _only_readable(file: Path) -> bool:
+    """Whether the database is there, and this process may not write it or beside it."""
+    ids = os.access in os.supports_effective_ids
+    return file.is_file() and not all(os.access(place, os.W_OK, effective_ids=ids) for place in (file, file.parent))
+
+
+def _reader(file: Path) -> sqlite3.Connection:
+    """A connection that writes nothing. Beside a log SQLite reads both, which takes the index that its writer left or
+    still keeps; without one nobody has the database open, and it is read as it is (sqlite.org/wal.html#readonly)."""
+    mode = "mode=ro" if file.with_name(f"{file.name}-wal").exists() else "mode=ro&immutable=1"
+    uri = f"file:{quote(str(file.resolve()))}?{mode}"
+    return sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT_S, check_same_thread=False)
 
 
 def _seldom_synced(connection: Any, record: Any) -> None:
@@ -186,9 +235,34 @@ def explained(url: str) -> Iterator[None]:
 
 
 def _unreachable(url: str, error: Exception) -> str:
+    """What is wrong with the database at a URL, and what to do."""
+    shown = without_password(url)
+    if isinstance(error, sqlalchemy.exc.ArgumentError):
+        return redact(f"sweep.storage={shown} is no database's URL: postgresql://USER@HOST/DATABASE, sqlite:///FILE")
+    file = file_of(url)
+    name = str(file or f"sweep.storage={shown}")
+    if isinstance(error, RuntimeError):
+        return redact(f"{name} {_of_another_optuna(shown, str(error))}")
     cause = error.__cause__ or error
     reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+    if file:
+        return redact(f"{name} cannot be used ({reason}): {_file_remedy(reason)}")
     remedy = "start the database, or leave sweep.storage out for a file in the study's folder"
     if "password" in reason:
         remedy = f"name the right one in {PASSWORD}"
-    return redact(f"sweep.storage={without_password(url)} cannot be used ({reason}): {remedy}")
+    return redact(f"{name} cannot be used ({reason}): {remedy}")
+
+
+def _of_another_optuna(url: str, message: str) -> str:
+    """What Optuna says of tables of another version, with the URL in its place."""
+    made = re.search(r"set up by optuna ([\w.]+)", message)
+    version = f" ({made[1]})" if made else ""
+    if "storage upgrade" not in message:
+        return f"was made by a newer Optuna{version}: pip install -U optuna"
+    command = f"optuna storage upgrade --storage {shlex.quote(_POSTGRES.sub(DRIVER, url))}"
+    return f"was made by an older Optuna{version}: make a copy of it, then bring it up to date with {command}"
+
+
+def _file_remedy(reason: str) -> str:
+    found = [remedy for part, remedy in FILE_REMEDIES.items() if part in reason]
+    return found[0] if found else "look after its disk, then run the same command again"

@@ -16,9 +16,11 @@ Reports to the pruner name optimizer steps, and stand in the study's direction (
 
 import difflib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,17 +31,19 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from ftlab.config import OBJECTIVES, SweepConfig
+from ftlab.config import SweepConfig
 from ftlab.errors import ConfigError, InputError
 from ftlab.redact import redact
 from ftlab.run_dir import write_atomic
 from ftlab.sweep import identity, samplers, storage
+from ftlab.sweep.entry import best_of, costs, finite, front
 from ftlab.sweep.owners import Owner
-from ftlab.sweep.samplers import failed, point_of
+from ftlab.sweep.samplers import failed, own, point_of
 from ftlab.sweep.space import Space, Value
 from ftlab.sweep.storage import OwnedStorage, owners
 
 CARD = "study.json"
+LOCK = ".study.lock"
 LOCK_TIMEOUT_S = 120.0
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -75,6 +79,16 @@ class TrialRow:
     folder: str
     user_attrs: dict[str, Any]
 
+    @property
+    def scored(self) -> bool:
+        """Whether it is complete with numbers that can be compared."""
+        return finite(self.values)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether it is a run of its own, and was not lent its values by an equal one."""
+        return "same_as" not in self.user_attrs
+
 
 class Study:
     """An Optuna study that knows what it searches, how far it is, and whose trials were left behind."""
@@ -96,37 +110,52 @@ class Study:
         self.storage_url = backend.url
         self.target = samplers.target(cfg, space)
         self.optuna, self._backend = study, backend
+        self.forgiven = frozenset[int](study.user_attrs.get("forgiven", ()))  # failed trials whose grid points are free
+        self.notes: list[str] = []  # what whoever opened the study is to be told
         self._file_lock = _file_lock(folder)
 
     # --- opening ----------------------------------------------------------------------------------------------
 
     @classmethod
     def open(
-        cls, name: str, folder: Path, cfg: SweepConfig, space: Space, objectives: list[str], fixed: list[str]
+        cls,
+        name: str,
+        folder: Path,
+        cfg: SweepConfig,
+        space: Space,
+        objectives: list[str],
+        fixed: list[str],
+        *,
+        composed: Mapping[str, Any] | None = None,
+        rungs: Sequence[int] | None = None,
     ) -> "Study":
         """Make the study or join it; several processes may do so at once. First guesses are enqueued and trials
-        of `sweep.warm_start` taken over.
+        of `sweep.warm_start` taken over. What is refused leaves nothing behind.
+
+        `composed` is `identity.configuration`'s, for a study whose fixed values changed in a file to be refused;
+        `rungs` are the optimizer steps of evaluations where they are known, for a pruner that cannot act to be refused.
 
         Raises:
             ConfigError: settings that do not go together, or a study of that name that searches something else.
-            InputError: the database cannot be used.
+            InputError: the database or the folder cannot be used.
         """
-        name = folder_name(name)
+        name, folder = folder_name(name), Path(folder)
         directions = identity.directions_of(objectives, cfg.direction)
+        wanted = identity.record(cfg, space, objectives, directions, fixed, composed)
         identity.check(cfg, space, objectives)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _file_lock(folder)
         _check_card(folder, name, cfg.storage)
-        samplers.sampler(cfg, space, lambda: _held(lock))  # refuses before anything is written
+        lock = _file_lock(folder)
+        samplers.sampler(cfg, space, lambda: _held(lock))
+        samplers.check_pruner(cfg) if rungs is None else samplers.pruner(cfg, rungs)
+        teacher = _teacher(cfg, wanted)
         url = cfg.storage or storage.default_url(folder)
-        with _held(lock), storage.explained(url):
+        with _made(folder), _held(lock), storage.explained(url):
             backend = storage.connect(url, cfg.heartbeat_s, cfg.grace_s)
             study = optuna.create_study(study_name=name, storage=backend, directions=directions, load_if_exists=True)
-            space = identity.agreed(study, space, identity.record(cfg, space, objectives, directions, fixed))
+            space = identity.agreed(study, space, wanted)
             _write_card(folder, name, cfg.storage)
             opened = cls(name, folder, cfg, space, objectives, fixed, study, backend)
-            opened._ready()
+            opened._ready(wanted, teacher)
         return opened
 
     @classmethod
@@ -153,16 +182,27 @@ class Study:
             space = Space.from_record(attrs["space"])
             return cls(card["name"], folder, cfg, space, attrs["objectives"], attrs["overrides"], study, backend)
 
-    def _ready(self) -> None:
+    def _ready(self, record: Mapping[str, Any], teacher: "Study | None") -> None:
         """Sampler, first guesses and trials of an earlier study; the lock is held."""
-        self.optuna.sampler = samplers.sampler(self.cfg, self.space, self.lock)
-        wanted = {"config": _config_record(self.cfg), "overrides": [*map(redact, self.fixed)], "n_trials": self.target}
         before = self.optuna.user_attrs
-        for key, value in wanted.items():
+        wanted = {"config": _config_record(self.cfg), "overrides": [*map(redact, self.fixed)], "n_trials": self.target}
+        for key, value in {**wanted, **self._forgive(before)}.items():
             if before.get(key) != value:
                 self.optuna.set_user_attr(key, value)
+        self.optuna.sampler = samplers.sampler(self.cfg, self.space, self.lock, self.forgiven)
         self.enqueue_first()
-        self.warm_start()
+        if teacher:
+            self._learn(teacher, record)
+            teacher.close()
+
+    def _forgive(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes with which grid points that failed are free again, once `sweep.max_failures` is higher than it has
+        ever been: their cause is removed, says who raises it."""
+        budget = before.get("budget", before.get("config", {}).get("max_failures", self.cfg.max_failures))
+        if self.cfg.max_failures <= budget:
+            return {"budget": budget}
+        self.forgiven = frozenset(trial.number for trial in self.trials() if failed(trial))
+        return {"budget": self.cfg.max_failures, "forgiven": sorted(self.forgiven)}
 
     def close(self) -> None:
         """Let go of the database; using the study again connects again. Whoever closes SQLite's file last puts its log
@@ -187,21 +227,38 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial of this study itself, by number; not to be changed."""
-        return [t for t in self.optuna.get_trials(deepcopy=False) if "from" not in t.user_attrs]
+        return [t for t in self.optuna.get_trials(deepcopy=False) if own(t)]
 
     def counts(self) -> Counts:
         """Trials by state, read from the database."""
         return _counts(self.trials())
 
     def left(self, counts: Counts | None = None) -> int:
-        """Trials still to finish, by `counts` just read where given. A grid also ends when every point is done, taken
-        over, or failed."""
+        """Trials still to finish, by `counts` just read where given. A grid also ends when every point is done, or
+        failed and not forgiven."""
         wanted = max(0, self.target - (counts or self.counts()).finished)
-        if wanted and samplers.chosen(self.cfg, self.space) == "grid":
-            trials = self.optuna.get_trials(deepcopy=False)
-            settled = {point_of(t, self.space) for t in trials if t.state in FINISHED or failed(t)} - {None}
+        if wanted and self._is_grid:
+            over = [t for t in self.trials() if t.state.is_finished() and samplers.occupies(t, self.forgiven)]
+            settled = {point_of(t, self.space) for t in over} - {None}
             wanted = min(wanted, (self.space.size() or 0) - len(settled))
         return wanted
+
+    def failed_points(self) -> int:
+        """Points of the grid that failed and are tried again only when `sweep.max_failures` is raised."""
+        lost = [t for t in self.trials() if failed(t) and samplers.occupies(t, self.forgiven)]
+        return len({point_of(t, self.space) for t in lost} - {None}) if self._is_grid else 0
+
+    def exhausted(self) -> bool:
+        """Whether a search that may draw a configuration twice has run all there are."""
+        size = None if self._is_grid else self.space.size()
+        if size is None or size > self.target:
+            return False
+        ran = {self.space.index(t.params) for t in self.trials() if t.state in FINISHED} - {None}
+        return len(ran) == size
+
+    @property
+    def _is_grid(self) -> bool:
+        return samplers.chosen(self.cfg, self.space) == "grid"
 
     def surplus(self, number: int, known: list[FrozenTrial] | None = None) -> bool:
         """Whether a running trial is one too many, which several workers asking at once bring about: `target` of a
@@ -213,12 +270,10 @@ class Study:
         after = [t for t in trials.values() if t.number > number and t.state in FINISHED]
         if len(active) + len(after) >= self.target:
             return True
-        if samplers.chosen(self.cfg, self.space) != "grid":
+        if not self._is_grid:
             return False
         mine = point_of(trials[number], self.space)
-        others = self.optuna.get_trials(deepcopy=False)
-        rivals = [t for t in others if t.number < number and samplers.occupies(t)]
-        rivals += [t for t in others if t.number > number and t.state in FINISHED]
+        rivals = [t for t in before if samplers.occupies(t, self.forgiven)] + after
         return mine is not None and mine in {point_of(t, self.space) for t in rivals}
 
     # --- trials left behind -----------------------------------------------------------------------------------
@@ -284,32 +339,40 @@ class Study:
         """
         guesses = [self.space.values(guess) for guess in self.cfg.first]
         with self.lock():
+            known = [trial.system_attrs.get("fixed_params", trial.params) for trial in self.trials()]
             for guess in guesses:
-                self.optuna.enqueue_trial(guess, skip_if_exists=True)
+                if guess not in known:
+                    self.optuna.enqueue_trial(guess)
+                    known.append(guess)
 
-    def warm_start(self) -> None:
-        """Take over the finished trials of `sweep.warm_start`; they count for the sampler, not for n_trials.
+    def _learn(self, teacher: "Study", record: Mapping[str, Any]) -> None:
+        """Take over the teacher's finished runs, and note how many and what differs. Where it reported something else
+        at its rungs, how far its pruned trials came is not to be compared."""
+        theirs = (teacher.cfg.rung_metric, teacher.cfg.pruner == "wilcoxon")
+        alike = theirs == (self.cfg.rung_metric, self.cfg.pruner == "wilcoxon")
+        states = FINISHED if alike else (TrialState.COMPLETE,)
+        known = {t.user_attrs.get("from") for t in self.optuna.get_trials(deepcopy=False)}
+        for trial in teacher.optuna.get_trials(deepcopy=False, states=states):
+            origin = trial.user_attrs.get("from") or f"{teacher.name}/{trial.number}"
+            lent = "same_as" in trial.user_attrs
+            if not lent and origin not in known and not origin.startswith(f"{self.name}/"):
+                self.optuna.add_trial(_taken_over(trial, origin, self.space))
+        self._note_lessons(identity.differences(teacher.optuna.user_attrs, record, LESSONS))
 
-        Raises:
-            InputError: no such study.
-            ConfigError: it searches another space or aims at something else.
-        """
-        if self.cfg.warm_start is None:
-            return
-        other = Study.load(self.cfg.warm_start)
-        mine, theirs = self._identity(), other._identity()
-        problems = identity.differences(theirs, mine, ("space", "objectives", "directions", "seeds"))
-        if problems:
-            raise ConfigError(f"sweep.warm_start={self.cfg.warm_start} cannot be taken over:\n" + "\n".join(problems))
-        with self.lock():
-            known = {t.user_attrs.get("from") for t in self.optuna.get_trials(deepcopy=False)}
-            for trial in other.optuna.get_trials(deepcopy=False, states=FINISHED):
-                origin = trial.user_attrs.get("from") or f"{other.name}/{trial.number}"
-                if origin not in known and not origin.startswith(f"{self.name}/"):
-                    self.optuna.add_trial(_taken_over(trial, origin, self.space))
-
-    def _identity(self) -> dict[str, Any]:
-        return identity.record(self.cfg, self.space, self.objectives, self.directions, self.fixed)
+    def _note_lessons(self, different: list[str]) -> None:
+        taken = Counter(t.state for t in self.optuna.get_trials(deepcopy=False) if not own(t))
+        parts = f"{taken[TrialState.COMPLETE]} complete, {taken[TrialState.PRUNED]} pruned"
+        chosen = samplers.chosen(self.cfg, self.space)
+        use = (
+            "the sampler learns from them" if chosen in LEARNING else f"sweep.sampler={chosen} learns nothing from them"
+        )
+        trials = f"{taken.total()} trial{'s' * (taken.total() != 1)}"
+        self.notes.append(
+            f"{trials} of {self.cfg.warm_start} taken over ({parts}): {use}; they are in no count or ranking here"
+        )
+        if different:
+            listed = "; ".join(line.strip() for line in different)
+            self.notes.append(f"{self.cfg.warm_start} was run otherwise, so its scores may mislead: {listed}")
 
     # --- results ----------------------------------------------------------------------------------------------
 
@@ -318,7 +381,12 @@ class Study:
         negated where the study maximises. Its own inverse. Wilcoxon is told the objective itself."""
         if self.cfg.pruner == "wilcoxon" or len(self.directions) > 1:
             return value
-        return value if OBJECTIVES[self.cfg.rung_metric] == (self.directions[0] == "maximize") else -value
+        return value if self.rung_up == (self.directions[0] == "maximize") else -value
+
+    @property
+    def rung_up(self) -> bool:
+        """Whether more of `sweep.rung_metric` is better: as the study aims where that is its objective."""
+        return identity.rises(self.cfg.rung_metric, self.objectives, self.directions)
 
     def row(self, trial: FrozenTrial) -> TrialRow:
         """A trial as a row."""
@@ -338,30 +406,32 @@ class Study:
         )
 
     def leaderboard(self) -> list[TrialRow]:
-        """All trials, best first (with several objectives: the front first); then pruned by their last rung,
-        running, waiting and failed ones. A tie goes to the lower number."""
-        shown = [t for t in self.optuna.get_trials(deepcopy=False) if t.state is not TrialState.FAIL or failed(t)]
-        rows = [self.row(trial) for trial in shown]
-        ahead = {row.number for row in _undominated(rows, self.directions)}
-        return sorted(rows, key=lambda row: (STATES.index(row.state), row.number not in ahead, *self._rank(row)))
+        """All trials of this study itself, best first (with several objectives: the front first); then pruned by their
+        last rung, running, waiting and failed ones. A tie goes to the lower number."""
+        rows = [self.row(trial) for trial in self.trials() if trial.state is not TrialState.FAIL or failed(trial)]
+        ahead = {row.number for row in front(rows, self.directions)}
+        rows.sort(key=lambda row: (row.number not in ahead, *self._rank(row)))
+        return sorted(rows, key=lambda row: (STATES.index(row.state), not row.scored))
 
     def best(self) -> TrialRow | None:
-        """The first of the leaderboard, if a trial is complete."""
-        rows = self.leaderboard()
-        return rows[0] if rows and rows[0].state == "complete" else None
+        """The best distinct run, if a trial is complete."""
+        return best_of(self.leaderboard(), self.directions)
 
     def front(self) -> list[TrialRow]:
-        """The complete trials that no other beats in every objective; with one objective the best and its ties."""
-        return _undominated(self.leaderboard(), self.directions)
+        """The distinct runs that no other beats in every objective; with one objective the best and its ties."""
+        return front(self.leaderboard(), self.directions)
 
-    def _rank(self, row: TrialRow) -> tuple[float, int]:
-        reports = [self.reported(value) for value in row.rungs.values()]
-        value = row.value if row.value is not None else reports[-1] if reports else None
-        if value is None or value != value:
-            return float("inf"), row.number
-        return (-value if self.directions[0] == "maximize" else value), row.number
+    def _rank(self, row: TrialRow) -> tuple[tuple[float, ...], int]:
+        if row.scored:
+            return costs(row, self.directions), row.number
+        last = [self.reported(value) for value in row.rungs.values()][-1:]
+        known = bool(last) and last[0] == last[0]
+        return ((-last[0] if self.directions[0] == "maximize" else last[0]) if known else math.inf,), row.number
 
 
+# Samplers that learn from trials, and what may differ between two studies of which one learns from the other.
+LEARNING = ("tpe", "gp", "cmaes")
+LESSONS = ("fixed", "configuration", "seeds", "rung_metric")
 STATES = ("complete", "pruned", "running", "waiting", "failed")
 
 
@@ -369,14 +439,15 @@ STATES = ("complete", "pruned", "running", "waiting", "failed")
 
 
 def folder_name(text: str) -> str:
-    """`text` as the name of a study and of its folder: letters, digits and `._=+,@-`, no path.
+    """`text`, if it can name a study and its folder: at most 100 letters, digits and `._=+,@-`, no path.
 
     Raises:
-        ConfigError: nothing is left of it.
+        ConfigError: it cannot; what could is named. To change it in silence would make one study of two names.
     """
-    name = re.sub(r"[^\w.=+,@-]+", "-", text).strip(".-")[:100]
-    if not name:
-        raise ConfigError(f"sweep.study={text} names no folder: use letters and digits")
+    name = re.sub(r"[^\w.=+,@-]+", "-", text).strip(".-")[:100].rstrip(".-")
+    if name != text:
+        remedy = f"write sweep.study={name}" if name else "use letters and digits"
+        raise ConfigError(f"sweep.study={text} names no folder (100 letters, digits and ._=+,@- at most): {remedy}")
     return name
 
 
@@ -385,7 +456,7 @@ def folder_name(text: str) -> str:
 
 def _file_lock(folder: Path) -> FileLock:
     # One object a path in this process: whoever holds it may take it again.
-    return FileLock((folder / ".study.lock").resolve(), timeout=LOCK_TIMEOUT_S, is_singleton=True)
+    return FileLock((folder / LOCK).resolve(), timeout=LOCK_TIMEOUT_S, is_singleton=True)
 
 
 @contextmanager
@@ -400,6 +471,25 @@ def _held(lock: FileLock) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Have the folder; whoever is refused inside leaves none that was not there before."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            if made and not any(path.name != LOCK for path in folder.iterdir()):
+                (folder / LOCK).unlink(missing_ok=True)
+            for place in made:
+                place.rmdir()
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise InputError(f"{folder} cannot be written ({reason}): choose another folder with run_dir=DIR") from None
+        raise
 
 
 def _card(name: str, url: str | None) -> dict[str, Any]:
@@ -453,6 +543,23 @@ def _config(record: Mapping[str, Any], url: str | None) -> SweepConfig:
 # --- trials ------------------------------------------------------------------------------------------------------
 
 
+def _teacher(cfg: SweepConfig, wanted: Mapping[str, Any]) -> "Study | None":
+    """The study of `sweep.warm_start`, after it was found to search the same for the same.
+
+    Raises:
+        InputError: no such study.
+        ConfigError: it searches another space or aims at something else.
+    """
+    if cfg.warm_start is None:
+        return None
+    teacher = Study.load(cfg.warm_start)
+    problems = identity.differences(teacher.optuna.user_attrs, wanted, ("space", "objectives", "directions"))
+    if problems:
+        teacher.close()
+        raise ConfigError(f"sweep.warm_start={cfg.warm_start} cannot be taken over:\n" + "\n".join(problems))
+    return teacher
+
+
 def _counts(trials: list[FrozenTrial]) -> Counts:
     def number(state: TrialState) -> int:
         return sum(trial.state is state for trial in trials)
@@ -504,18 +611,3 @@ def _seconds(trial: FrozenTrial) -> float | None:
         return None
     spent: timedelta = (trial.datetime_complete or datetime.now()) - trial.datetime_start
     return round(spent.total_seconds(), 3)
-
-
-def _undominated(rows: list[TrialRow], directions: list[str]) -> list[TrialRow]:
-    """Complete rows that no other equals or beats in all objectives and beats in one."""
-    signs = [1 if direction == "minimize" else -1 for direction in directions]
-    costs = [
-        (row, [sign * value for sign, value in zip(signs, row.values or [], strict=True)])
-        for row in rows
-        if row.state == "complete"
-    ]
-
-    def beaten(mine: list[float]) -> bool:
-        return any(other != mine and all(o <= m for o, m in zip(other, mine, strict=True)) for _, other in costs)
-
-    return [row for row, cost in costs if not beaten(cost)]

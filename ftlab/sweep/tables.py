@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
-from ftlab.config import OBJECTIVES, is_rate
+from ftlab.config import is_rate
 from ftlab.redact import redact
-from ftlab.sweep.entry import Entry, front, ranked, text
+from ftlab.sweep.entry import MARKS, Entry, front, ranked, text
 from ftlab.sweep.figures import Sweep
 from ftlab.sweep.statistics import RungCheck, Saved, against, rung_checks
 from ftlab.terminal import percent, span
@@ -57,18 +58,20 @@ def interval(entry: Entry, metric: str) -> str:
 
 
 def counts(entries: Sequence[Entry], wanted: int | None) -> str:
-    """`19 of 24 finished: 11 complete, 8 pruned; 1 failed, 2 running`."""
-    own = [entry for entry in entries if entry.own]
-    by_state = {state: sum(e.state == state for e in own) for state in ("complete", "pruned", "failed", "running")}
+    """`19 of 24 finished: 11 complete, 8 pruned; 1 failed, 2 running`, and how many of them were runs of their own."""
+    by_state = {state: sum(e.state == state for e in entries) for state in ("complete", "pruned", "failed", "running")}
     finished = by_state["complete"] + by_state["pruned"]
     words = f"{finished} of {wanted} finished" if wanted else f"{finished} finished"
     rest = [f"{by_state[state]} {state}" for state in ("failed", "running") if by_state[state]]
     parts = f"{by_state['complete']} complete, {by_state['pruned']} pruned"
-    return f"{words}: {parts}" + (f"; {', '.join(rest)}" if rest else "")
+    lent = sum(e.state in ("complete", "pruned") and not e.distinct for e in entries)
+    runs = f"{finished - lent} distinct run{'s' * (finished - lent != 1)}, {lent} lent the values of an equal one"
+    return f"{words}: {parts}" + (f"; {', '.join(rest)}" if rest else "") + (f"; {runs}" if lent else "")
 
 
 def leaderboard(sweep: Sweep) -> Table:
-    """Every trial, best first; a search for several objectives lists its front first."""
+    """Every trial, best first; a search for several objectives lists its front first. Runs have ranks, and trials that
+    were lent their values none."""
     entries = _ordered(sweep)
     objectives, several = sweep.objectives, len(sweep.objectives) > 1
     keys = [parameter.key for parameter in sweep.varied()]
@@ -77,13 +80,16 @@ def leaderboard(sweep: Sweep) -> Table:
     head += ["front" if several else "vs best", *_short(keys), "rungs", "state", "seconds"]
     members = {entry.number for entry in front(entries, sweep.directions)} if several else set()
     rows, used = [], set()
-    for place, entry in enumerate(entries, 1):
+    places = count(1)
+    for entry in entries:
         values = [number(*pair) for pair in zip(entry.values, objectives, strict=False)]
         values += ["-"] * (len(objectives) - len(values))
-        standing, by = _standing(entry, entries[0], members if several else None)
+        standing, by = (
+            _standing(entry, (sweep.done or [entry])[0], members if several else None) if entry.scored else ("", "")
+        )
         used.add(by)
         rows.append(
-            [str(place) if entry.scored else "-", str(entry.number), *values]
+            [str(next(places)) if entry.scored and entry.distinct else "-", str(entry.number), *values]
             + ([interval(entry, objectives[0])] if with_intervals else [])
             + [standing, *(text(entry.params[key]) if key in entry.params else "-" for key in keys)]
             + [_rungs(entry), _state(entry), "-" if entry.seconds is None else f"{entry.seconds:,.1f}"]
@@ -92,7 +98,9 @@ def leaderboard(sweep: Sweep) -> Table:
 
 
 def _ordered(sweep: Sweep) -> list[Entry]:
-    entries = ranked(sweep.entries, sweep.directions)
+    rest = [entry for entry in sweep.entries if not entry.scored]
+    rest.sort(key=lambda entry: (MARKS.index(entry.state), entry.number))
+    entries = [*ranked(sweep.entries, sweep.directions), *rest]
     if len(sweep.objectives) == 1:
         return entries
     members = front(entries, sweep.directions)
@@ -107,8 +115,8 @@ def _short(keys: Sequence[str]) -> list[str]:
 
 def _standing(entry: Entry, best: Entry, members: set[int] | None) -> tuple[str, str]:
     """What the table says of a trial against the best, and what that rests on."""
-    if not entry.scored:
-        return "", ""
+    if not entry.distinct:
+        return f"as {entry.same_as}", ""
     if members is not None:
         return ("yes" if entry.number in members else ""), ""
     if entry is best:
@@ -152,13 +160,14 @@ def rungs(sweep: Sweep) -> Table | None:
     """Whether the rungs foretell the end; None where no complete trial has one, or there is no single end."""
     if len(sweep.objectives) > 1:
         return None
-    checks = rung_checks(sweep.entries, OBJECTIVES.get(sweep.rung_metric, False), sweep.directions[0])
+    checks = rung_checks(sweep.entries, sweep.rung_up, sweep.directions[0])
     if not checks:
         return None
     rows = [[str(check.step), *_rho(check), str(check.trials), check.words] for check in checks]
     notes = [
         f"Spearman's rank correlation of {sweep.rung_metric} at a rung with the final {sweep.objectives[0]}, over "
-        "complete trials; +1: the same order. Pruned trials have no end and are missing, which makes it look weaker."
+        "distinct complete trials; +1: the same order. Pruned trials have no end and are missing, which makes it look "
+        "weaker."
     ]
     return Table(
         "Can pruning be trusted?", [f"rung ({sweep.rung_unit})", "rank correlation", "95 %", "trials", ""], rows, notes
@@ -177,7 +186,7 @@ def importance(shares: dict[str, float]) -> Table | None:
     if not shares:
         return None
     rows = [[key, f"{100 * share:.0f} %"] for key, share in shares.items()]
-    note = "Share in what sets the best trials apart from all (PED-ANOVA over complete trials). Few trials: a hint."
+    note = "Share in what sets the best runs apart from all (PED-ANOVA over distinct complete ones). Few: a hint."
     return Table("Which parameters mattered", ["parameter", "share"], rows, [note])
 
 

@@ -11,6 +11,7 @@ Whatever happens to a trial, the study is told what and why, and the next one be
 """
 
 import faulthandler
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -155,7 +156,7 @@ class Worker:
         params = trial.params
         while True:
             equal = [t for t in trials if t.number != trial.number and t.params == params]
-            finished = [t for t in equal if t.state in FINISHED]
+            finished = [t for t in equal if t.state in FINISHED and "same_as" not in t.user_attrs]
             if finished:
                 return finished[0]
             if not any(t.state is TrialState.RUNNING and t.number < trial.number for t in equal):
@@ -194,7 +195,7 @@ class Worker:
         self._note(trial, free_gib_before=self.memory.last)
         try:
             with time_limit(self.study.cfg.trial_limit_s, lambda: self._hung(trial), self.grace_s):
-                values = self.run_trial(trial)
+                values = self._checked(self.run_trial(trial))
             failure, pruned = None, False
         except optuna.TrialPruned:
             failure, pruned = None, True
@@ -214,6 +215,14 @@ class Worker:
             raise Failed(failure)
         if pruned:
             raise optuna.TrialPruned
+        return values
+
+    def _checked(self, values: Values) -> Values:
+        """The values, if all are numbers: Optuna fails a trial for any other without a word."""
+        named = zip(self.study.objectives, values if isinstance(values, tuple) else (values,), strict=True)
+        lost = [name for name, value in named if math.isnan(value)]
+        if lost:
+            raise TrainingError(f"{', '.join(lost)} of the finished trial is not a number (NaN): it has no score")
         return values
 
     def _recorded(self, trial: Trial, error: BaseException) -> str:

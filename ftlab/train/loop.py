@@ -15,12 +15,11 @@ from torch import nn
 from ftlab.config import OBJECTIVES, ExperimentConfig
 from ftlab.data.encode import Encoded
 from ftlab.errors import Stopped, TrainingError
-from ftlab.train.attention import rows_of
-from ftlab.train.batches import Plan, flatten, micro_batches
-from ftlab.train.checkpoint import Checkpoint, Checkpoints, rng_state, trainable
-from ftlab.train.loss import summed_loss
+from ftlab.train.batches import Plan, micro_batches
+from ftlab.train.checkpoint import Checkpoint, Checkpoints, rng_state
 from ftlab.train.optim import build_optimizer, build_schedule
 from ftlab.train.signals import StopSignal
+from ftlab.train.step import Step, gradient_reaches
 
 Metrics = dict[str, float]
 
@@ -35,8 +34,8 @@ class Scores(Protocol):
     def intervals(self) -> dict[str, tuple[float, float]]: ...
 
 
-# Without a GPU nothing is gained by longer flat batches.
-CPU_BATCH_TOKENS = 4096
+# Steps whose results may be on their way from the GPU before the host asks for them.
+MOST_PENDING = 50
 
 
 @dataclass
@@ -58,11 +57,11 @@ class Progress:
 
 
 class Trainer:
-    """Trains the trainable parameters of `model` on `rows`.
+    """Trains the trainable parameters of `model` on `rows`, with the gradients that `step` computes.
 
     `evaluate(step)` returns validation scores, `record(metrics, step)` hears of every metric. Both are
-    the caller's: the loop knows nothing of SQL or of trackers. `flat` is false where rows must go through
-    the model one by one.
+    the caller's: the loop knows nothing of SQL or of trackers. Losses and gradient norms stay on the GPU until they
+    are recorded, or something is evaluated or saved: the host does not wait for each step.
     """
 
     def __init__(
@@ -71,27 +70,28 @@ class Trainer:
         rows: list[Encoded],
         cfg: ExperimentConfig,
         *,
+        step: Step,
         accelerator: Accelerator,
         checkpoints: Checkpoints,
         evaluate: Callable[[int], Scores],
         record: Callable[[Metrics, int], None],
         note: Callable[[str], None],
         stop: StopSignal,
-        flat: bool,
         trace: Path,
     ) -> None:
-        self.model, self.rows, self.cfg, self.accelerator = model, rows, cfg, accelerator
-        self.checkpoints, self.stop, self.flat, self.trace = checkpoints, stop, flat, trace
+        self.model, self.rows, self.cfg, self.step, self.accelerator = model, rows, cfg, step, accelerator
+        self.checkpoints, self.stop, self.trace = checkpoints, stop, trace
         self.evaluate, self.record, self.note = evaluate, record, note
         self.device = accelerator.device
         trainer = cfg.trainer
         self.plan = Plan.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
-        self.parameters = list(trainable(model).values())
-        self.optimizer = build_optimizer(self.parameters, trainer)
+        self.optimizer = build_optimizer(step.parameters, trainer)
         self.schedule = build_schedule(self.optimizer, trainer, self.plan.steps)
         self.scaled = accelerator.prepare(self.optimizer)  # unscales float16 gradients, else the optimizer itself
         self.progress = Progress()
-        self.micro = 1
+        self.pending: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, gradient norm since `_settle`
+        self.clock = 0.0  # up to when the time of steps is counted
+        self.norm = 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
@@ -108,17 +108,19 @@ class Trainer:
         progress, cfg = self.progress, self.cfg.trainer
         self.model.train()
         if progress.step < self.plan.steps and not progress.done:
-            self.micro = self._micro_batch_size()
+            self._prepare()
+        self.clock = time.perf_counter()
         if self._evaluation_due():  # a run stopped inside an evaluation owes it; a run of 0 steps has only this
             self._evaluate()
             self._save()
         with self._profiler() as advance:
+            self.clock = time.perf_counter()
             while progress.step < self.plan.steps and not progress.done:
-                metrics = self._step()
+                lr = self._step()
                 advance()
                 last = progress.step == self.plan.steps
                 if progress.step % cfg.log_every == 0 or last:
-                    self.record(self._window(metrics), progress.step)
+                    self.record(self._window(lr), progress.step)
                 improved = self._evaluation_due() and self._evaluate()
                 if progress.step % cfg.save_every == 0 or improved or progress.done or last or self.stop:
                     self._save()
@@ -129,64 +131,74 @@ class Trainer:
 
     # --- one optimizer step -------------------------------------------------------------------------------
 
-    def _step(self) -> Metrics:
-        started = time.perf_counter()
+    def _step(self) -> float:
+        """One optimizer step; its learning rate."""
         progress = self.progress
         rows = [self.rows[i] for i in self.plan.indices(progress.step)]
         loss = self._gradients(rows)
-        if not math.isfinite(loss):
-            raise self._not_finite("loss", loss)
+        if progress.step == 0:
+            self._check_reached()
         norm = self._clip()
+        self.pending.append((progress.step + 1, loss, norm))
+        if self.device.type == "cpu" or len(self.pending) == MOST_PENDING:
+            self._settle()
         lr = float(self.schedule.get_last_lr()[0])
         self.scaled.step()
         self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         progress.tokens += sum(len(row.input_ids) for row in rows)
-        progress.loss_sum += loss
-        progress.loss_steps += 1
-        progress.seconds += time.perf_counter() - started
-        return {"train/lr": lr, "train/grad_norm": norm}
+        return lr
 
-    def _gradients(self, rows: list[Encoded]) -> float:
+    def _settle(self) -> None:
+        """Take in the losses and gradient norms of the steps since the last time; one that is not finite ends the run,
+        before anything of it is saved."""
+        pairs = [torch.stack([loss, norm]).double() for _, loss, norm in self.pending]
+        numbers = torch.stack(pairs).tolist() if pairs else []
+        steps = [step for step, _, _ in self.pending]
+        self.pending = []
+        for step, (loss, norm) in zip(steps, numbers, strict=True):
+            if not math.isfinite(loss):
+                raise self._not_finite("loss", loss, step)
+            if not math.isfinite(norm) and self.accelerator.scaler is None:
+                raise self._not_finite("gradient norm", norm, step)
+            self.progress.loss_sum += loss
+            self.progress.loss_steps += 1
+            self.norm = norm
+        now = time.perf_counter()
+        self.progress.seconds += now - self.clock
+        self.clock = now
+
+    def _gradients(self, rows: list[Encoded]) -> torch.Tensor:
         """Gradients of the mean loss over the step's trained tokens, whatever the micro-batches; the loss."""
         while True:
             rng = rng_state() if self.device.type == "cuda" else None
             try:
                 return self._accumulate(rows)
             except torch.cuda.OutOfMemoryError as error:
-                smaller = self._smaller()
-                if smaller is None:
+                lighter = self.step.lighten()
+                if lighter is None:
                     raise self._too_large(error) from None
-            self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             if rng:
                 torch.set_rng_state(rng["cpu"])
                 torch.cuda.set_rng_state_all(rng["cuda"])
-            self.micro = smaller
-            self.note(f"out of memory: going on with trainer.micro_batch_size={smaller}, the step's rows unchanged")
+            self.note(f"out of memory: going on with {lighter}, the step's rows unchanged")
 
-    def _accumulate(self, rows: list[Encoded]) -> float:
+    def _accumulate(self, rows: list[Encoded]) -> torch.Tensor:
         trained = sum(len(row.input_ids) - row.trained_from for row in rows)
         total = torch.zeros((), device=self.device)
-        for part in micro_batches(rows, self.micro):
-            batch = flatten(part, self.device)
-            with rows_of(batch.lengths):  # in the backward pass too: activation checkpointing runs layers again there
-                with self.accelerator.autocast():
-                    loss = summed_loss(self.model, batch)
-                self.accelerator.backward(loss / trained)
-            total += loss.detach()
-        return float(total) / trained
+        self.step.begin()
+        for number, part in enumerate(micro_batches(rows, self.step.micro)):
+            seed = micro_seed(self.cfg.seed, self.progress.step, number)
+            total += self.step.accumulate(part, trained, seed, first=number == 0)
+        return total / trained
 
-    def _clip(self) -> float:
+    def _clip(self) -> torch.Tensor:
         limit = self.cfg.trainer.max_grad_norm or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, limit))
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
-            raise self._not_finite("gradient norm", norm)
+        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self.step.parameters, limit)
         return norm
 
-    def _not_finite(self, what: str, value: float) -> TrainingError:
-        step = self.progress.step + (what != "eval/loss")
+    def _not_finite(self, what: str, value: float, step: int) -> TrainingError:
         kept = self.checkpoints.newest()
         where = f"the checkpoint of step {kept.step} is kept" if kept else "no checkpoint was written yet"
         return TrainingError(
@@ -194,51 +206,55 @@ class Trainer:
             f"Lower trainer.lr={self.cfg.trainer.lr:g}, or raise trainer.warmup_steps"
         )
 
-    # --- micro-batches ------------------------------------------------------------------------------------
+    # --- before the first step --------------------------------------------------------------------------------
 
-    def _micro_batch_size(self) -> int:
-        """The configured size, or for `auto` the largest that fits, found by trying on the longest rows."""
-        if not self.flat:
-            return 1
-        if self.cfg.trainer.micro_batch_size != "auto":
-            return int(self.cfg.trainer.micro_batch_size)
-        size = self.cfg.trainer.global_batch_size
-        longest = sorted(self.rows, key=lambda row: len(row.input_ids))[-size:]
-        if self.device.type == "cpu":
-            fitting = max(1, CPU_BATCH_TOKENS // len(longest[-1].input_ids))
-            return max(d for d in range(1, size + 1) if size % d == 0 and d <= fitting)
-        self.micro = size
-        saved = rng_state()
-        self._gradients(longest)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.set_rng_state(saved["cpu"])
-        torch.cuda.set_rng_state_all(saved["cuda"])
-        return self.micro
+    def _prepare(self) -> None:
+        """Settle how rows go through the model, and on a GPU try that on the longest ones.
 
-    def _smaller(self) -> int | None:
-        if self.cfg.trainer.micro_batch_size != "auto" or self.micro == 1:
-            return None
-        size = self.cfg.trainer.global_batch_size
-        return max(d for d in range(1, self.micro) if size % d == 0)
+        Raises:
+            TrainingError: too little memory.
+        """
+        longest = sorted(self.rows, key=lambda row: len(row.input_ids))[-self.cfg.trainer.global_batch_size :]
+        self.step.choose(longest)
+        if self.device.type == "cuda":
+            saved = rng_state()
+            self._gradients(longest)
+            torch.set_rng_state(saved["cpu"])
+            torch.cuda.set_rng_state_all(saved["cuda"])
+        self.note(str(self.step))
+
+    def _check_reached(self) -> None:
+        """Raises TrainingError where the loss does not reach what is to be trained."""
+        reached, unreached = gradient_reaches(self.model)
+        lost = sorted(unreached.keys() - reached.keys())
+        if lost:
+            raise TrainingError(
+                f"no gradient reaches {', '.join(lost)} ({unreached[lost[0]][0]} and others): it would stay as it is. "
+                "Leave it out of lora.target_modules and lora.modules_to_save"
+            )
+        if unreached:
+            names = [name for group in unreached.values() for name in group]
+            self.note(f"{len(names)} trained tensors got no gradient in the first step, first {names[0]}")
 
     def _too_large(self, error: Exception) -> TrainingError:
         remedies = ["data.max_length", "quant=nf4", "trainer.activation_checkpointing=true"]
-        if self.cfg.trainer.micro_batch_size != "auto" and self.micro > 1:
+        if self.cfg.trainer.micro_batch_size != "auto" and self.step.micro > 1:
             remedies.insert(0, "trainer.micro_batch_size=auto")
-        first = str(error).splitlines()[0]
+        first = str(error).splitlines()[0].split(". GPU ")[0]
         return TrainingError(
-            f"out of GPU memory with trainer.micro_batch_size={self.micro} ({first}). Try: {', '.join(remedies)}"
+            f"out of GPU memory with trainer.micro_batch_size={self.step.micro} ({first}). Try: {', '.join(remedies)}"
         )
 
     # --- records, evaluation, checkpoints -------------------------------------------------------------------
 
-    def _window(self, metrics: Metrics) -> Metrics:
+    def _window(self, lr: float) -> Metrics:
         """The metrics to record: the mean loss since the last record, and rates over the run so far."""
+        self._settle()
         progress = self.progress
         loss = progress.loss_sum / progress.loss_steps
         progress.loss_sum, progress.loss_steps = 0.0, 0
         rate = progress.tokens / max(progress.seconds, 1e-9)
-        return {"train/loss": loss, **metrics, "perf/tokens_per_second": rate}
+        return {"train/loss": loss, "train/lr": lr, "train/grad_norm": self.norm, "perf/tokens_per_second": rate}
 
     def _evaluation_due(self) -> bool:
         progress, every = self.progress, self.cfg.eval.every
@@ -248,6 +264,7 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Evaluate on validation; whether it is the best so far."""
+        self._settle()
         progress, cfg = self.progress, self.cfg
         try:
             scores = self.evaluate(progress.step)
@@ -255,7 +272,7 @@ class Trainer:
             self._save()
             raise
         if progress.step and not math.isfinite(scores.metrics["eval/loss"]):
-            raise self._not_finite("eval/loss", scores.metrics["eval/loss"])
+            raise self._not_finite("eval/loss", scores.metrics["eval/loss"], progress.step)
         progress.evaluated = progress.step
         improved = progress.best is None or self._rank(scores.metrics) > self._rank(progress.best_metrics)
         if improved:
@@ -266,6 +283,7 @@ class Trainer:
         if improved or not cfg.trainer.load_best:
             progress.metrics, progress.intervals = scores.metrics, scores.intervals
         self.model.train()
+        self.clock = time.perf_counter()
         return improved
 
     def _stop_early(self) -> None:
@@ -280,8 +298,10 @@ class Trainer:
         return (value if OBJECTIVES[self.cfg.objective] else -value), -metrics["eval/loss"]
 
     def _save(self) -> None:
+        self._settle()
         best = self.progress.best if self.cfg.trainer.load_best else None
         self.checkpoints.save(self.model, self.optimizer, self.schedule, asdict(self.progress), best)
+        self.clock = time.perf_counter()
 
     def _load_best(self) -> None:
         progress = self.progress
@@ -312,3 +332,8 @@ class Trainer:
 
         with profile(schedule=schedule(wait=0, warmup=1, active=steps, repeat=1), on_trace_ready=write) as profiler:
             yield profiler.step
+
+
+def micro_seed(seed: int, step: int, number: int) -> int:
+    """The seed of one micro-batch's random numbers: a resumed run draws what the whole one would have drawn."""
+    return (seed * 1_000_003 + step) * 1_009 + number

@@ -28,14 +28,18 @@ MAY_IMPORT = {
     "ftlab.weights": BASICS,
     "ftlab.models": BASICS | {"ftlab.weights"},
     "ftlab.data": BASICS,
-    "ftlab.train": BASICS | SHARED,
+    "ftlab.train": BASICS | SHARED | {"ftlab.fast.flat"},
+    "ftlab.fast": BASICS | SHARED,
     "ftlab.trackers": BASICS,
     "ftlab.generate": BASICS,
     "ftlab.terminal": BASICS,
     "ftlab.composition": BASICS,
     "ftlab.run_dir": BASICS | {"ftlab.composition"},
     "ftlab.lines": {"ftlab.errors"},
-    "ftlab.evaluate": BASICS | SHARED | SQL | {"ftlab.data", "ftlab.generate", "ftlab.train.loss"},
+    "ftlab.evaluate": BASICS
+    | SHARED
+    | SQL
+    | {"ftlab.data", "ftlab.fast.decoder", "ftlab.fast.scoring", "ftlab.generate", "ftlab.train.loss"},
     "ftlab.commands.score": BASICS | SQL | {"ftlab.commands", "ftlab.lines", "ftlab.terminal"},
     "ftlab.commands.compare": BASICS | SQL | {"ftlab.commands", "ftlab.lines", "ftlab.run_dir", "ftlab.terminal"},
 }
@@ -49,6 +53,7 @@ WITHOUT = {
     "ftlab.sql": {"torch", "hydra", "omegaconf", "transformers"},
     "ftlab.data.sql_synth": {"torch", "transformers", "hydra"},
     "ftlab.train": {"wandb", "hydra", "rich"},
+    "ftlab.fast": {"wandb", "hydra", "rich", "peft", "transformers", "accelerate"},
     "ftlab.models": {"wandb", "hydra", "rich"},
     "ftlab.generate": {"wandb", "hydra", "peft"},
     "ftlab.trackers": {"torch", "hydra", "transformers"},

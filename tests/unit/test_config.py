@@ -58,6 +58,8 @@ def refusal(*overrides: str) -> str:
         (["eval.batch_size=0"], ["at least 1"]),
         (["eval.databases=0"], ["eval.databases=0", "1 to 1000"]),
         (["eval.databases=1001"], ["eval.databases=1001"]),
+        (["sweep.direction=up"], ["sweep.direction=up", "one of maximize, minimize, null"]),
+        (["sweep.objectives=[eval/loss,eval/loss]"], ["sweep.objectives=", "eval/loss twice", "once"]),
         (["eval.databases=many"], ["whole number"]),
         (["eval.extract_sql=often"], ["eval.extract_sql"]),
         (["objective=accuracy"], ["eval/sql_exact_match", "eval/sql_exec_match"]),

@@ -136,13 +136,13 @@ def split(small: list[str], byte_tokens: Any) -> Split:
 
 def test_a_split_is_scored_by_what_the_model_writes(split: Split, make_llama: Any) -> None:
     cfg, heard = split.cfg, list[int]()
-    scores = split.score(make_llama(), make_accelerator(cfg), True, heard.append)
+    scores = split.score(make_llama(), None, make_accelerator(cfg), True, heard.append)
     assert len(scores.answers) == 5
     assert heard == [4, 5] + [5] * 5
     assert len(scores.verdicts) == 5
     assert scores.metrics.keys() >= {"test/sql_ast_match", "test/sql_exact_match", "test/sql_valid", "test/loss"}
     assert scores.metrics["test/loss"] > 0
-    again = split.score(make_llama(), make_accelerator(cfg), False, heard.append)
+    again = split.score(make_llama(), None, make_accelerator(cfg), False, heard.append)
     assert again.answers == scores.answers
     assert again.metrics["test/loss"] == pytest.approx(scores.metrics["test/loss"], rel=1e-5)
 

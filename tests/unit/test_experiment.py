@@ -329,16 +329,15 @@ def test_a_shared_output_layer_under_an_adapter_is_told(fit: Fit, terminal: Any)
 def test_a_loss_that_is_no_number_fails_the_run_and_keeps_the_checkpoint(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from ftlab.train import loop
+    from ftlab.train.loop import Trainer
 
-    summed, calls = loop.summed_loss, [0]
+    accumulate = Trainer._accumulate
 
-    def broken(model: Any, batch: Any) -> Any:
-        calls[0] += 1
-        return summed(model, batch) * (math.nan if calls[0] > 6 else 1)
+    def broken(self: Any, rows: Any) -> Any:
+        return accumulate(self, rows) * (math.nan if self.progress.step >= 3 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "summed_loss", broken)
+        patch.setattr(Trainer, "_accumulate", broken)
         with pytest.raises(TrainingError, match="loss=nan at step 4; the checkpoint of step 2 is kept"):
             fit()
     summary = json.loads((tmp_path / "run/summary.json").read_text())

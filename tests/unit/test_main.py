@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from ftlab.__main__ import COMMANDS
+from ftlab.sweep.storage import file_of
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -51,6 +53,9 @@ def light(words: list[str]) -> tuple[int, float, str]:
         (["--cfg", "job"], 0, "lora_alpha: 32"),
         (["--cfg", "job", "lora=r64"], 0, "r: 64"),
         (["--info", "config"], 0, "trainer"),
+        (["experiment=quickstart", "--info", "config", "lora.r=5"], 0, "r: 5"),
+        (["experiment=quickstart", "--info", "lora.r=5"], 0, "r: 5"),
+        (["-sc", "install=bash"], 0, "complete -o nospace"),
         (["predict", "--help"], 0, "run=DIR"),
         (["modle=tiny"], 2, "model"),
         (["trainer.lrr=1"], 2, "trainer.lr"),
@@ -90,6 +95,23 @@ def test_cfg_job_works_from_a_folder_of_ones_own_options(cli: Cli, tmp_path: Pat
     assert (code, "org/mine" in out) == (0, True)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=quickstart", "--cfg", "job", "lora.r=5"],
+        ["--cfg", "job", "experiment=quickstart", "--config-dir", ".", "lora.r=5"],
+        ["lora.r=5", "-c", "job", "--package", "lora", "experiment=quickstart"],
+        ["--multirun", "sweep=lr_search", "--cfg", "job", "lora.r=5"],
+        ["sweep=lr_search", "-m", "lora.r=5", "-c", "job"],
+    ],
+    ids=" ".join,
+)
+def test_options_may_stand_anywhere(cli: Cli, words: list[str]) -> None:
+    code, out, err = cli(*words)
+    assert (code, err) == (0, "")
+    assert "r: 5" in out
+
+
 # --- bad input --------------------------------------------------------------------------------------------
 
 
@@ -109,6 +131,12 @@ def test_cfg_job_works_from_a_folder_of_ones_own_options(cli: Cli, tmp_path: Pat
         (["--cfg", "job", "trainer.lrr=1"], "trainer.lr"),
         (["--cfg", "job", "lora.r=x"], "whole number"),
         (["--cfg", "job", "data.path=a(b"], """'data.path="a(b"'"""),
+        (["--multirun", "--resume", "lora.r=4,8"], "--resume is no option. Did you mean:"),
+        (["--cfg", "job", "--dri-run"], "--dri-run is no option. Did you mean:"),
+        (["--multirun", "foo"], "'foo' is not of the form key=value"),
+        (["--config-dir", ".", "lora.r=4,8", "--cfg", "job"], "--cfg shows one run"),
+        (["lora.r=4,8", "--cfg", "job"], "lora.r=4,8 names several values, and --cfg shows one run"),
+        (["--multirun", "lora.r=4,8", "--info", "config"], "lora.r=4,8 names several values, and --info shows one run"),
         (["+sweep=lr_search"], "sweep"),
         (["sweep=lr_serach"], "lr_search"),
         (["predict", "run=x", "qestion=y"], "question"),
@@ -124,6 +152,39 @@ def test_bad_input_is_answered_with_exit_code_2(cli: Cli, words: list[str], said
     assert code == 2
     assert said in err
     assert err.startswith("ftlab:")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run_dir=out (1)/a b"], """Type it quoted: 'run_dir="out (1)/a b"'"""),
+        (["run_dir=a=b"], """Type it quoted: 'run_dir="a=b"'"""),
+        (["run_dir=/x#1"], """Type it quoted: 'run_dir="/x#1"'"""),
+        (["run_dir=/x#1", "--config-dir", "."], """Type it quoted: 'run_dir="/x#1"'"""),
+        (["run_dir=a,b"], """Type a name with commas quoted: 'run_dir="a,b"'"""),
+        (["run_dir=null"], "run_dir=null names no folder"),
+        (["run_dir="], "run_dir= names no folder"),
+        (
+            ["force=true", "sweep.study=s"],
+            "delete outputs/s/ to begin anew, or name another study with sweep.study=NAME",
+        ),
+        (["force=true", "run_dir=s"], "delete s/ to begin anew"),
+        (["run_name=foo"], "use sweep.study=NAME"),
+        (["lora.lora_alpha=choice()"], "'lora.lora_alpha=choice(A,B)'"),
+        (["lora.target_modules=choice(all-linear,null)"], "write lora.target_modules=all-linear,null"),
+        (["lora.lora_alpha=8,-8"], "lora.lora_alpha=-8"),
+        (["trainer.lr=0.1,abc"], "trainer.lr=abc must be a number"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_a_sweep_that_cannot_be_is_refused_in_the_users_words_before_its_study(
+    cli: Cli, tmp_path: Path, words: list[str], said: str
+) -> None:
+    code, out, err = cli("experiment=quickstart", "--multirun", "lora.r=4,8", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "hydra" not in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_written_for_bad_input(cli: Cli, tmp_path: Path) -> None:
@@ -250,6 +311,34 @@ def test_several_runs_get_a_folder_each(cli: Cli, small: list[str]) -> None:
     assert "seed: 1" in found[1].read_text()
     assert "trial 1   done" in out
     assert not [path for path in Path().iterdir() if path.name != "many"]
+
+
+@pytest.mark.parametrize(
+    ("word", "folder"),
+    [("run_dir=what?x", "what?x"), ("run_dir=per%20cent", "per%20cent"), ("run_dir='a (1)#, b'", "a (1)#, b")],
+)
+def test_a_sweep_is_in_the_folder_that_was_named(cli: Cli, small: list[str], word: str, folder: str) -> None:
+    words = [*small, "--multirun", "trainer.max_steps=1", "seed=0,1", word]
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert [path.name for path in Path().iterdir()] == [folder]
+    assert {path.name for path in Path(folder).iterdir()} >= {"0", "1", "study.db", "report.html"}
+    assert cli(*words)[0] == 0
+    (command,) = (line for line in out.splitlines() if "optuna-dashboard " in line)
+    _, url = shlex.split(command)
+    assert file_of(url) == Path(folder) / "study.db"
+
+
+def test_values_are_tried_once_not_whenever_a_sweep_goes_on(
+    cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftlab.sweep import driver
+
+    asked: list[Any] = []
+    monkeypatch.setattr(driver, "check_values", lambda space, compose: asked.append(space))
+    words = [*small, "--multirun", "trainer.max_steps=1", "seed=0,1", "run_dir=s"]
+    assert (cli(*words)[0], len(asked)) == (0, 1)
+    assert (cli(*words)[0], len(asked)) == (0, 1)
 
 
 def test_no_argument_means_the_quickstart(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

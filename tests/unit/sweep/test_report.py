@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import cache
@@ -22,7 +23,7 @@ from ftlab.sweep.best import kept
 from ftlab.sweep.entry import Answer, Entry, Parameter, front
 from ftlab.sweep.figures import Sweep
 from ftlab.sweep.report import Report, gathered, report
-from ftlab.sweep.statistics import against, importance, mover, over_seeds, rung_checks, saved, spearman
+from ftlab.sweep.statistics import against, importance, mover, over_seeds, rung_checks, saved, spearman, student
 from ftlab.sweep.svg import axis
 from ftlab.terminal import Terminal
 
@@ -67,6 +68,7 @@ class Maker:
         from optuna.trial import TrialState, create_trial
 
         params = {**PARAMS, **(params or {})}
+        params = {key: params[key] for key in self.study.space.keys}
         if "origin" in attrs:
             attrs["from"] = attrs.pop("origin")
         owner = {"host": "host-a/1234/pid", "pid": 11, "started": "5"}
@@ -169,6 +171,35 @@ def test_the_interval_over_seeds_is_students() -> None:
     low, high = over_seeds(0.5, 0.1, 4) or (0, 0)
     assert (low, high) == pytest.approx((0.5 - 3.182 * 0.05, 0.5 + 3.182 * 0.05))
     assert over_seeds(0.5, 0.0, 1) is None
+    quantiles = {2: 4.303, 10: 2.228, 11: 2.201, 14: 2.145, 29: 2.045, 100: 1.984}  # any table of t
+    assert {n: round(student(n), 3) for n in quantiles} == quantiles
+
+
+def test_seeds_that_agree_by_chance_do_not_make_a_score_sure() -> None:
+    """Ten of twenty rows twice is no certainty of 50 %: the rows' own interval is the least there is."""
+    ends = wilson(10, 20)
+    reach = (0.5 - ends[0], ends[1] - 0.5)
+    assert over_seeds(0.5, 0.0, 2, [reach, reach], rate=True) == pytest.approx(ends)
+    low, high = over_seeds(0.5, 0.05, 3, [reach] * 3, rate=True) or (0, 0)
+    assert low < ends[0]
+    assert high > ends[1]
+    assert over_seeds(0.5, 0.3, 2, [reach, reach], rate=True) == (0, 1)
+    assert over_seeds(0.41, 0.0, 2) is None  # a loss without an interval of its rows: nothing is known
+    loss = over_seeds(0.2, 0.3, 2) or (0, 0)
+    assert loss[0] < 0  # only rates have bounds
+
+
+def test_a_trial_that_was_lent_its_values_counts_in_no_statistic() -> None:
+    runs = [entry(i, 10 * i, rungs={5: 3 - i / 10}) for i in range(1, 4)]
+    lent = [entry(i, 30, rungs={5: 2.7}, same_as=3) for i in range(4, 10)]
+    check = rung_checks([*runs, *lent], metric_up=False, direction="maximize")[0]
+    assert (check.trials, check.rho) == (3, pytest.approx(1))
+    assert "too few" in check.words
+    assert [e.number for e in Sweep([*lent, *runs], [], [MATCH], ["maximize"]).done] == [3, 2, 1]
+    assert [e.number for e in front([*runs, *lent], ["maximize"])] == [3]
+    board = tables.leaderboard(Sweep([*lent, *runs], [], [MATCH], ["maximize"]))
+    assert [row[:2] for row in board.rows if row[0] != "-"] == [["1", "3"], ["2", "2"], ["3", "1"]]
+    assert "9 of 9 finished: 9 complete, 0 pruned; 3 distinct runs, 6 lent" in tables.counts([*runs, *lent], 9)
 
 
 def test_rank_correlation_shares_ranks_among_equals() -> None:
@@ -194,7 +225,7 @@ def test_pruning_saved_the_steps_not_taken() -> None:
         Entry(1, "pruned", step=20, planned=100),
         Entry(2, "pruned", rungs={30: 1.0}),  # what it planned is unknown: as the complete one
         Entry(3, "failed", step=5, planned=100),
-        Entry(4, "pruned", step=10, planned=100, own=False),  # of another study
+        Entry(4, "pruned", step=10, planned=100, same_as=1),  # was not run
     ]
     found = saved(entries)
     assert (found.done, found.planned) == (150, 300)
@@ -218,12 +249,33 @@ def test_importance_names_what_matters_and_keeps_silent_on_few_trials() -> None:
     found = importance(study)
     assert list(found) == ["telling", "idle"]
     assert found["telling"] > 0.8
+    for trial in study.get_trials():  # the same again, of another study or lent
+        more = {"from": "old/1"} if trial.number % 2 else {"same_as": 0}
+        system = {"values": [trial.values[0] * (trial.params["idle"] > 0.5)], "user_attrs": more}
+        state, spread = trial.state, trial.distributions
+        study.add_trial(optuna.trial.create_trial(state=state, params=trial.params, distributions=spread, **system))
+    assert importance(study) == found
 
 
 def test_the_front_holds_what_nothing_else_beats() -> None:
     values = {0: (0.9, 8.0), 1: (0.8, 4.0), 2: (0.7, 5.0), 3: (0.8, 4.0), 4: (0.5, 3.0)}
     entries = [Entry(number, "complete", pair) for number, pair in values.items()]
     assert [e.number for e in front(entries, ["maximize", "minimize"])] == [0, 1, 3, 4]
+
+
+def test_the_best_is_on_the_front_and_one_rule_names_it(make: Callable[..., Maker]) -> None:
+    made = make([MATCH, "vram/peak_allocated_gib"])
+    made.trial("complete", [0.9, 9.0])
+    made.trial("complete", [0.9, 4.0], params={"lora.r": 4})
+    made.trial("complete", [0.9, 4.0], same_as=1)
+    found, out = told(made)
+    best = made.study.best()
+    assert best is not None
+    assert found.best is not None
+    assert best.number == found.best.number == 1
+    assert "the front is trial 1 alone" in out
+    assert "there is no single best" not in out
+    assert "trial 1 " in (made.study.folder / "experiment" / "best.yaml").read_text()
 
 
 # --- the whole report ---------------------------------------------------------------------------------------------
@@ -313,7 +365,7 @@ def test_a_repeated_trial_has_the_interval_over_its_seeds(make: Callable[..., Ma
         (run / name).unlink()
     found = gathered(made.study).best
     assert found is not None
-    assert found.interval == pytest.approx((0.6 - 12.706 * 0.1, 0.6 + 12.706 * 0.1))
+    assert found.interval == (0, 1)  # 12.706 * 0.1 to both sides
     assert (found.note, found.step, found.folder) == ("2 seeds", 100, run / "seed-0")
 
 
@@ -331,15 +383,62 @@ def test_answers_of_another_evaluation_are_not_paired(make: Callable[..., Maker]
     assert [len(one.answers) for one in entries] == [0, 4]
 
 
-def test_what_another_study_lent_is_marked_and_not_counted(make: Callable[..., Maker]) -> None:
+def test_what_was_taken_over_is_told_and_listed_nowhere(make: Callable[..., Maker]) -> None:
     made = make()
     made.trial("complete", [0.5])
     made.trial("complete", [0.9], origin="old/3")
     made.trial("complete", [0.5], same_as=0)
-    _, out = told(made)
-    assert "2 of 6 finished" in out
-    assert "complete (from old/3)" in out
+    found, out = told(made)
+    assert "2 of 6 finished: 2 complete, 0 pruned; 1 distinct run, 1 lent the values of an equal one" in out
     assert "complete (as 0)" in out
+    assert "taken over from another study, for the sampler to learn from: 1, which no table lists" in out
+    assert found.best is not None
+    assert found.best.number == 0
+    assert "90.0 %" not in out
+    assert "not told apart" not in out  # from itself
+    assert "trial 0 " in (made.study.folder / "experiment" / "best.yaml").read_text()
+
+
+def test_seeds_that_agree_have_the_interval_of_their_rows(make: Callable[..., Maker]) -> None:
+    made = make(seeds=2)
+    number = made.trial("complete", [0.5], deviation=[0.0], seed_values=[[0.5], [0.5]])
+    run = made.study.folder / str(number)
+    for name in ("config.yaml", "summary.json"):
+        (run / name).unlink()
+    for seed in (0, 1):
+        folder = RunDir(run / f"seed-{seed}")
+        folder.path.mkdir()
+        folder.record(composed((*FIXED, f"seed={seed}", "run_dir=outputs/s/0", "run_name=s-0")))
+        ends = {"intervals": {"tuned": {MATCH: wilson(10, 20)}}}
+        folder.write_summary({"tuned": {MATCH: 0.5}, **ends, "step": 50, "planned_steps": 50})
+    found = gathered(made.study).best
+    assert found is not None
+    assert found.interval == pytest.approx(wilson(10, 20))
+
+
+def test_a_space_of_which_all_was_run_is_called_exhausted(make: Callable[..., Maker]) -> None:
+    made = make(space=["lora.r=4,8"], sampler="tpe")
+    made.trial("complete", [0.5], params={"lora.r": 4})
+    assert "configurations of the space were run" not in told(made)[1]
+    made.trial("pruned", params={"lora.r": 8})
+    assert "all 2 configurations of the space were run: more trials would only repeat them" in told(made)[1]
+
+
+def test_failed_points_of_a_grid_come_with_the_remedy(make: Callable[..., Maker]) -> None:
+    made = make(space=["lora.r=4,8"])
+    made.trial("complete", [0.5], params={"lora.r": 4})
+    made.trial("fail", params={"lora.r": 8}, cause="disk full")
+    assert "1 point of the grid failed: the same command with sweep.max_failures=6 runs it again" in told(made)[1]
+
+
+def test_rungs_are_judged_in_the_direction_of_the_sweep(make: Callable[..., Maker]) -> None:
+    """Who maximises the loss that is also reported has it rise with itself."""
+    made = make(["eval/loss"], direction="maximize")
+    for value in (0.1, 0.2, 0.3, 0.4, 0.5):
+        made.trial("complete", [value], {10: value})
+    table = tables.rungs(gathered(made.study).sweep)
+    assert table is not None
+    assert table.rows[0][1] == "+1.00"
 
 
 # --- best.yaml -------------------------------------------------------------------------------------------------------
@@ -396,7 +495,8 @@ def test_the_best_file_is_short(make: Callable[..., Maker]) -> None:
 
 def test_without_its_run_folder_the_best_is_composed_of_its_overrides(make: Callable[..., Maker]) -> None:
     made = make()
-    made.trial("complete", [0.9], origin="old/3", params={"lora.target_modules": "[q_proj,v_proj]"})
+    number = made.trial("complete", [0.9], params={"lora.target_modules": "[q_proj,v_proj]"})
+    shutil.rmtree(made.study.folder / str(number))
     _, out = told(made)
     again = composition(["experiment=best"], config_dir=str(made.study.folder))
     assert again.config.lora.target_modules == ["q_proj", "v_proj"]

@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ftlab.composition import composition, flatten
-from ftlab.errors import ConfigError
+from ftlab.errors import ConfigError, InputError
 from ftlab.sweep.space import Dimension, Space, text_of
 
 
@@ -121,6 +121,10 @@ def test_drawn_steps_are_the_written_ones() -> None:
         ("trainer.lr=tag(log,interval(1e-5,1e-3))", FloatDistribution(1e-5, 1e-3, log=True)),
         ("lora.r=int(interval(1,9))", IntDistribution(1, 8)),  # Hydra's intervals exclude their end
         ("lora.r=tag(int,log,interval(1,65))", IntDistribution(1, 64, log=True)),
+        ("lora.r=interval(4,9)", IntDistribution(4, 8)),  # the key is a whole number
+        ("lora.r=tag(log,interval(4,65))", IntDistribution(4, 64, log=True)),
+        ("trainer.max_steps=interval(10,21)", IntDistribution(10, 20)),
+        ("lora.lora_alpha=interval(8,32)", FloatDistribution(8, 32)),
         ("lora.r=range(8,24,8)", IntDistribution(8, 16, step=8)),
         ("lora.r=tag(log,range(1,65))", IntDistribution(1, 64, log=True)),
         ("lora.lora_dropout=range(0.0,0.3,0.1)", FloatDistribution(0.0, 0.2, step=0.1)),
@@ -178,7 +182,15 @@ def test_lists_of_the_file_are_choices() -> None:
         ("lora.r=tag(log,range(4,64,4))", ["even steps"]),
         ("run_dir=a,b", ["run_dir"]),
         ("sweep.n_trials=2,3", ["sweep.n_trials"]),
-        ("lora.r=choise(1,2)", ["choise"]),
+        ("lora.r=choise(1,2)", ["choise", "Available", "choice"]),
+        ("lora.r=interval(4.5,8)", ["whole number", "'lora.r=int(interval(4.5,8))'"]),
+        ("lora.r=tag(log,interval(1.5,8))", ["'lora.r=int(tag(log,interval(1.5,8)))'"]),
+        ("trainer.lr=interval(0,inf)", ["ends at a number"]),
+        ("lora.r=choice()", ["choice() is empty", "'lora.r=choice(A,B)'"]),
+        ("lora.r=interval()", ["interval() is empty", "'lora.r=interval(LOW,HIGH)'"]),
+        ("lora.r=interval(1)", ["interval(1)", "'end'"]),
+        ("lora.target_modules=choice(all-linear,null)", ["null", "write lora.target_modules=all-linear,null"]),
+        ("eval.every=choice(null, 5)", ["null", "write 'eval.every=null, 5'"]),
         ("quant=glob(zzz*)", ["quant"]),
     ],
 )
@@ -186,6 +198,11 @@ def test_senseless_spaces_are_refused(override: str, words: list[str]) -> None:
     said = problem(override)
     assert all(word in said for word in words), said
     assert said == problem(**{override.partition("=")[0].replace(".", "__"): override.partition("=")[2]})
+
+
+@pytest.mark.parametrize("override", ["lora.r=int(tag(log,interval(1.5,8)))", "lora.r=int(interval(4.5,8))"])
+def test_what_a_refusal_proposes_is_accepted(override: str) -> None:
+    assert dimension(override).kind == "int"
 
 
 def test_all_problems_are_listed_at_once() -> None:
@@ -231,6 +248,21 @@ def test_a_record_gives_the_space_back() -> None:
     record = json.loads(json.dumps(space.record()))
     assert Space.from_record(record) == space
     assert Space.differences(record, space.record()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"decay": 2, "base": 10}, "base, decay"),
+        ({"kind": "permutation"}, "permutation"),
+        ({"order": "zigzag"}, "zigzag"),
+    ],
+)
+def test_a_record_of_a_newer_ftlab_is_told_so(changes: dict[str, Any], what: str) -> None:
+    record = read("lora.r=4,8").record()
+    record["lora.r"] |= changes
+    with pytest.raises(InputError, match=f"newer ftlab made the study.*lora.r .*{what}.*pip install -U ftlab"):
+        Space.from_record(record)
 
 
 def test_differences_name_key_and_both_spaces() -> None:

@@ -18,10 +18,11 @@ import optuna
 import pytest
 from optuna.trial import Trial, TrialState
 
+from ftlab.composition import composition
 from ftlab.config import SweepConfig
-from ftlab.errors import ConfigError, InputError
+from ftlab.errors import ConfigError, FtlabError, InputError
+from ftlab.sweep import identity, samplers, storage
 from ftlab.sweep import owners as owners_module
-from ftlab.sweep import samplers, storage
 from ftlab.sweep.join import Order
 from ftlab.sweep.owners import Owner
 from ftlab.sweep.space import Space
@@ -66,8 +67,9 @@ def opened(tmp_path: Path, spaces: dict[str, Space]) -> Callable[..., Study]:
         folder = settings.pop("folder", tmp_path / "toy")
         fixed = settings.pop("fixed", ["model=tiny"])
         name = settings.pop("name", "toy")
+        more = {key: settings.pop(key) for key in ("composed", "rungs") if key in settings}
         found = spaces[space] if isinstance(space, str) else space
-        return Study.open(name, folder, SweepConfig(**settings), found, objectives or ["eval/loss"], fixed)
+        return Study.open(name, folder, SweepConfig(**settings), found, objectives or ["eval/loss"], fixed, **more)
 
     return make
 
@@ -146,6 +148,29 @@ def test_a_grid_point_that_fails_of_itself_is_not_tried_again(opened: Callable[.
 
     work(study, objective)
     assert (study.counts().finished, study.counts().failed, study.left()) == (4, 2, 0)
+
+
+def test_failed_points_run_again_once_the_budget_of_failures_is_raised(opened: Callable[..., Study]) -> None:
+    broken = True
+
+    def objective(trial: Trial) -> float:
+        if study.space.suggest(trial)["lora.r"] == 8 and broken:
+            raise ValueError("disk full")
+        return 1.0
+
+    study = opened("grid")
+    work(study, objective)
+    assert (study.left(), study.failed_points()) == (0, 2)
+    assert opened("grid").left() == 0  # the same command changes nothing
+    study = opened("grid", max_failures=7)
+    assert study.left() == 2
+    work(study, objective)  # the cause was not removed
+    assert (study.counts().failed, study.left()) == (4, 0)
+    broken = False
+    study = opened("grid", max_failures=9)
+    work(study, objective)
+    assert study.counts().complete == 6
+    assert len({study.space.index(t.params) for t in study.trials() if t.state is TrialState.COMPLETE}) == 6
 
 
 def test_part_of_a_grid_is_a_sample_of_it(opened: Callable[..., Study]) -> None:
@@ -244,6 +269,60 @@ def test_another_sweep_of_the_same_name_is_refused(
     assert len(opened(n_trials=2).trials()) == 2  # and nothing was left behind
 
 
+def of_files(folder: Path, space: Space, lr: str = "1e-3", alpha: str = "16", **more: Any) -> dict[str, Any]:
+    """The configuration of `experiment=mine`, whose file sets a value."""
+    (folder / "experiment").mkdir(exist_ok=True)
+    (folder / "lora").mkdir(exist_ok=True)
+    values = {"trainer.lr": lr, "tracker.project": more.get("project", "p"), "data.path": "null"}
+    nested = "".join(f"{k.partition('.')[0]}: {{{k.partition('.')[2]}: {v}}}\n" for k, v in values.items())
+    head = "# @package _global_\ndefaults:\n  - quickstart\n  - _self_\n"
+    (folder / "experiment" / "mine.yaml").write_text(head + nested)
+    (folder / "lora" / "odd.yaml").write_text(f"defaults:\n  - r8\n  - _self_\nlora_alpha: {alpha}\n")
+    compose = lambda overrides: composition(["experiment=mine", *overrides], config_dir=str(folder))  # noqa: E731
+    return identity.configuration(compose, space)
+
+
+def test_a_value_that_changed_in_a_file_is_another_sweep(opened: Callable[..., Study], tmp_path: Path) -> None:
+    space = Space.read(["lora.r=4,8,16"], {})[0]
+    first = of_files(tmp_path, space)
+    assert "lora.r" not in first
+    work(opened(space, composed=first))
+    opened(space, composed=of_files(tmp_path, space, project="other"))  # where it is tracked may differ
+    opened(space)  # a worker that joins
+    with pytest.raises(ConfigError, match=r"trainer\.lr: 0\.001 in the study, 0\.002 now\n.*sweep\.study=NAME"):
+        opened(space, composed=of_files(tmp_path, space, lr="2e-3"))
+
+
+def test_an_option_that_changed_under_a_searched_group_is_another_sweep(
+    opened: Callable[..., Study], tmp_path: Path
+) -> None:
+    space = Space.read(["trainer.lr=1e-3,1e-4", "quant=nf4,none"], {})[0]
+    recorded = of_files(tmp_path, space)
+    assert recorded["quant=nf4 quant.load_in_4bit"] is True
+    assert "quant.load_in_4bit" not in recorded
+    assert not any(key.startswith(("trainer.lr", "sweep.", "run_")) and "scheduler" not in key for key in recorded)
+    opened(space, composed=recorded)
+    edited = {**recorded, "quant=nf4 quant.load_in_4bit": False}
+    with pytest.raises(ConfigError, match=r"quant=nf4 quant\.load_in_4bit: True in the study, False now"):
+        opened(space, composed=edited)
+
+
+def test_a_study_of_before_configurations_were_recorded_goes_on(opened: Callable[..., Study]) -> None:
+    work(opened("grid"), most=2)
+    study = opened("grid", composed={"trainer.lr": 1e-3})
+    assert study.counts().finished == 2
+    opened("grid", composed={"trainer.lr": 1e-3})
+    with pytest.raises(ConfigError, match=r"trainer\.lr"):
+        opened("grid", composed={"trainer.lr": 2e-3})
+
+
+def test_a_key_that_a_newer_ftlab_added_is_no_difference_unless_it_was_set(opened: Callable[..., Study]) -> None:
+    opened("grid", composed={"trainer.lr": 1e-3})
+    opened("grid", composed={"trainer.lr": 1e-3, "lora.use_dora": False})
+    with pytest.raises(ConfigError, match=r"lora\.use_dora: False in the study, True now"):
+        opened("grid", composed={"trainer.lr": 1e-3, "lora.use_dora": True})
+
+
 def test_what_changes_no_result_may_differ(opened: Callable[..., Study]) -> None:
     work(opened(n_trials=2))
     reordered = Space.read(["trainer.lr=tag(log,interval(1e-5,1e-3))", "lora.r=16,8,4"], {})[0]
@@ -262,7 +341,7 @@ def test_load_finds_folder_and_name_and_says_what_is_near(
     opened: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    work(opened(name="lr search", folder=tmp_path / "outputs" / "lr-search", n_trials=2, workers=3))
+    work(opened(name="lr-search", folder=tmp_path / "outputs" / "lr-search", n_trials=2, workers=3))
     for text in ("lr-search", "outputs/lr-search", str(tmp_path / "outputs/lr-search")):
         study = Study.load(text)
         assert (study.name, study.left(), study.cfg.workers, study.fixed) == ("lr-search", 0, 3, ["model=tiny"])
@@ -270,9 +349,17 @@ def test_load_finds_folder_and_name_and_says_what_is_near(
         Study.load("lr_serch")
 
 
-@pytest.mark.parametrize(("text", "name"), [("../../etc", "etc"), ("a/b c", "a-b-c"), ("lora_sql", "lora_sql")])
-def test_names_are_folder_names(text: str, name: str) -> None:
-    assert folder_name(text) == name
+@pytest.mark.parametrize("name", ["lora_sql", "a-b", "r=8,lr@1e-3", "Größe", "x" * 100])
+def test_names_are_folder_names(name: str) -> None:
+    assert folder_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("../../etc", "etc"), ("a b", "a-b"), ("a/b c", "a-b-c"), ("x" * 101, "x" * 100)]
+)
+def test_names_that_two_studies_could_share_are_refused(text: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"write sweep.study={name}$"):
+        folder_name(text)
 
 
 def test_a_name_without_letters_is_refused() -> None:
@@ -286,6 +373,58 @@ def test_a_database_that_is_none_is_one_line(opened: Callable[..., Study], tmp_p
     with pytest.raises(InputError, match="not a database") as caught:
         opened()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"warm_start": "nowhere"},
+        {"sampler": "grid"},
+        {"pruner": "median", "rungs": [100]},
+        {"storage": "postgresql://me@127.0.0.1:1/db"},
+        {"storage": "sqlite:////nowhere/at/all/study.db"},
+    ],
+)
+def test_what_is_refused_leaves_nothing_behind(
+    opened: Callable[..., Study], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(FtlabError):
+        opened(folder=tmp_path / "outputs" / "toy", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warm_start_of_something_else_leaves_no_study_in_the_database(
+    opened: Callable[..., Study], tmp_path: Path
+) -> None:
+    opened("grid").close()
+    url = f"sqlite:///{tmp_path}/shared.db"
+    with pytest.raises(ConfigError, match="cannot be taken over"):
+        opened(name="two", folder=tmp_path / "two", storage=url, warm_start=str(tmp_path / "toy"))
+    assert not (tmp_path / "two").exists()
+    assert not (tmp_path / "shared.db").exists()
+
+
+def test_a_refusal_leaves_what_was_there(opened: Callable[..., Study], tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError):
+        opened(storage="postgresql://me@127.0.0.1:1/db")
+    assert (tmp_path / "toy" / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    opened: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/toy cannot be written \(Not a directory\).*run_dir=DIR"):
+        opened(folder=tmp_path / "file" / "toy")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # as in a folder that is for reading only
+    with pytest.raises(InputError, match=r"toy cannot be written \(Permission denied\)"):
+        opened()
 
 
 def test_no_password_is_written(tmp_path: Path, opened: Callable[..., Study]) -> None:
@@ -497,8 +636,8 @@ def test_pruners_stop_the_worse_half(opened: Callable[..., Study], name: str, di
 
 
 def test_patience_holds_the_pruner_back() -> None:
-    plain = samplers.pruner(SweepConfig(pruner="median"), [10, 20, 30])
-    patient = samplers.pruner(SweepConfig(pruner="median", patience=2), [10, 20, 30])
+    plain = samplers.pruner(SweepConfig(pruner="median"), [10, 20, 30, 40, 50])
+    patient = samplers.pruner(SweepConfig(pruner="median", patience=2), [10, 20, 30, 40, 50])
     study = optuna.create_study(direction="minimize")
     for value in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0):
         trial = study.ask()
@@ -518,6 +657,60 @@ def test_a_pruner_without_rungs_is_refused() -> None:
         samplers.pruner(SweepConfig(pruner="hyperband"), [])
     with pytest.raises(ConfigError, match="warmup_rungs=2"):
         samplers.pruner(SweepConfig(pruner="median", warmup_rungs=2), [10, 20])
+
+
+@pytest.mark.parametrize(
+    ("settings", "rungs", "words"),
+    [
+        ({}, [10], r"evaluated 1 times in training, the last time at its end, where nothing is left to prune: set"),
+        ({"warmup_rungs": 1}, [10, 20], r"sweep\.warmup_rungs=1 waits"),
+        ({"patience": 1}, [10, 20, 30], r"sweep\.patience=1 waits"),
+    ],
+)
+def test_a_pruner_that_could_act_at_the_last_rung_only_is_refused(
+    settings: dict[str, Any], rungs: list[int], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        samplers.pruner(SweepConfig(pruner="median", **settings), rungs)
+    samplers.pruner(SweepConfig(pruner="median", **settings), [*rungs, 90])
+
+
+@asks_by_hand
+def test_workers_that_start_together_do_not_learn_to_draw_the_same(opened: Callable[..., Study]) -> None:
+    """Another driver may join at any time, so that what runs counts as tried whatever `sweep.workers` says."""
+    study = opened(Space.read(["trainer.lr=interval(0.0,1.0)"], {})[0], n_trials=30, sampler="tpe")
+
+    def objective(trial: Trial) -> float:
+        return abs(float(study.space.suggest(trial)["trainer.lr"] or 0) - 0.5)
+
+    study.optuna.optimize(objective, n_trials=12)
+    drawn = [float(study.space.suggest(study.optuna.ask())["trainer.lr"] or 0) for _ in range(8)]
+    assert max(drawn) - min(drawn) > 0.5  # without what runs: eight draws beside the best
+
+
+@pytest.mark.parametrize("way", ["minimize", "maximize"])
+def test_pruners_follow_the_direction_of_the_sweep(opened: Callable[..., Study], way: str) -> None:
+    """Whoever turns the direction of the objective means its rungs as well."""
+    study = opened(pruner="median", n_trials=16, sampler="random", direction=way)
+    study.set_pruner([10, 20])
+
+    def objective(trial: Trial) -> float:
+        study.space.suggest(trial)
+        value = float((trial.number * 7) % 12)
+        trial.report(study.reported(value), 10)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        return value
+
+    work(study, objective)
+    rows = study.leaderboard()
+    pruned = [row.rungs[10] for row in rows if row.state == "pruned"]
+    best = study.best()
+    assert best is not None
+    assert best.value == (11 if way == "maximize" else 0)
+    assert pruned
+    assert all(value < 11 if way == "maximize" else value > 0 for value in pruned)
+    assert study.rung_up == (way == "maximize")
 
 
 def test_settings_that_do_not_go_together_are_refused(opened: Callable[..., Study]) -> None:
@@ -560,6 +753,15 @@ def test_the_front_holds_what_nothing_beats(opened: Callable[..., Study]) -> Non
     assert [row.values for row in study.leaderboard()][:2] == [[16, 16], [8, 8]]
 
 
+def test_the_best_of_several_objectives_is_on_the_front(opened: Callable[..., Study]) -> None:
+    study = opened("grid", objectives=["eval/sql_exact_match", "vram/peak_allocated_gib"])
+    work(study, lambda trial: (0.9, 10.0 - trial.number) if study.space.suggest(trial) else (0, 0))
+    best = study.best()
+    assert best is not None
+    assert best.values == [0.9, 5.0]  # trial 0 has the match as well, and takes more memory
+    assert [row.number for row in study.front()] == [best.number] == [study.leaderboard()[0].number]
+
+
 def test_first_guesses_come_first_and_once(opened: Callable[..., Study]) -> None:
     guess = {"lora.r": 16, "trainer.lr": 2e-4}
     work(opened(first=[guess], n_trials=1))
@@ -580,6 +782,120 @@ def test_a_warm_start_teaches_without_counting(opened: Callable[..., Study], tmp
     assert {t.user_attrs.get("from") for t in study.optuna.trials} == {"toy/0", "toy/1", "toy/2", None}
     with pytest.raises(ConfigError, match="cannot be taken over"):
         opened("grid", **{**settings, "name": "three", "folder": tmp_path / "three"})
+
+
+def test_what_was_taken_over_is_never_the_best(opened: Callable[..., Study], tmp_path: Path) -> None:
+    work(opened(n_trials=3), lambda trial: float(opened(n_trials=3).space.suggest(trial)["lora.r"] or 0) - 100)
+    study = opened(name="two", folder=tmp_path / "two", warm_start=str(tmp_path / "toy"), n_trials=2)
+    assert (study.best(), study.leaderboard(), study.front()) == (None, [], [])
+    work(study)
+    best = study.best()
+    assert best is not None
+    assert (best.value or 0) > 0
+    assert len(study.leaderboard()) == 2
+    known = study.optuna.trials[0].params
+    guessing = opened(
+        name="two", folder=tmp_path / "two", warm_start=str(tmp_path / "toy"), n_trials=3, first=[known, known]
+    )
+    work(guessing)  # a guess is run here, though it was run there
+    assert [trial.params for trial in guessing.trials()].count(known) == 1
+
+
+def test_a_grid_runs_all_its_points_whatever_was_taken_over(opened: Callable[..., Study], tmp_path: Path) -> None:
+    work(opened("grid"))
+    study = opened("grid", name="two", folder=tmp_path / "two", warm_start=str(tmp_path / "toy"))
+    assert study.left() == 6
+    work(study)
+    assert study.counts().complete == 6
+    assert {study.space.index(trial.params) for trial in study.trials()} == set(range(6))
+    assert "sweep.sampler=grid learns nothing from them" in study.notes[0]
+
+
+def test_a_warm_start_says_how_many_and_what_differs(opened: Callable[..., Study], tmp_path: Path) -> None:
+    study = opened(n_trials=3, composed={"trainer.max_steps": 4})
+    work(study)
+    two = {"name": "two", "folder": tmp_path / "two", "warm_start": str(tmp_path / "toy")}
+    same = opened(**two, composed={"trainer.max_steps": 4})
+    assert same.notes == [
+        f"3 trials of {tmp_path}/toy taken over (3 complete, 0 pruned): the sampler learns from them; "
+        "they are in no count or ranking here"
+    ]
+    three = {**two, "name": "three", "folder": tmp_path / "three", "seeds": 2, "fixed": ["model=tiny", "seed=3"]}
+    other = opened(**three, composed={"trainer.max_steps": 8})
+    assert "trainer.max_steps: 4 in the study, 8 now" in other.notes[1]
+    assert "seed=3 now, not in the study" in other.notes[1]
+    assert "sweep.seeds: 1 in the study, 2 now" in other.notes[1]
+    opened(name="empty", folder=tmp_path / "empty")
+    none = opened(name="four", folder=tmp_path / "four", warm_start=str(tmp_path / "empty"))
+    assert none.notes[0].startswith("0 trials of")
+
+
+def test_rungs_of_another_metric_are_not_taken_over(opened: Callable[..., Study], tmp_path: Path) -> None:
+    study = opened(n_trials=2, rung_metric="eval/sql_valid")
+
+    def objective(trial: Trial) -> float:
+        study.space.suggest(trial)
+        trial.report(0.5, 10)
+        if trial.number == 1:
+            raise optuna.TrialPruned
+        return 1.0
+
+    work(study, objective)
+    for name, metric, taken in (("two", "eval/loss", 1), ("three", "eval/sql_valid", 2)):
+        settings = {"name": name, "folder": tmp_path / name, "warm_start": str(tmp_path / "toy")}
+        assert len(opened(**settings, rung_metric=metric).optuna.trials) == taken
+
+
+def test_a_pruner_compares_with_trials_of_its_own_study_only(opened: Callable[..., Study], tmp_path: Path) -> None:
+    settings = {"pruner": "median", "sampler": "random"}
+
+    def scoring(value: float) -> Callable[[Trial], float]:
+        def objective(trial: Trial) -> float:
+            study.space.suggest(trial)
+            for step in range(6):
+                trial.report(value + step / 100, step)
+                if step < 5 and trial.should_prune():
+                    raise optuna.TrialPruned
+            return value
+
+        return objective
+
+    study = opened(n_trials=8, **settings)
+    study.set_pruner([0, 1, 2, 3, 4, 5])
+    work(study, scoring(0.1))
+    study = opened(name="two", folder=tmp_path / "two", warm_start=str(tmp_path / "toy"), n_trials=4, **settings)
+    study.set_pruner([0, 1, 2, 3, 4, 5])
+    work(study, scoring(0.9))  # worse than all that was taken over
+    assert (study.counts().complete, study.counts().pruned) == (4, 0)
+
+
+@asks_by_hand
+def test_a_pruner_that_asks_for_the_best_gets_the_best_of_its_own_study(
+    opened: Callable[..., Study], tmp_path: Path
+) -> None:
+    """As Wilcoxon's does, which wants scipy."""
+    asked: list[float | None] = []
+
+    class Asks(optuna.pruners.BasePruner):
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            asked.append(study.best_trial.value)
+            return False
+
+    def scoring(least: float) -> Callable[[Trial], float]:
+        return lambda trial: least + trial.number / 100 if study.space.suggest(trial) else 0.0
+
+    study = opened(n_trials=2)
+    work(study, scoring(0.1))
+    study = opened(name="two", folder=tmp_path / "two", warm_start=str(tmp_path / "toy"), n_trials=2)
+    study.optuna.pruner = samplers.Own(Asks())
+    with pytest.raises(ValueError, match="empty"):
+        study.optuna.ask().should_prune()
+    work(study, scoring(0.9))
+    study.optuna.ask().should_prune()
+    best = study.best()
+    assert best is not None
+    assert asked == [best.value]
+    assert (best.value or 0) > 0.9
 
 
 def test_optuna_is_not_loaded_before_a_sweep() -> None:

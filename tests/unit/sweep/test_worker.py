@@ -1,6 +1,7 @@
 """A worker finishes exactly the trials wanted, whatever happens to one of them."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -101,6 +102,27 @@ def test_a_failure_has_its_cause_and_the_sweep_goes_on(study: Open) -> None:
     text = (found.folder / "1/error.txt").read_text()
     assert "Traceback" in text
     assert "and more" in text
+
+
+def test_a_score_that_is_not_a_number_is_a_failure_with_its_cause(study: Open) -> None:
+    found = study(n_trials=2)
+    work(found, lambda trial: math.nan if trial.number == 0 else toy(trial))
+    assert states(found) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert failed(found)[0]["cause"] == "eval/loss of the finished trial is not a number (NaN): it has no score"
+    assert "NaN" in (found.folder / "0/error.txt").read_text()
+
+
+def test_values_are_lent_by_the_run_itself(study: Open) -> None:
+    """A trial that was lent its values has no folder, which a third one would point to."""
+    found = study("lora.r=choice(4,8)", n_trials=4)
+    space = found.space.distributions()
+    shared = {"state": TrialState.COMPLETE, "params": {"lora.r": 4}, "distributions": space, "value": 4.0}
+    found.optuna.add_trial(optuna.trial.create_trial(**shared, user_attrs={"same_as": 1}))  # began first, ended last
+    found.optuna.add_trial(optuna.trial.create_trial(**shared))
+    found.optuna.enqueue_trial({"lora.r": 4})
+    found.optuna.enqueue_trial({"lora.r": 4})
+    work(found, lambda trial: pytest.fail("ran again"))
+    assert [trial.user_attrs.get("same_as") for trial in found.trials()] == [1, None, 1, 1]
 
 
 def test_too_many_failures_end_the_sweep_for_good(study: Open) -> None:

@@ -21,13 +21,15 @@ from ftlab.data.prompts import prompt_ids
 from ftlab.data.splits import Example
 from ftlab.errors import Stopped, TrainingError
 from ftlab.experiment import make_accelerator
+from ftlab.fast.flat import Flat
 from ftlab.generate import generate
 from ftlab.models import add_adapter
-from ftlab.train import loop as module
+from ftlab.train import step as module
 from ftlab.train.batches import flatten
 from ftlab.train.checkpoint import Checkpoints, trainable
 from ftlab.train.loop import Trainer
 from ftlab.train.signals import StopSignal
+from ftlab.train.step import PlainStep
 
 CPU = torch.device("cpu")
 
@@ -91,17 +93,20 @@ def make(small: list[str], make_llama: Any, tmp_path: Path) -> Make:
             value = scores(step) if scores else step / 100
             return Scored({"eval/sql_exact_match": value, "eval/loss": 1 - value, "at": step})
 
+        accelerator = make_accelerator(cfg)
+        trained = list(trainable(model).values())
+        shared = Flat([[p] for p in trained]) if cfg.lora.r and Flat.fits(trained) else None
         run.trainer = Trainer(
             model,
             rows,
             cfg,
-            accelerator=make_accelerator(cfg),
+            step=PlainStep(model, cfg.trainer, accelerator, shared, together=flat),
+            accelerator=accelerator,
             checkpoints=Checkpoints(tmp_path / at, cfg.trainer.keep, run.warnings.append),
             evaluate=evaluate,
             record=lambda metrics, step: run.records.append((step, metrics)),
             note=run.notes.append,
             stop=run.stop,
-            flat=flat,
             trace=tmp_path / "profile" / "trace.json",
         )
         return run
@@ -117,11 +122,10 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def gradients(run: Run, rows: list[Encoded], micro: int) -> tuple[float, torch.Tensor]:
-    run.trainer.micro = micro
-    loss = run.trainer._gradients(rows)
+    run.trainer.step._micro = micro  # type: ignore[attr-defined]
+    loss = float(run.trainer._gradients(rows))
     grads = [p.grad for p in trainable(run.model).values()]
-    run.trainer.optimizer.zero_grad(set_to_none=True)
-    return loss, torch.cat([g.flatten() for g in grads if g is not None])
+    return loss, torch.cat([g.flatten().clone() for g in grads if g is not None])
 
 
 def test_micro_batches_give_the_gradient_of_the_mean_over_tokens(make: Make) -> None:
@@ -137,7 +141,7 @@ def test_micro_batches_give_the_gradient_of_the_mean_over_tokens(make: Make) -> 
         tokens += len(one.input_ids) - one.trained_from
     (total / tokens).backward()
     wanted = torch.cat([p.grad.flatten() for p in trainable(run.model).values() if p.grad is not None])
-    run.trainer.optimizer.zero_grad(set_to_none=True)
+    run.trainer.step.begin()
     for micro in (1, 2, 4, 8, 3):
         loss, found = gradients(run, rows, micro)
         assert loss == pytest.approx(total.item() / tokens, rel=1e-5)
@@ -147,13 +151,17 @@ def test_micro_batches_give_the_gradient_of_the_mean_over_tokens(make: Make) -> 
 def test_auto_on_a_cpu_divides_the_global_batch(make: Make) -> None:
     for size in (1, 4, 6, 16):
         run = make(f"trainer.global_batch_size={size}", "trainer.micro_batch_size=auto")
-        assert size % run.trainer._micro_batch_size() == 0
+        run.trainer.step.choose(ROWS[:size])
+        assert size % run.trainer.step.micro == 0
     long = make("trainer.micro_batch_size=auto", rows=[row(i, 4000, 5) for i in range(4)])
-    assert long.trainer._micro_batch_size() == 1
+    long.trainer.step.choose(long.trainer.rows)
+    assert long.trainer.step.micro == 1
 
 
 def test_rows_that_must_not_meet_go_one_by_one(make: Make) -> None:
-    assert make("trainer.micro_batch_size=4", flat=False).trainer._micro_batch_size() == 1
+    step = make("trainer.micro_batch_size=4", flat=False).trainer.step
+    step.choose(ROWS[:4])
+    assert step.micro == 1
 
 
 def small_gpu(monkeypatch: pytest.MonkeyPatch, fits: int) -> list[list[int]]:

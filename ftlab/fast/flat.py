@@ -1,0 +1,61 @@
+"""Trainable tensors laid end to end in one buffer, so that one launch serves them all."""
+
+import torch
+from torch import Tensor, nn
+
+# bitsandbytes' 8-bit optimizers share a scale among this many numbers: no two tensors share one.
+BLOCK = 256
+
+
+class Flat:
+    """Float32 parameters as views of one buffer, and their gradients as views of another.
+
+    `groups` lists the parameters in order; those of one group lie without a gap. `parameter` [numbers] is what an
+    optimizer steps; its gradient is `parameter.grad`. Where a gap is left, values and gradients stay 0.
+    """
+
+    def __init__(self, groups: list[list[nn.Parameter]]) -> None:
+        self._places: dict[int, tuple[int, torch.Size]] = {}
+        self.members = [parameter for group in groups for parameter in group]
+        size = 0
+        for group in groups:
+            for parameter in group:
+                self._places[id(parameter)] = size, parameter.shape
+                size += parameter.numel()
+            size = -(-size // BLOCK) * BLOCK
+        device = self.members[0].device
+        self.parameter = nn.Parameter(torch.zeros(size, device=device))
+        self.gradient = torch.zeros(size, device=device)
+        self.parameter.grad = self.gradient
+        with torch.no_grad():
+            for parameter in self.members:
+                place = self.view(self.parameter.detach(), parameter)
+                place.copy_(parameter)
+                parameter.data = place
+                parameter.grad = self.view(self.gradient, parameter)
+
+    @classmethod
+    def fits(cls, parameters: list[nn.Parameter]) -> bool:
+        """Whether these parameters can share a buffer."""
+        return {(p.dtype, p.device) for p in parameters} == {(torch.float32, parameters[0].device)}
+
+    def like(self, dtype: torch.dtype) -> Tensor:
+        """Another buffer of the same layout, zeros."""
+        return torch.zeros(self.gradient.numel(), dtype=dtype, device=self.gradient.device)
+
+    def view(self, buffer: Tensor, parameter: nn.Parameter) -> Tensor:
+        """The parameter's part of a buffer of this layout, in its shape."""
+        start, shape = self._places[id(parameter)]
+        return buffer[start : start + shape.numel()].view(shape)
+
+    def stack(self, buffer: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+        """The parts of matrices of one group and equal width, one above the other: [rows of all, width]."""
+        start, _ = self._places[id(parameters[0])]
+        rows, width = sum(parameter.shape[0] for parameter in parameters), parameters[0].shape[1]
+        return buffer[start : start + rows * width].view(rows, width)
+
+    def release(self) -> None:
+        """Let go of the parameters, each with memory of its own again."""
+        for parameter in self.members:
+            parameter.data = parameter.data.clone()
+            parameter.grad = None

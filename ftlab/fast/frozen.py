@@ -1,0 +1,188 @@
+"""The frozen weight of linear layers that share their input, stacked so that one product serves them all."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ftlab.fast import ops
+
+
+class Unrecognised(Exception):
+    """A part of a model that the fast path does not know; its text says which."""
+
+
+class Frozen(Protocol):
+    """The stacked weight [out, in] of some linear layers, and their biases."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """x [tokens, in] times the weight, plus the bias: [tokens, out]."""
+
+    def back(self, dy: Tensor) -> Tensor:
+        """The gradient [tokens, in] of `product` at its input, for the gradient dy [tokens, out] of its result."""
+
+    def dense(self) -> Tensor:
+        """The weight as it is multiplied with; may lie in a buffer that the next call of another layer overwrites."""
+
+
+class Scratch:
+    """One buffer a dtype that holds whichever 4-bit weight is being multiplied with."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._buffers: dict[torch.dtype, Tensor] = {}
+
+    def room(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """[rows, columns], overwritten by the next caller."""
+        size = rows * columns
+        held = self._buffers.get(dtype)
+        if held is None or held.numel() < size:
+            held = self._buffers[dtype] = torch.empty(size, dtype=dtype, device=self.device)
+        return held[:size].view(rows, columns)
+
+    def drop(self) -> None:
+        """Give the memory back."""
+        self._buffers.clear()
+
+
+class Dense:
+    """Plain weights. Layers that are stacked keep their parameters as views of the stack, so it costs no memory."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self.weight = _stacked(layers)
+        self.bias = _bias(layers, self.weight.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        return _product(x, self.weight, self.bias)
+
+    def back(self, dy: Tensor) -> Tensor:
+        return dy.to(self.weight.dtype).mm(self.weight).to(dy.dtype)
+
+    def dense(self) -> Tensor:
+        return self.weight
+
+
+class Packed:
+    """4-bit weights (bitsandbytes), unpacked before each product, or once where `keep` has been called."""
+
+    def __init__(self, layers: list[Any], scratch: Scratch) -> None:
+        self.layers, self.scratch = layers, scratch
+        self.dtype: torch.dtype = layers[0].compute_dtype or layers[0].weight.quant_state.dtype
+        self.rows = [layer.out_features for layer in layers]
+        self.columns: int = layers[0].in_features
+        self.bias = _bias(layers, self.dtype)
+        self.kept: Tensor | None = None
+
+    def product(self, x: Tensor) -> Tensor:
+        return _product(x, self.dense(), self.bias)
+
+    def back(self, dy: Tensor) -> Tensor:
+        return dy.to(self.dtype).mm(self.dense()).to(dy.dtype)
+
+    def dense(self) -> Tensor:
+        if self.kept is not None:
+            return self.kept
+        return self._unpacked(self.scratch.room(sum(self.rows), self.columns, self.dtype))
+
+    def keep(self) -> None:
+        """Hold the unpacked weight from now on."""
+        room = torch.empty(sum(self.rows), self.columns, dtype=self.dtype, device=self.scratch.device)
+        self.kept = self._unpacked(room)
+
+    def release(self) -> None:
+        """Unpack before each product again."""
+        self.kept = None
+
+    @property
+    def kept_bytes(self) -> int:
+        """What `keep` takes."""
+        return int(sum(self.rows) * self.columns * self.dtype.itemsize)
+
+    def _unpacked(self, room: Tensor) -> Tensor:
+        for layer, part in zip(self.layers, torch.split(room, self.rows), strict=True):
+            ops.dequantise(layer.weight, part)
+        return room
+
+
+class Int8:
+    """LLM.int8() layers (bitsandbytes): their own forward, which treats outliers apart; the gradient goes through the
+    unpacked weight, as theirs does."""
+
+    def __init__(self, layers: list[Any], dtype: torch.dtype) -> None:
+        self.layers, self.dtype = layers, dtype
+        self.rows = [layer.out_features for layer in layers]
+
+    def product(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self.layers], dim=1)
+
+    def back(self, dy: Tensor) -> Tensor:
+        return dy.mm(self.dense().to(dy.dtype))
+
+    def dense(self) -> Tensor:
+        return torch.cat([self._unpacked(layer) for layer in self.layers])
+
+    def _unpacked(self, layer: Any) -> Tensor:
+        weight = layer.weight
+        packed = layer.state.CB if weight.CB is None else weight.CB
+        scale = layer.state.SCB if weight.SCB is None else weight.SCB
+        unpacked: Tensor = packed.float() * (scale.float() / 127).unsqueeze(1)
+        return unpacked.to(self.dtype)
+
+
+def frozen(layers: list[nn.Module], dtype: torch.dtype, scratch: Scratch) -> Frozen:
+    """The weights of `layers`, all of one kind; `dtype` is that of the activations.
+
+    Raises:
+        Unrecognised: another kind of layer, or several kinds together.
+    """
+    kinds = {type(layer).__name__ for layer in layers}
+    if len(kinds) > 1:
+        raise Unrecognised(f"{' and '.join(sorted(kinds))} side by side")
+    kind = kinds.pop()
+    if kind == "Linear":
+        return Dense(layers)
+    if kind == "Linear4bit":
+        return Packed(layers, scratch)
+    if kind == "Linear8bitLt":
+        return Int8(layers, dtype)
+    raise Unrecognised(f"a {kind} where a linear layer is expected")
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = nn.functional.linear(x.to(weight.dtype), weight, bias)
+    return y.to(x.dtype)
+
+
+def _stacked(layers: list[nn.Module]) -> Tensor:
+    weights: list[Any] = [layer.weight for layer in layers]
+    if len(weights) == 1:
+        alone: Tensor = weights[0].detach()
+        return alone
+    first = weights[0]
+    parts = first.untyped_storage().nbytes() // first.element_size() // first.shape[1]
+    if parts == sum(weight.shape[0] for weight in weights) and _side_by_side(weights):
+        return torch.as_strided(first.detach(), (parts, first.shape[1]), first.stride(), 0)
+    stack = torch.cat([weight.detach() for weight in weights])
+    for weight, part in zip(weights, torch.split(stack, [weight.shape[0] for weight in weights]), strict=True):
+        weight.data = part
+    return stack
+
+
+def _side_by_side(weights: list[Tensor]) -> bool:
+    """Whether the weights are already views of one stack, in this order."""
+    start = weights[0].data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != start:
+            return False
+        start += weight.numel() * weight.element_size()
+    return weights[0].storage_offset() == 0
+
+
+def _bias(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    parts = [
+        layer.weight.new_zeros(layer.out_features, dtype=dtype) if layer.bias is None else layer.bias.detach().to(dtype)
+        for layer in layers
+    ]
+    return torch.cat(parts)

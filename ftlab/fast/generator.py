@@ -1,0 +1,367 @@
+"""Greedy answers to many prompts at once: a static cache of keys and values, and a new row where one has ended.
+
+A row is a prompt and what is said to it. Rows sit in slots of the cache, the first ones, without a gap. Prompts enter
+as flat batches, rows end to end; then every row goes on by one token a step, which on CUDA is one graph. The host looks
+one step behind at which rows have ended, takes their answers and puts further prompts in their place.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ftlab.errors import DataError
+from ftlab.fast import ops
+from ftlab.fast.attention import Varlen, attend_row
+from ftlab.fast.streams import side_stream
+
+if TYPE_CHECKING:
+    from ftlab.fast.decoder import AttentionShape, Decoder
+
+# Prompt tokens that enter together. Matrix products gain nothing beyond; a processor's caches like fewer.
+PIECE = {"cuda": 8192, "cpu": 2048}
+# Positions of a slot are a multiple of this.
+ROUND = 16
+# Of the GPU's free memory this part may become the cache; the rest is for activations and graphs.
+CACHE_SHARE = 0.8
+# Ended rows are replaced once they are this part of a step's rows: a prefill of many rows costs little more than of
+# few, and a GPU's step costs the same however many of its rows have ended. On a CPU a step costs what its rows cost.
+PATIENCE = 4
+# The last rows go through a smaller graph, if there are this many slots and this many steps may follow: below, reading
+# the weights is all that a step costs, or capturing the graph costs more than it saves.
+SMALL_GRAPH_SLOTS = 64
+SMALL_GRAPH_STEPS = 16
+
+Prompt = tuple[int, list[int]]  # its number, and its token ids
+
+
+class Generator:
+    """Writes what a decoder says to prompts.
+
+    Args:
+        decoder: the model, see `ftlab.fast.decoder.Decoder`; call inside `decoder.merged()` to have adapters merged.
+        end: id of the token that ends an answer.
+        max_new_tokens: tokens of an answer at most, the end marker counted in.
+        batch_size: prompts answered at a time; on CUDA fewer where memory is short.
+    """
+
+    def __init__(self, decoder: "Decoder", *, end: int, max_new_tokens: int, batch_size: int) -> None:
+        self.decoder, self.end = decoder, end
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+
+    def run(self, prompts: list[list[int]], on_done: Callable[[int], None] = lambda done: None) -> list[list[int]]:
+        """Token ids said to each prompt, in the order of the prompts, without the end marker: always the most likely
+        token.
+
+        `on_done` hears how many prompts are answered, whenever there are more; what it raises ends the work. The cache
+        and the graphs are gone afterwards, however it ends.
+
+        Raises:
+            DataError: a prompt without a token.
+            torch.cuda.OutOfMemoryError: not even one row fits on the GPU.
+        """
+        if not all(prompts):
+            raise DataError(f"prompt {prompts.index([])} has no token: a model can only go on from something")
+        device, answers, tell = self.decoder.device, dict[int, list[int]](), Progress(on_done)
+        reach = -(-(max(map(len, prompts), default=0) + self.max_new_tokens) // ROUND) * ROUND
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            slots, piece = self._slots(len(prompts), reach), PIECE.get(device.type, PIECE["cpu"])
+            while len(answers) < len(prompts):
+                try:
+                    self._answer(prompts, answers, Batch(self, slots, reach, piece), tell)
+                except torch.cuda.OutOfMemoryError:
+                    if slots == 1:
+                        raise
+                    slots, piece = slots // 2, piece // 2
+        return [answers[i] for i in range(len(prompts))]
+
+    def _answer(
+        self, prompts: list[list[int]], answers: dict[int, list[int]], batch: "Batch", tell: Callable[[int], None]
+    ) -> None:
+        """Answer what `answers` lacks.
+
+        The longest prompts come first. Memory then peaks at the start, and fewest steps are made: whatever the order,
+        the slots are busy until the queue is empty, and what an order can save is the tail after that, in which a
+        long answer keeps a step going for few rows. Long answers should therefore start early, and the length of a
+        prompt is the one sign of a long answer known beforehand.
+        """
+        waiting = deque(sorted(((i, p) for i, p in enumerate(prompts) if i not in answers), key=lambda p: -len(p[1])))
+        try:
+            batch.allocate()
+            while waiting or batch.rows:
+                batch.fill([waiting.popleft() for _ in range(min(batch.free, len(waiting)))])
+                while (ended := batch.look()) < batch.patience:
+                    tell(len(answers) + ended)
+                    batch.step()
+                answers |= batch.collect()
+                tell(len(answers))
+        finally:
+            batch.close()
+
+    def _slots(self, prompts: int, reach: int) -> int:
+        """Rows at a time: as asked, and on CUDA not more than memory has room for."""
+        wanted = max(1, min(self.batch_size, prompts))
+        if self.decoder.device.type != "cuda":
+            return wanted
+        shapes = [layer.attention for layer in self.decoder.layers]
+        row = sum(2 * reach * shape.kv_heads * shape.head_dim for shape in shapes) * self.decoder.dtype.itemsize
+        unused = torch.cuda.memory_reserved(self.decoder.device) - torch.cuda.memory_allocated(self.decoder.device)
+        free = torch.cuda.mem_get_info(self.decoder.device)[0] + unused
+        return max(1, min(wanted, int(CACHE_SHARE * free) // row))
+
+
+class Progress:
+    """Says how many prompts are answered, each number once, also where some have to be answered again."""
+
+    def __init__(self, on_done: Callable[[int], None]) -> None:
+        self.on_done, self.most = on_done, 0
+
+    def __call__(self, done: int) -> None:
+        if done > self.most:
+            self.most = done
+            self.on_done(done)
+
+
+@dataclass
+class Row:
+    """Prompt `number`, whose answer began when `born` steps had been made."""
+
+    number: int
+    born: int
+
+
+class Look:
+    """Which rows were going on at some point of the device's work."""
+
+    def __init__(self, alive: Tensor) -> None:
+        self.event = torch.cuda.Event() if alive.is_cuda else None  # type: ignore[no-untyped-call]
+        self.alive = torch.empty(alive.shape, dtype=alive.dtype, pin_memory=alive.is_cuda)
+        self.alive.copy_(alive, non_blocking=True)
+        if self.event:
+            self.event.record()
+
+    def ended(self) -> set[int]:
+        """Slots of the others; waits for the device to come to that point."""
+        if self.event:
+            self.event.synchronize()
+        return {slot for slot, alive in enumerate(self.alive.tolist()) if not alive}
+
+
+class Batch:
+    """The rows being answered: their cache, what they have said, and the step that all go on by.
+
+    On the device each slot has its last token, that token's position, the number of tokens said, and whether it goes
+    on. A slot that does not is computed all the same, but attends to nothing, and what it says is not read.
+    """
+
+    def __init__(self, generator: Generator, slots: int, reach: int, piece: int) -> None:
+        self.decoder, self.end, self.new = generator.decoder, generator.end, generator.max_new_tokens
+        self.slots, self.reach, self.piece = slots, reach, piece
+        self.device = self.decoder.device
+        self.cuda = self.device.type == "cuda"
+        self.shapes = [layer.attention for layer in self.decoder.layers]
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.rows: list[Row] = []
+        self.ended: set[int] = set()
+        self.looks: deque[Look] = deque()
+        self.steps = 0
+
+    def allocate(self) -> None:
+        """The cache, a pair of [slots, reach, kv_heads, head_dim] a layer, and the state of the slots."""
+        self.decoder.reach(self.reach)
+        for shape in self.shapes:
+            for cache in (self.keys, self.values):
+                size = (self.slots, self.reach, shape.kv_heads, shape.head_dim)
+                cache.append(torch.zeros(size, dtype=self.decoder.dtype, device=self.device))
+        self.slot = torch.arange(self.slots, device=self.device)
+        self.token, self.position, self.count = (torch.zeros_like(self.slot) for _ in range(3))
+        self.alive = torch.zeros_like(self.slot, dtype=torch.bool)
+        # A slot that no longer goes on repeats itself behind its answer, at worst in the column behind the last.
+        self.said = torch.zeros(self.slots, self.new + 1, dtype=torch.long, device=self.device)
+
+    def close(self) -> None:
+        """Free the memory of cache and graphs."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+        for graph in self.graphs.values():
+            graph.reset()
+        for held in (self.graphs, self.keys, self.values, self.looks):
+            held.clear()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+    @property
+    def free(self) -> int:
+        """Slots without a row."""
+        return self.slots - len(self.rows)
+
+    @property
+    def patience(self) -> int:
+        """How many rows must have ended for their answers to be collected."""
+        return min(len(self.rows), max(1, self._width() // PATIENCE)) if self.cuda else 1
+
+    # --- prompts enter -----------------------------------------------------------------------------------------
+
+    def fill(self, prompts: list[Prompt]) -> None:
+        """Take in further prompts, at most as many as slots are free, and say the first token to each."""
+        for piece in _pieces(prompts, self.piece):
+            self._prefill([ids for _, ids in piece])
+            self.rows += [Row(number, self.steps) for number, _ in piece]
+
+    def _prefill(self, prompts: list[list[int]]) -> None:
+        rows = slice(len(self.rows), len(self.rows) + len(prompts))
+        lengths = [len(ids) for ids in prompts]
+        sizes = torch.tensor(lengths, device=self.device)
+        bounds = functional.pad(sizes.cumsum(0), (1, 0))
+        starts = bounds.int()
+        slots = self.slot[rows].repeat_interleave(sizes, output_size=sum(lengths))
+        positions = torch.arange(sum(lengths), device=self.device) - bounds[slots - rows.start]
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            ops.store_kv_(qkv, self.keys[layer], self.values[layer], slots, positions)
+            return _attend_rows(self.shapes[layer], qkv, lengths, starts)
+
+        ids = torch.tensor([token for ids in prompts for token in ids], device=self.device)
+        hidden = self.decoder.hidden(ids, positions, attend)[bounds[1:] - 1]
+        self.count[rows], self.alive[rows], self.position[rows] = 0, True, sizes - 1
+        self._say(rows, hidden)
+
+    # --- a step ------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One more token for every row that goes on."""
+        width = self._width()
+        if not self.cuda:
+            self._decode(width)
+        elif width in self.graphs:
+            self.graphs[width].replay()
+        else:
+            self._capture(width)
+        self.steps += 1
+
+    def _width(self) -> int:
+        """How many slots a step computes: on a CPU those with a row, on CUDA those of a graph."""
+        small = self.slots // PATIENCE
+        if not self.cuda:
+            return len(self.rows)
+        if self.slots < SMALL_GRAPH_SLOTS or len(self.rows) > small:
+            return self.slots
+        return small if small in self.graphs or self._steps_left() >= SMALL_GRAPH_STEPS else self.slots
+
+    def _steps_left(self) -> int:
+        return max((self.new - 1 - (self.steps - row.born) for row in self.rows), default=0)
+
+    def _capture(self, width: int) -> None:
+        """Make a step as usual, on a stream of its own, and keep its graph for the next ones."""
+        side = side_stream(self.device)
+        main = torch.cuda.current_stream(self.device)
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            self._decode(width)
+        main.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._decode(width)
+        self.graphs[width] = graph
+
+    def _decode(self, width: int) -> None:
+        rows = slice(0, width)
+        positions, slots = self.position[rows], self.slot[rows]
+        lengths = torch.where(self.alive[rows], positions + 1, 0).int()
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            shape, keys, values = self.shapes[layer], self.keys[layer][rows], self.values[layer][rows]
+            ops.store_kv_(qkv, keys, values, slots, positions)
+            query = shape.split(qkv)[0]
+            return ops.decode_attention(query, keys, values, lengths, shape.scale, shape.window).flatten(1)
+
+        self._say(rows, self.decoder.hidden(self.token[rows], positions, attend))
+
+    def _say(self, rows: slice, hidden: Tensor) -> None:
+        """The most likely next token of each row [n, hidden] is said, and becomes the one to go on from."""
+        token = self.decoder.logits(hidden).argmax(-1)
+        alive, count = self.alive[rows], self.count[rows]
+        self.said[rows].scatter_(1, count[:, None], token[:, None])
+        self.token[rows] = token
+        self.position[rows] += alive
+        count += alive
+        alive &= (token != self.end) & (count < self.new)
+
+    # --- rows leave --------------------------------------------------------------------------------------------
+
+    def look(self) -> int:
+        """How many rows are known to have ended.
+
+        On CUDA the news are those of one step before, so that the device has its next step while the host reads them;
+        that an answer has its full length is known without asking.
+        """
+        self.looks.append(Look(self.alive[: len(self.rows)]))
+        if len(self.looks) > (1 if self.cuda else 0):
+            self.ended |= self.looks.popleft().ended()
+        self.ended |= {slot for slot, row in enumerate(self.rows) if self.steps - row.born >= self.new - 1}
+        return len(self.ended)
+
+    def collect(self) -> dict[int, list[int]]:
+        """Answers of the rows that have ended, by the prompts' numbers. The other rows close up."""
+        ended = sorted(self.ended)
+        said = self.said[torch.tensor(ended, device=self.device)].tolist()
+        answers = {self.rows[slot].number: self._until_end(ids) for slot, ids in zip(ended, said, strict=True)}
+        self._close_up()
+        return answers
+
+    def _until_end(self, said: list[int]) -> list[int]:
+        ids = said[: self.new]
+        return ids[: ids.index(self.end)] if self.end in ids else ids
+
+    def _close_up(self) -> None:
+        """Rows behind the first n slots move into the gaps among these, n being how many rows go on."""
+        going = [slot for slot in range(len(self.rows)) if slot not in self.ended]
+        gaps = [slot for slot in sorted(self.ended) if slot < len(going)]
+        moved = going[len(going) - len(gaps) :]
+        if moved:
+            self._move(moved, gaps)
+        for source, target in zip(moved, gaps, strict=True):
+            self.rows[target] = self.rows[source]
+        del self.rows[len(going) :]
+        self.alive[len(going) :] = False
+        # What was seen of slots before says nothing of them now.
+        self.ended.clear()
+        self.looks.clear()
+
+    def _move(self, sources: list[int], targets: list[int]) -> None:
+        source, target = (torch.tensor(slots, device=self.device) for slots in (sources, targets))
+        for state in (*self.keys, *self.values, self.token, self.position, self.count, self.alive, self.said):
+            state[target] = state[source]
+
+
+def _pieces(prompts: list[Prompt], tokens: int) -> Iterator[list[Prompt]]:
+    """Consecutive prompts of at most so many tokens together; a longer one is alone."""
+    piece: list[Prompt] = []
+    for prompt in prompts:
+        if piece and sum(len(ids) for _, ids in piece) + len(prompt[1]) > tokens:
+            yield piece
+            piece = []
+        piece.append(prompt)
+    if piece:
+        yield piece
+
+
+def _attend_rows(shape: "AttentionShape", qkv: Tensor, lengths: list[int], starts: Tensor) -> Tensor:
+    """Causal attention inside each row of a flat batch [tokens, (heads + 2 kv_heads) * head_dim], to
+    [tokens, heads * head_dim]; rows of `lengths` tokens begin at `starts` (int32 [rows + 1])."""
+    if _flash(shape, qkv):
+        return Varlen(starts, max(lengths)).forward(shape, qkv)[0]
+    parts = (torch.split(part.transpose(0, 1)[None], lengths, dim=2) for part in shape.split(qkv))
+    attended = torch.cat([attend_row(shape, *row) for row in zip(*parts, strict=True)], dim=2)
+    return attended[0].transpose(0, 1).flatten(1)
+
+
+def _flash(shape: "AttentionShape", qkv: Tensor) -> bool:
+    """Whether torch's varlen FlashAttention takes heads of this kind."""
+    return qkv.is_cuda and qkv.dtype.itemsize == 2 and shape.head_dim % 8 == 0 and shape.head_dim <= 256

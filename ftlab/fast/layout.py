@@ -1,0 +1,73 @@
+"""Rows as one flat batch of a shape that comes again, packed into one tensor: one copy to the GPU, one CUDA graph a
+shape."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ftlab.data.encode import Encoded
+
+IGNORED = -100  # target of a position that is not scored
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of a flat batch, padding included. Padding is a row of its own behind the others."""
+
+    tokens: int
+    scored: int
+    rows: int
+
+    @classmethod
+    def of(cls, rows: list[Encoded], most_rows: int, *, padded: bool) -> "Layout":
+        """The shape for these rows; `padded` to one of few, for at most `most_rows` rows."""
+        tokens = sum(len(row.input_ids) for row in rows)
+        scored = sum(len(row.input_ids) - row.trained_from for row in rows)
+        if not padded:
+            return cls(tokens, scored, len(rows))
+        tokens = _up(tokens, bucket(tokens))
+        return cls(tokens, min(tokens, _up(scored, max(64, tokens // 8))), most_rows + 1)
+
+    @property
+    def size(self) -> int:
+        """Numbers in the packed tensor."""
+        return 2 * self.tokens + 2 * self.scored + self.rows + 3
+
+    def pack(self, rows: list[Encoded], trained: int, seed: int, *, pinned: bool) -> Tensor:
+        """All that a step needs of `rows`, int64 [size]: the loss is the mean over `trained` tokens."""
+        ids: list[int] = []
+        positions: list[int] = []
+        predict: list[int] = []
+        targets: list[int] = []
+        starts = [0]
+        for row in rows:
+            start = len(ids)
+            ids += row.input_ids
+            positions += range(len(row.input_ids))
+            predict += range(start + row.trained_from - 1, len(ids) - 1)
+            targets += row.input_ids[row.trained_from :]
+            starts.append(len(ids))
+        more = self.tokens - len(ids)
+        fill = self.scored - len(predict)
+        starts += [self.tokens] * (self.rows + 1 - len(starts))
+        numbers = [
+            *ids, *[0] * more, *positions, *range(more), *predict, *[0] * fill, *targets, *[IGNORED] * fill,
+            *starts, trained, seed,
+        ]  # fmt: skip
+        return torch.tensor(numbers, dtype=torch.int64, pin_memory=pinned)
+
+    def parts(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """ids and positions [tokens], predict and targets [scored], starts [rows + 1], trained [1], seed [1]."""
+        sizes = [self.tokens, self.tokens, self.scored, self.scored, self.rows + 1, 1, 1]
+        ids, positions, predict, targets, starts, trained, seed = torch.split(packed, sizes)
+        return ids, positions, predict, targets, starts, trained, seed
+
+
+def bucket(tokens: int) -> int:
+    """Token counts are padded to a multiple of this: about 6 % of waste at most, and few shapes."""
+    return 64 if tokens <= 768 else 128 if tokens <= 2048 else 256 if tokens <= 4096 else 512
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,290 @@
+"""Operations on flat tensors, forward and backward by hand, out of autograd.
+
+T is the number of tokens of a flat batch. Tensors are contiguous in their last dimension; a function whose name ends
+in an underscore writes into its first argument. On a CPU this is plain torch; on CUDA the same functions of
+`ftlab.fast.kernels` run instead, where Triton is installed. Nothing but `Dropout`'s masks depends on a random state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GOLDEN = 0x9E3779B9  # 2^32 / golden ratio
+MIX_1, MIX_2 = 0x85EBCA6B, 0xC2B2AE35  # the multipliers of murmur3's 32-bit finaliser
+WORD = 0xFFFFFFFF
+IGNORED = -100
+
+Member = tuple[int, int, int, int, Tensor]
+"""Columns of y from, to; columns of h from, to; and B [to - from of y, to - from of h]."""
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """A dropout mask by hashing: element i (row-major, modulo 2^32) of place `site` falls out with probability `p`.
+
+    `seed` is an int64 tensor [1] on the device that is renewed for every micro-batch, so that the replay of a CUDA
+    graph draws new masks. The masks are the same on every device, bit for bit. What is kept is divided by 1 - p.
+    """
+
+    p: float
+    seed: Tensor
+    site: int
+
+    @property
+    def threshold(self) -> int:
+        """Hashes below it are dropped."""
+        return int(self.p * 2**32)
+
+    @property
+    def scale(self) -> float:
+        return 1.0 / (1.0 - self.p)
+
+
+def dropout(x: Tensor, drop: Dropout | None) -> Tensor:
+    """x [T, width] with elements dropped; x itself where `drop` is None or its p is 0."""
+    if drop is None or drop.p == 0:
+        return x
+    if kernels := _kernels(x):
+        dropped: Tensor = kernels.dropout(x, drop)
+        return dropped
+    return (x.float() * drop.scale).mul_(kept(x.shape, drop)).to(x.dtype)
+
+
+def kept(shape: Sequence[int], drop: Dropout) -> Tensor:
+    """The mask of a tensor of this shape: True where an element is kept."""
+    first, second = _keys(int(drop.seed), drop.site)
+    count = torch.Size(shape).numel()
+    x = torch.arange(count, dtype=torch.int32, device=drop.seed.device)
+    x.bitwise_xor_(_signed(first))
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_signed(MIX_1))
+    x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF)).bitwise_xor_(_signed(second)).mul_(_signed(MIX_2))
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+    # Unsigned order of signed words: both sides with the highest bit flipped.
+    return (x.bitwise_xor_(-(2**31)) >= drop.threshold - 2**31).view(*shape)
+
+
+def _keys(seed: int, site: int) -> tuple[int, int]:
+    """Two words that every bit of seed and site changes; between two sites or seeds no mask is another one's shift."""
+    low, high = seed & WORD, (seed >> 32) & WORD
+    first = _mix(low ^ _mix((site * GOLDEN + high) & WORD))
+    return first, _mix((first + GOLDEN) & WORD)
+
+
+def _mix(x: int) -> int:
+    """Murmur3's 32-bit finaliser."""
+    x = (x ^ (x >> 16)) * MIX_1 & WORD
+    x = (x ^ (x >> 13)) * MIX_2 & WORD
+    return x ^ (x >> 16)
+
+
+def _signed(word: int) -> int:
+    return word - 2**32 if word >= 2**31 else word
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset: float, drop: Dropout | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, dropout(y), stream, rstd) of stream = x + residual [T, width] and y = rms_norm(stream) * (offset + weight).
+
+    With offset 0 the normalised value is rounded before the product, as LlamaRMSNorm does; with another it is not,
+    as in Gemma3RMSNorm. rstd is float32 [T]; stream is x itself where `residual` is None.
+    """
+    if kernels := _kernels(x):
+        normed: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.add_rms_norm(x, residual, weight, eps, offset, drop)
+        return normed
+    stream = x if residual is None else x + residual
+    wide = stream.float()
+    rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if offset == 0:
+        y = weight.to(x.dtype) * (wide * rstd).to(x.dtype)
+    else:
+        y = (wide * rstd * (offset + weight.float())).to(x.dtype)
+    return y, dropout(y, drop), stream, rstd.squeeze(-1)
+
+
+def add_rms_norm_backward(
+    dy: Tensor, stream: Tensor, rstd: Tensor, weight: Tensor, offset: float, dstream: Tensor | None
+) -> Tensor:
+    """The gradient [T, width] at the norm's input, plus `dstream`; the weight is frozen."""
+    if kernels := _kernels(dy):
+        dx: Tensor = kernels.add_rms_norm_backward(dy, stream, rstd, weight, offset, dstream)
+        return dx
+    normed = stream.float() * rstd[:, None]
+    inner = dy.float() * (offset + weight.float())
+    wide = (inner - normed * (inner * normed).mean(-1, keepdim=True)) * rstd[:, None]
+    return (wide if dstream is None else wide + dstream).to(dy.dtype)
+
+
+def gated(gu: Tensor, act: str, drop: Dropout | None) -> tuple[Tensor, Tensor]:
+    """(y, dropout(y)) of y = act(gate) * up [T, I] for gu = gate | up [T, 2 * I]; act is "silu" or "gelu_tanh"."""
+    if kernels := _kernels(gu):
+        both: tuple[Tensor, Tensor] = kernels.gated(gu, act, drop)
+        return both
+    gate, up = gu.chunk(2, dim=-1)
+    y = (F.silu(gate) if act == "silu" else F.gelu(gate, approximate="tanh")) * up
+    return y, dropout(y, drop)
+
+
+def gated_backward(dy: Tensor, gu: Tensor, act: str) -> Tensor:
+    """The gradient [T, 2 * I] at gu. It may be written over gu."""
+    if kernels := _kernels(gu):
+        dgu: Tensor = kernels.gated_backward(dy, gu, act)
+        return dgu
+    gate, up = gu.float().chunk(2, dim=-1)
+    value, slope = _act(gate, act)
+    return torch.cat([dy * up * slope, dy * value], dim=-1).to(gu.dtype)
+
+
+def _act(gate: Tensor, act: str) -> tuple[Tensor, Tensor]:
+    """The activation and its derivative. Both are gate * sigmoid(inner), inner = gate or twice gelu's tanh argument."""
+    if act == "silu":
+        inner, dinner = gate, torch.ones_like(gate)
+    else:
+        inner = GELU * (gate + CUBIC * gate.pow(3))
+        dinner = GELU * (1 + 3 * CUBIC * gate.pow(2))
+    sigmoid = torch.sigmoid(inner)
+    value = gate * sigmoid
+    return value, sigmoid + value * (1 - sigmoid) * dinner
+
+
+GELU = 2 * (2 / torch.pi) ** 0.5
+CUBIC = 0.044715
+
+
+def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, head_dim: int) -> None:
+    """Rotary embedding, in place, of the first `heads` heads of qkv [T, n * head_dim].
+
+    cos and sin are float32 [T, head_dim] with doubled halves (rotate_half); the result is rounded once.
+    """
+    if kernels := _kernels(qkv):
+        kernels.rotate_(qkv, cos, sin, heads, head_dim)
+        return
+    turned = qkv[:, : heads * head_dim].view(-1, heads, head_dim)
+    turned.copy_(_rotated(turned, cos, sin))
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, heads, head_dim] turned by the angles of cos and sin, in float32."""
+    x = x.float()
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
+
+
+def pack_rotated(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient [T, (H + 2 * KV) * D] through `rotate_`, laid out as qkv, of dq [T, H, D] and dk, dv [T, KV, D]."""
+    if kernels := _kernels(dq):
+        packed: Tensor = kernels.pack_rotated(dq, dk, dv, cos, sin)
+        return packed
+    turned = [_rotated(part, cos, -sin).to(dq.dtype) for part in (dq, dk)]
+    return torch.cat([*turned, dv], dim=1).flatten(1)
+
+
+def lora_up_(y: Tensor, h: Tensor, members: Sequence[Member], scale: float) -> None:
+    """y[:, from:to] += scale * h[:, from:to] @ B.T for every member of the stack; y [T, out], h [T, R]."""
+    if kernels := _kernels(y):
+        kernels.lora_up_(y, h, members, scale)
+        return
+    for start, end, first, last, b in members:
+        y[:, start:end].addmm_(h[:, first:last], b.T, alpha=scale)
+
+
+def lora_dx_(dx: Tensor, dh: Tensor, a: Tensor, drop: Dropout | None) -> None:
+    """dx [T, in] += dropout's mask / (1 - p) * (dh [T, R] @ a [R, in])."""
+    if drop is None or drop.p == 0:
+        dx.addmm_(dh, a)
+    elif kernels := _kernels(dx):
+        kernels.lora_dx_(dx, dh, a, drop)
+    else:
+        dx.add_(dropout(dh @ a, drop))
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
+    """Sum of the cross entropies of logits [S, V] at int64 targets [S], a float32 scalar; rows of -100 count nothing.
+
+    The logits are overwritten with the gradient of the loss, times `scale`. Arithmetic is float32.
+    """
+    if kernels := _kernels(logits):
+        summed: Tensor = kernels.cross_entropy_(logits, targets, scale)
+        return summed
+    counted = targets != IGNORED
+    column = targets.clamp(min=0)[:, None]
+    wide = logits.float()  # the logits themselves where they are float32
+    shares = wide.logsumexp(-1, keepdim=True)
+    loss = (shares - wide.gather(1, column)).squeeze(1).masked_fill(~counted, 0).sum()
+    wide.sub_(shares).exp_().scatter_add_(1, column, wide.new_full(column.shape, -1.0))
+    wide.mul_(scale).masked_fill_(~counted[:, None], 0)
+    if wide is not logits:
+        logits.copy_(wide)
+    return loss
+
+
+def dequantise(weight: Any, out: Tensor) -> None:
+    """A bitsandbytes 4-bit weight (`Params4bit`: nf4, fp4) into out [rows, columns], bit for bit as bitsandbytes does.
+
+    `out` is contiguous and float32, bfloat16 or float16; it may be a block of rows of a bigger tensor.
+    """
+    state = weight.quant_state
+    if (kernels := _kernels(out)) and kernels.dequantises(weight):
+        kernels.dequantise(weight, out)
+        return
+    from bitsandbytes.functional import dequantize_blockwise
+
+    scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    arguments = (weight.data, scales, state.blocksize, state.quant_type, state.shape, out.dtype)
+    out.copy_(torch.ops.bitsandbytes.dequantize_4bit.default(*arguments))
+
+
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float, window: int | None) -> Tensor:
+    """Attention [B, H, D] of one new token a row, q [B, H, D], to the cache k, v [B, S, KV, D].
+
+    Row b sees its first lengths[b] positions (int32 [B], the new token's included), or the last `window` of these;
+    a row of length 0 gives zeros. Heads are grouped: head h reads the cache's head h // (H / KV). float32 softmax.
+    Positions that are not seen have no effect where they are finite; on CUDA they are not read.
+    """
+    if kernels := _kernels(q):
+        decoded: Tensor = kernels.decode_attention(q, k, v, lengths, scale, window)
+        return decoded
+    longest = max(1, int(lengths.max()))
+    at = torch.arange(longest, device=q.device)
+    seen = at < lengths[:, None]
+    if window is not None:
+        seen &= at >= lengths[:, None] - window
+    k, v = (part[:, :longest].transpose(1, 2) for part in (k, v))
+    # The heads that read one head of the cache stand as one head's rows, which reads it once for all of them.
+    grouped = q.reshape(len(q), k.shape[1], -1, q.shape[-1])
+    attended = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen[:, None, None], scale=scale)
+    return attended.reshape(q.shape).masked_fill_((lengths == 0)[:, None, None], 0)
+
+
+def store_kv_(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, positions: Tensor) -> None:
+    """Write the K and V of each row of qkv [B, (H + 2 * KV) * D] into the caches [rows, S, KV, D].
+
+    slots and positions are int64 [B]: the cache's row, and the position in it.
+    """
+    if kernels := _kernels(qkv):
+        kernels.store_kv_(qkv, k_cache, v_cache, slots, positions)
+        return
+    width = k_cache.shape[2] * k_cache.shape[3]
+    k_cache[slots, positions] = qkv[:, -2 * width : -width].view(-1, *k_cache.shape[2:])
+    v_cache[slots, positions] = qkv[:, -width:].view(-1, *v_cache.shape[2:])
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    """The Triton side, for a tensor on CUDA."""
+    return _triton() if x.is_cuda else None
+
+
+@cache
+def _triton() -> ModuleType | None:
+    if find_spec("triton") is None:
+        return None
+    from ftlab.fast import kernels
+
+    return kernels

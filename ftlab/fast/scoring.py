@@ -1,0 +1,91 @@
+"""What an evaluation asks of a decoder: the loss of given answers, and answers of its own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ftlab.data.encode import Encoded
+from ftlab.fast import ops
+from ftlab.fast.attention import ByRow, Varlen
+from ftlab.fast.decoder import LOGITS_BYTES, Attention, Decoder
+from ftlab.fast.generator import Generator
+from ftlab.fast.layout import Layout
+
+# Rows of this many tokens go through the model together.
+TOKENS = 8192
+# Of the GPU's free memory a merged copy of the weights may take this part; the cache of keys and values needs the rest.
+MERGED_SHARE = 0.6
+
+
+@contextmanager
+def ready(decoder: Decoder) -> Iterator[None]:
+    """The decoder with the adapters' present values: merged into a copy of the weights, where memory allows."""
+    decoder.refresh()
+    if decoder.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(decoder.device)
+        free += torch.cuda.memory_reserved(decoder.device) - torch.cuda.memory_allocated(decoder.device)
+        if decoder.merged_bytes() > MERGED_SHARE * free:
+            yield
+            return
+    with decoder.merged():
+        yield
+
+
+def answers(
+    decoder: Decoder,
+    prompts: list[list[int]],
+    *,
+    end: int,
+    max_new_tokens: int,
+    batch_size: int,
+    on_done: Callable[[int], None],
+) -> list[list[int]]:
+    """Token ids that the decoder says to each prompt; see `Generator`."""
+    generator = Generator(decoder, end=end, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return generator.run(prompts, on_done)
+
+
+@torch.no_grad()
+def mean_loss(decoder: Decoder, rows: list[Encoded]) -> float:
+    """Mean cross entropy over the trained tokens of `rows`."""
+    total = torch.zeros((), dtype=torch.float64, device=decoder.device)
+    decoder.reach(max(len(row.input_ids) for row in rows))
+    for part in _parts(rows):
+        total += _summed_loss(decoder, part)
+    return float(total) / sum(len(row.input_ids) - row.trained_from for row in rows)
+
+
+def _summed_loss(decoder: Decoder, rows: list[Encoded]) -> Tensor:
+    layout = Layout.of(rows, len(rows), padded=False)
+    packed = layout.pack(rows, 1, 0, pinned=False).to(decoder.device)
+    ids, positions, predict, targets, starts, _, _ = layout.parts(packed)
+    lengths = [len(row.input_ids) for row in rows]
+    on_gpu = decoder.device.type == "cuda"
+    attention: Attention = Varlen(starts.int(), max(lengths)) if on_gpu else ByRow(lengths)
+
+    def attend(layer: int, qkv: Tensor) -> Tensor:
+        return attention.forward(decoder.layers[layer].attention, qkv)[0]
+
+    hidden = decoder.hidden(ids, positions, attend)[predict]
+    total = torch.zeros((), device=decoder.device)
+    part = max(1, LOGITS_BYTES // (decoder.vocab_size * hidden.element_size()))
+    for start in range(0, len(hidden), part):
+        chosen = slice(start, start + part)
+        total = total + ops.cross_entropy_(decoder.logits(hidden[chosen]), targets[chosen], 1.0)
+    return total
+
+
+def _parts(rows: list[Encoded]) -> Iterator[list[Encoded]]:
+    """Rows in runs of at most TOKENS tokens, at least one row each."""
+    part: list[Encoded] = []
+    filled = 0
+    for row in rows:
+        if part and filled + len(row.input_ids) > TOKENS:
+            yield part
+            part, filled = [], 0
+        part.append(row)
+        filled += len(row.input_ids)
+    if part:
+        yield part

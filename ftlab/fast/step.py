@@ -1,0 +1,157 @@
+"""The fast step: loss and adapter gradients of a micro-batch, in whatever memory there is."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ftlab.config import TrainerConfig
+from ftlab.data.encode import Encoded
+from ftlab.fast.attention import ByRow, Varlen
+from ftlab.fast.decoder import Batch, Decoder
+from ftlab.fast.flat import Flat
+from ftlab.fast.graphs import Graphs
+from ftlab.fast.layout import Layout
+from ftlab.fast.plan import SHARES, Choices, Planner, Setting
+
+# Without a GPU nothing is gained by longer flat batches.
+CPU_BATCH_TOKENS = 4096
+# Memory that nobody accounts for: kernels' workspaces, fragments, graphs.
+MARGIN = 0.05
+MARGIN_BYTES = 1 << 29
+
+# Bytes that a micro-batch of so many tokens, so many of them scored, needs with this share of layers checkpointed.
+Need = Callable[[int, int, float], float]
+
+
+class FastStep:
+    """Runs micro-batches through a decoder by hand and leaves float32 gradients in `flat`. See `train.step.Step`.
+
+    `longest` is the tokens of the longest row. Adapters are read from a copy in the decoder's dtype, which `begin`
+    renews.
+    """
+
+    def __init__(self, decoder: Decoder, flat: Flat, cfg: TrainerConfig, *, longest: int, need: Need) -> None:
+        self.decoder, self.flat, self.cfg, self.need = decoder, flat, cfg, need
+        self.parameters: list[nn.Parameter] = [flat.parameter]
+        self.cuda = decoder.device.type == "cuda"
+        self.longest = -(-max(longest, 512) // 128) * 128  # padding is a row too, of up to 511 tokens
+        self.work, self.grad = flat.like(decoder.dtype), flat.like(decoder.dtype)
+        self.setting = Setting(1, False, 0.0)
+        self.planner: Planner | None = None
+        decoder.reach(self.longest)
+        decoder.attach(flat, self.work, self.grad)
+        self.graphs = Graphs(self._run, decoder.device) if self.cuda and decoder.capturable else None
+
+    @property
+    def micro(self) -> int:
+        """Rows of a micro-batch."""
+        return self.setting.micro
+
+    # --- how --------------------------------------------------------------------------------------------------
+
+    def choose(self, longest: list[Encoded]) -> None:
+        """See `Step`: the fastest setting whose estimated memory is free."""
+        choices = self._choices(longest)
+        scored = {m: sum(len(row.input_ids) - row.trained_from for row in longest[-m:]) for m in choices.micros}
+        tokens = {m: sum(len(row.input_ids) for row in longest[-m:]) for m in choices.micros}
+        copy = sum(weight.kept_bytes for weight in self.decoder.packed() if weight.kept is None)
+
+        def need(setting: Setting) -> float:
+            batch = self.need(tokens[setting.micro], scored[setting.micro], setting.share)
+            return batch + (copy if setting.cached else 0)
+
+        free = _free_bytes(self.decoder.device) - self._state_bytes()
+        self.planner = Planner(choices, self.cfg.global_batch_size, tokens.__getitem__, need, free)
+        self._settle(self.planner.best() or self.planner.smallest())
+
+    def lighten(self) -> str | None:
+        """See `Step`."""
+        if self.planner is None:
+            return None
+        self.planner.too_much(self.setting)
+        lighter = self.planner.best()
+        if lighter is None:
+            return None
+        self._settle(lighter)
+        return str(lighter)
+
+    def _choices(self, longest: list[Encoded]) -> Choices:
+        cfg, size = self.cfg, self.cfg.global_batch_size
+        micros = [d for d in range(size, 0, -1) if size % d == 0]
+        if cfg.micro_batch_size != "auto":
+            micros = [int(cfg.micro_batch_size)]
+        elif not self.cuda:
+            fitting = max(1, CPU_BATCH_TOKENS // len(longest[-1].input_ids))
+            micros = [max(m for m in micros if m <= fitting)]
+        caches = [True, False] if cfg.weight_cache == "auto" else [bool(cfg.weight_cache)]
+        if not self.decoder.packed():
+            caches = [False]
+        shares = list(SHARES) if self.cuda else [0.0]
+        if cfg.activation_checkpointing != "auto":
+            shares = [1.0 if cfg.activation_checkpointing else 0.0]
+        return Choices(micros, caches, shares)
+
+    def _settle(self, setting: Setting) -> None:
+        if self.graphs is not None:
+            self.graphs.drop()
+        for weight in self.decoder.packed():
+            if not setting.cached:
+                weight.release()
+            elif weight.kept is None:
+                weight.keep()
+        self.setting = setting
+        self.checkpointed = round(setting.share * len(self.decoder.layers))
+
+    def _state_bytes(self) -> int:
+        """The optimizer's state, which it takes at its first step."""
+        return self.flat.gradient.numel() * (8 if self.cfg.optim == "adamw" else 2)
+
+    def __str__(self) -> str:
+        held = {True: "weights held unpacked", False: "weights unpacked before each product"}[self.setting.cached]
+        parts = [f"{self.micro} rows at a time"]
+        parts += [held] if self.decoder.packed() else []
+        parts += [f"{self.checkpointed} of {len(self.decoder.layers)} layers computed twice"] * bool(self.checkpointed)
+        parts += ["CUDA graphs"] * (self.graphs is not None)
+        return "fast step: " + ", ".join(parts)
+
+    # --- a step -----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """See `Step`; takes over the adapters' present values."""
+        self.work.copy_(self.flat.parameter.detach())
+
+    @torch.no_grad()
+    def accumulate(self, rows: list[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
+        """See `Step`; `seed` draws the dropout masks."""
+        layout = Layout.of(rows, self.micro, padded=self.cuda)
+        packed = layout.pack(rows, trained, seed, pinned=self.cuda)
+        if self.graphs is not None:
+            loss = self.graphs(packed, layout)
+        else:
+            loss = self._run(packed.to(self.decoder.device), layout)
+        if first:
+            self.flat.gradient.copy_(self.grad)
+        else:
+            self.flat.gradient.add_(self.grad)
+        return loss
+
+    def _run(self, packed: Tensor, layout: Layout) -> Tensor:
+        ids, positions, predict, targets, starts, trained, seed = layout.parts(packed)
+        decoder = self.decoder
+        attention = Varlen(starts.int(), self.longest) if self.cuda else ByRow(starts.diff().tolist())
+        batch = Batch(decoder.rotations(positions), attention, seed if decoder.dropout else None)
+        delta, stream, kept = decoder.forward(ids, batch, self.checkpointed)
+        loss, g = decoder.loss_and_gradient(delta, stream, predict, targets, trained.float().reciprocal(), batch.seed)
+        del delta, stream
+        decoder.backward(g, kept, batch)
+        return loss
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Free memory of the GPU, what torch holds unused included; on a CPU there is always enough."""
+    if device.type != "cuda":
+        return float("inf")
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + unused) * (1 - MARGIN) - MARGIN_BYTES
