@@ -20,24 +20,21 @@ from ftlab.fast.frozen import Int8, Packed, Scratch, Unrecognised
 from ftlab.fast.linear import LinearGroup, packed
 from ftlab.fast.streams import Aside
 
-LAYER_PARTS = {
-    "self_attn",
-    "mlp",
-    "input_layernorm",
-    "post_attention_layernorm",
-    "pre_feedforward_layernorm",
-    "post_feedforward_layernorm",
-}
-ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
-MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+# Submodules that must be there, and those that may be there too, all of them or none.
+LAYER_PARTS = (
+    {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
+    {"pre_feedforward_layernorm", "post_feedforward_layernorm"},
+)
+ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"}
+MLP_PARTS = {"gate_proj", "up_proj", "down_proj"}, {"act_fn"}
+# Attention whose window stands in the configuration only. Others ignore one there: Llama does.
+WINDOWED = {"MistralAttention", "Ministral3Attention"}
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 # Places of dropout in a layer: before attention, the output projection, the MLP, its last projection.
 SITES = 4
 # Logits of a batch larger than this are made and used in parts.
 LOGITS_BYTES = 1 << 28
-# How far logits may differ from the model's own, as a part of their largest: rounding of another order of operations.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 Attend = Callable[[int, Tensor], Tensor]
 
@@ -147,10 +144,10 @@ class Layer:
     """One decoder layer."""
 
     def __init__(self, module: Any, config: Any, number: int, dtype: torch.dtype, scratch: Scratch) -> None:
-        _only(module, LAYER_PARTS)
+        _built_of(module, *LAYER_PARTS)
         attention, mlp = module.self_attn, module.mlp
-        _only(attention, ATTENTION_PARTS)
-        _only(mlp, MLP_PARTS)
+        _built_of(attention, *ATTENTION_PARTS)
+        _built_of(mlp, *MLP_PARTS)
         if getattr(config, "attention_dropout", 0.0):
             raise Unrecognised("dropout inside attention")
         self.number = number
@@ -273,7 +270,8 @@ class Decoder:
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         inner: Any = getattr(causal, "model", None)
         config = causal.config
-        if not hasattr(inner, "layers") or not hasattr(inner, "rotary_emb") or not hasattr(causal, "lm_head"):
+        parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+        if not all(hasattr(inner, part) for part in parts) or not hasattr(causal, "lm_head"):
             raise Unrecognised(f"{type(causal).__name__}, which is not built like Llama")
         for softcap in ("attn_logit_softcapping", "final_logit_softcapping"):
             if getattr(config, softcap, None):
@@ -455,10 +453,13 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _only(module: nn.Module, known: set[str]) -> None:
-    unknown = {name for name, _ in module.named_children()} - known
-    if unknown:
-        raise Unrecognised(f"{type(module).__name__} with {', '.join(sorted(unknown))}")
+def _built_of(module: nn.Module, needed: set[str], more: set[str]) -> None:
+    found = {name for name, _ in module.named_children()}
+    unknown = found - needed - more
+    missing = (needed | more if found & more else needed) - found
+    for parts, how in ((unknown, "with"), (missing, "without")):
+        if parts:
+            raise Unrecognised(f"{type(module).__name__} {how} {', '.join(sorted(parts))}")
 
 
 def _activation(config: Any) -> str:
@@ -475,10 +476,19 @@ def _layer_type(config: Any, number: int) -> str:
 
 def _shape(attention: Any, config: Any) -> AttentionShape:
     heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
-    window = (
-        attention.sliding_window if hasattr(attention, "sliding_window") else getattr(config, "sliding_window", None)
+    return AttentionShape(
+        heads, kv_heads, int(attention.head_dim), float(attention.scaling), _window(attention, config)
     )
-    return AttentionShape(heads, kv_heads, int(attention.head_dim), float(attention.scaling), window)
+
+
+def _window(attention: Any, config: Any) -> int | None:
+    if hasattr(attention, "sliding_window"):
+        own: int | None = attention.sliding_window
+        return own
+    window: int | None = getattr(config, "sliding_window", None)
+    if window is not None and type(attention).__name__ not in WINDOWED:
+        raise Unrecognised(f"sliding_window={window}, which {type(attention).__name__} may ignore")
+    return window
 
 
 def _ropes(rotary: Any, kinds: list[str]) -> dict[str, tuple[str, ...]]:

@@ -13,7 +13,9 @@ class Unrecognised(Exception):
 
 
 class Frozen(Protocol):
-    """The stacked weight [out, in] of some linear layers, and their biases."""
+    """The stacked weight [out, in] of some linear layers, and their biases [out], None where none has one."""
+
+    bias: Tensor | None
 
     def product(self, x: Tensor) -> Tensor:
         """x [tokens, in] times the weight, plus the bias: [tokens, out]."""
@@ -110,7 +112,7 @@ class Int8:
 
     def __init__(self, layers: list[Any], dtype: torch.dtype) -> None:
         self.layers, self.dtype = layers, dtype
-        self.rows = [layer.out_features for layer in layers]
+        self.bias = _bias(layers, dtype)  # which the layers add themselves; a merged copy of them does not
 
     def product(self, x: Tensor) -> Tensor:
         return torch.cat([layer(x) for layer in self.layers], dim=1)

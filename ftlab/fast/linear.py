@@ -81,8 +81,8 @@ class LinearGroup:
         self._copied()
 
     def refresh(self) -> None:
-        """Take over the parameters' present values where they are read from copies."""
-        if self.adapters and self._own:
+        """Take over the parameters' present values."""
+        if self.adapters:
             torch.cat([one.a.detach().to(self.dtype) for one in self.adapters], out=self.a)
             for one, (_, _, _, _, b) in zip(self.adapters, self.members, strict=True):
                 b.copy_(one.b.detach())
@@ -92,7 +92,6 @@ class LinearGroup:
             return
         self.a = torch.cat([one.a.detach().to(self.dtype) for one in self.adapters])
         self._members([one.b.detach().to(self.dtype, copy=True) for one in self.adapters])
-        self._own = True
 
     def _members(self, matrices: list[Tensor]) -> None:
         self.members: list[tuple[int, int, int, int, Tensor]] = []
@@ -100,7 +99,6 @@ class LinearGroup:
         for one, b in zip(self.adapters, matrices, strict=True):
             self.members.append((one.start, one.end, start, start + b.shape[1], b))
             start += b.shape[1]
-        self.rank, self._own = start, False
 
     # --- the layer ---------------------------------------------------------------------------------------------
 
@@ -163,9 +161,8 @@ class LinearGroup:
     def merged(self) -> Iterator[None]:
         """One dense weight with the adapters in it, while the block runs."""
         self.refresh()
-        self._merged, self._merged_bias = self._sum(), getattr(self.frozen, "bias", None)
-        if self._merged_bias is not None:
-            self._merged_bias = self._merged_bias.to(self.dtype)
+        bias = self.frozen.bias
+        self._merged, self._merged_bias = self._sum(), None if bias is None else bias.to(self.dtype)
         try:
             yield
         finally:
@@ -189,10 +186,12 @@ def plain_lora(layer: Any) -> None:
     Raises:
         Unrecognised: it is another.
     """
-    if not hasattr(layer, "lora_A") or len(layer.active_adapters) != 1 or layer.merged:
+    if not hasattr(layer, "lora_A") or len(layer.active_adapters) != 1:
         raise Unrecognised(f"an adapter of kind {type(layer).__name__}")
+    if layer.merged:
+        raise Unrecognised("an adapter that is merged already")
     name = layer.active_adapters[0]
-    if name not in layer.lora_A:
+    if name not in layer.lora_A or layer.disable_adapters:
         raise Unrecognised("an adapter that is switched off")
     if layer.use_dora.get(name, False) or getattr(layer, "lora_variant", {}).get(name):
         raise Unrecognised("DoRA")

@@ -276,6 +276,11 @@ def store_kv_(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, posi
     v_cache[slots, positions] = qkv[:, -width:].view(-1, *v_cache.shape[2:])
 
 
+def on_gpu() -> bool:
+    """Whether the operations run on CUDA as kernels, which a CUDA graph can hold."""
+    return _triton() is not None
+
+
 def _kernels(x: Tensor) -> ModuleType | None:
     """The Triton side, for a tensor on CUDA."""
     return _triton() if x.is_cuda else None
