@@ -107,10 +107,10 @@ def scarce(place: str, rows: int) -> Iterator[None]:
         return
     accumulate = Trainer._accumulate
 
-    def run_out(trainer: Trainer, batch: list[Any]) -> float:
-        if trainer.micro == rows:
+    def run_out(trainer: Trainer, *given: Any) -> Any:
+        if trainer.step.micro == rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
-        return accumulate(trainer, batch)
+        return accumulate(trainer, *given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_accumulate", run_out)

@@ -198,18 +198,17 @@ def test_cross_entropy(kernels: Any, dtype: torch.dtype, width: int, scale: Tens
     assert (ours[2] == 0).all()
 
 
-@pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize(("blocksize", "shape"), [(64, (75, 352)), (128, (70, 384)), (4096, (75, 352)), (64, (1, 8))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dequantise_bit_for_bit(
-    kernels: Any, kind: str, nested: bool, blocksize: int, shape: tuple[int, int], dtype: torch.dtype
+    kernels: Any, nested: bool, blocksize: int, shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
     from bitsandbytes.functional import dequantize_blockwise
     from bitsandbytes.nn import Params4bit
 
     dense = random(*shape, dtype=dtype)
-    options = {"quant_type": kind, "compress_statistics": nested, "blocksize": blocksize}
+    options = {"quant_type": "nf4", "compress_statistics": nested, "blocksize": blocksize}
     weight = Params4bit(dense, requires_grad=False, **options).to("cpu")
     state, packed = weight.quant_state, weight.data.flatten()
     scales = dequantize_blockwise(state.absmax, state.state2) + state.offset if nested else state.absmax
