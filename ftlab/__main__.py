@@ -9,10 +9,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ftlab.commands import plain_arguments
 from ftlab.errors import FtlabError, InputError
+
+if TYPE_CHECKING:
+    from ftlab.train.ranks import Ranks
 
 PLAIN = ("predict", "eval", "doctor", "runs", "compare", "report")  # their values are plain text
 COMPOSED = ("fetch", "data")  # their values are Hydra overrides
@@ -42,6 +46,8 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 HYDRAS = (*SHOWING, *MULTIRUN, *TAKING, "--resolve", "--run", "-r")
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}  # to their extras
 
+# What launchers of several processes tell each of them.
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 # Idle threads of libgomp spin for milliseconds, which on busy cores takes the time of those that work. A short spin
 # costs nothing measurable on free cores. Read when torch is imported; a user's own setting wins.
@@ -58,14 +64,19 @@ def main(words: Sequence[str]) -> int:
     try:
         return dispatch(list(words))
     except FtlabError as error:
-        print(f"ftlab: {error}" if "\n" not in str(error) else f"ftlab:\n{error}", file=sys.stderr)
-        return error.exit_code
+        return failed(error)
     except KeyboardInterrupt:
         print("ftlab: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def failed(error: FtlabError) -> int:
+    """Show a user's mistake; the exit code."""
+    print(f"ftlab: {error}" if "\n" not in str(error) else f"ftlab:\n{error}", file=sys.stderr)
+    return error.exit_code
 
 
 def dispatch(words: list[str]) -> int:
@@ -85,9 +96,24 @@ def dispatch(words: list[str]) -> int:
         )
     if any(word.split("=")[0] in SHOWING for word in words):
         return show(words)
+    if launched() > 1:
+        from ftlab.train.ranks import together
+
+        return together(partial(train, words), failed)
     if any(word in MULTIRUN for word in words):
         return multirun(words)
-    return train(words)
+    train(words)
+    return 0
+
+
+def launched() -> int:
+    """The number of processes that a launcher (torchrun, accelerate) has started together. What it tells one process
+    alone is forgotten: neither that process nor those that it starts have anybody to meet."""
+    world = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if world == 1:
+        for name in LAUNCHED:
+            os.environ.pop(name, None)
+    return world
 
 
 def plain(command: str, words: list[str]) -> int:
@@ -138,13 +164,28 @@ def _module(command: str) -> Any:
     return importlib.import_module(f"ftlab.commands.{command}")
 
 
-def train(words: list[str]) -> int:
-    """Compose one experiment and run it."""
+def train(words: list[str], ranks: "Ranks | None" = None) -> None:
+    """Compose one experiment and run it, as one of several `ranks` where there are.
+
+    Raises:
+        InputError: several processes for a sweep.
+    """
+    if ranks and any(word in MULTIRUN for word in words):
+        raise InputError(
+            f"--multirun runs each experiment in one process, and the launcher started {ranks.world}: start it with "
+            "python -m ftlab; sweep.workers=N runs N trials at a time, each on a GPU of its own"
+        )
     overrides, options = split_options(words)
-    if not words:
+    beside = ranks if ranks and not ranks.first else None
+    if not words and not beside:
         print("no arguments: running experiment=quickstart (python -m ftlab --help shows everything else)\n")
-        overrides = ["experiment=quickstart"]
-    composition = _compose(overrides, options)
+    composition = _compose(overrides or ["experiment=quickstart"] * (not words), options)
+    if beside:
+        from ftlab.experiment import follow
+
+        if not options["dry_run"]:
+            follow(composition, beside)
+        return
     from ftlab.report import report_finished
     from ftlab.run_dir import RunDir
     from ftlab.terminal import Terminal
@@ -153,18 +194,18 @@ def train(words: list[str]) -> int:
         from ftlab.experiment import dry_run
 
         dry_run(composition, Terminal())
-        return 0
+        return
     cfg = composition.config
     with RunDir(cfg.run_dir).claim() as folder:  # all that can be refused or reported is, before torch is imported
         folder.check_same(composition.tree, cfg.force)
         finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
         if finished:
             report_finished(folder, finished, Terminal())
-            return 0
+            return
         from ftlab.experiment import run_in
 
-        run_in(folder, composition, Terminal())
-    return 0
+        lead = partial(run_in, ranks=ranks) if ranks else run_in
+        lead(folder, composition, Terminal())
 
 
 def split_options(words: list[str]) -> tuple[list[str], dict[str, Any]]:

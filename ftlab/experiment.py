@@ -2,11 +2,13 @@
 
 import importlib.util
 import math
+import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,11 +26,11 @@ from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
 from ftlab.data.encode import Encoded, EncodedSet, encode
-from ftlab.errors import ConfigError, Pruned, Stopped
+from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
 from ftlab.fast.decoder import Decoder
 from ftlab.fast.flat import Flat
-from ftlab.fast.recognise import fast_path
+from ftlab.fast.recognise import adapter_groups, fast_path
 from ftlab.fast.step import FastStep
 from ftlab.generate import generation_config
 from ftlab.report import report, report_finished, report_pruned
@@ -39,6 +41,7 @@ from ftlab.train.batches import Plan
 from ftlab.train.checkpoint import Checkpoint, Checkpoints
 from ftlab.train.loop import Metrics, Trainer
 from ftlab.train.loss import leaks
+from ftlab.train.ranks import Ranks
 from ftlab.train.signals import StopSignal
 from ftlab.train.step import PlainStep, Step
 from ftlab.versions import versions
@@ -93,8 +96,14 @@ def run(
         return run_in(folder, composition, terminal or Terminal(), trial)
 
 
-def run_in(folder: RunDir, composition: Composition, terminal: Terminal, trial: Trial | None = None) -> Outcome:
-    """`run` in a folder that this process has claimed and checked."""
+def run_in(
+    folder: RunDir,
+    composition: Composition,
+    terminal: Terminal,
+    trial: Trial | None = None,
+    ranks: Ranks | None = None,
+) -> Outcome:
+    """`run` in a folder that this process has claimed and checked. Of several `ranks` the others `follow`."""
     cfg = composition.config
     finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
     if finished:
@@ -107,7 +116,15 @@ def run_in(folder: RunDir, composition: Composition, terminal: Terminal, trial: 
         tell_before(folder, trial)
         return Outcome(float(pruned["objective"]["value"]), pruned, folder.path)
     with StopSignal().caught() as stop:
-        return Experiment(composition, folder, terminal, stop, trial).run()
+        return Experiment(composition, folder, terminal, stop, trial, ranks).run()
+
+
+def follow(composition: Composition, ranks: Ranks) -> None:
+    """The part of every process but the first: quiet, and without records of its own."""
+    folder = RunDir(composition.config.run_dir)
+    with open(os.devnull, "w") as nowhere, StopSignal().caught() as stop, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Experiment(composition, folder, Terminal(nowhere), stop, ranks=ranks).follow()
 
 
 def evaluations(folder: RunDir) -> Iterator[tuple[Metrics, int]]:
@@ -175,8 +192,15 @@ class Experiment:
     """One run under way: its parts, its records, and the order of things."""
 
     def __init__(
-        self, composition: Composition, folder: RunDir, terminal: Terminal, stop: StopSignal, trial: Trial | None = None
+        self,
+        composition: Composition,
+        folder: RunDir,
+        terminal: Terminal,
+        stop: StopSignal,
+        trial: Trial | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.composition, self.cfg = composition, composition.config
         self.folder, self.terminal, self.stop, self.trial = folder, terminal, stop, trial
         self.accelerator = make_accelerator(self.cfg)
@@ -207,11 +231,12 @@ class Experiment:
     def _run(self) -> Outcome:
         cfg = self.cfg
         self.terminal.config(self.composition.tree, self.composition.changed)
-        with self._phase("data"):
+        with self._phase("data"), self.ranks.first_before_others():
             prepared = prepare(cfg)
         self._begin()
         self._describe(prepared)
         resumed = self.checkpoints.newest()
+        self.ranks.of_first(lambda: resumed and resumed.step)
         self._open_tracker(resumed)
         with self._phase("load"):
             located, base = self._load_base(prepared)
@@ -229,6 +254,26 @@ class Experiment:
             self._keep_answers(self.summary["step"] if best is None else best)
             self._return_base()
         return self._finish(prediction_rows(prepared.test, base_scores, tuned) if tuned else [])
+
+    def follow(self) -> None:
+        """Train beside the first process, which does everything else.
+
+        Raises:
+            RunDirError: the checkpoint that the first process resumes from is not to be seen here.
+        """
+        quiet()
+        with self.ranks.first_before_others():
+            prepared = prepare(self.cfg)
+        step = self.ranks.of_first(lambda: None)
+        resumed = None if step is None else self.checkpoints.at(step)
+        if step is not None and resumed is None:
+            raise RunDirError(
+                f"run_dir={self.cfg.run_dir}: process {self.ranks.rank} does not find the checkpoint of step {step}, "
+                "from which the first one resumes: choose a run_dir=DIR on a file system that all hosts share"
+            )
+        _, base = self._load_base(prepared)
+        self.model = self._adapted(base)
+        self._train(self.model, prepared, resumed)
 
     # --- before training ------------------------------------------------------------------------------------
 
@@ -297,7 +342,8 @@ class Experiment:
 
     def _load_base(self, prepared: Prepared) -> tuple[Located, PreTrainedModel]:
         cfg = self.cfg
-        located = weights.find(cfg.model)
+        with self.ranks.first_before_others():
+            located = weights.find(cfg.model)
         device = self.accelerator.device
         load = partial(self._loaded, located)
         base = self.trial.bases.take(self._base_key(located), load) if self.trial else load()
@@ -381,7 +427,11 @@ class Experiment:
             note=self.terminal.note,
             stop=self.stop,
             trace=self.folder / "profile" / "trace.json",
+            ranks=self.ranks,
         )
+        if not self.ranks.alone:
+            self.terminal.note(f"{self.ranks.world} processes share the rows of each step")
+            self.summary["processes"] = self.ranks.world
         if resumed:
             trainer.restore(resumed)
             self.terminal.note(f"resumed from step {resumed.step} of {trainer.plan.steps}")
@@ -402,20 +452,20 @@ class Experiment:
         """The fast step where the model is known to it, else the plain one."""
         cfg = self.cfg
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = self.decoder.parameters() if self.decoder else [[parameter] for parameter in trained]
-        flat = Flat(groups) if cfg.lora.r and Flat.fits(trained) else None
+        flat = Flat(adapter_groups(model)) if cfg.lora.r and Flat.fits(trained) else None
+        trainer = replace(cfg.trainer, global_batch_size=self.ranks.most(cfg.trainer.global_batch_size))
         if self.decoder is None or flat is None:
-            return PlainStep(model, cfg.trainer, self.accelerator, flat, together=self.flat)
+            return PlainStep(model, trainer, self.accelerator, flat, together=self.flat)
         longest = max(len(row.input_ids) for row in rows)
         shape, width = model.config, self.decoder.dtype.itemsize
 
         def need(tokens: int, scored: int, share: float) -> float:
             return batch_bytes(shape, width, tokens, scored, share, self.cfg.lora.lora_dropout > 0)
 
-        return FastStep(self.decoder, flat, cfg.trainer, longest=longest, need=need)
+        return FastStep(self.decoder, flat, trainer, longest=longest, need=need)
 
     def _record(self, metrics: Metrics, step: int) -> None:
-        limit = peak_flops(self.accelerator.device)
+        limit = (peak_flops(self.accelerator.device) or 0) * self.ranks.world
         if limit and "perf/tokens_per_second" in metrics:
             metrics = {
                 **metrics,

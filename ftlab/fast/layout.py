@@ -65,7 +65,7 @@ class Layout:
 
 
 def bucket(tokens: int) -> int:
-    """Token counts are padded to a multiple of this: about 6 % of waste at most, and few shapes."""
+    """Token counts are padded to a multiple of this: few shapes, and above 400 tokens a sixth of waste at most."""
     return 64 if tokens <= 768 else 128 if tokens <= 2048 else 256 if tokens <= 4096 else 512
 
 

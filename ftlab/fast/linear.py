@@ -76,10 +76,6 @@ class LinearGroup:
         self._members([flat.view(work, one.b) for one in self.adapters])
         self.db = [flat.view(grad, one.b) for one in self.adapters]
 
-    def detach(self) -> None:
-        """Read from copies again, as before `attach`."""
-        self._copied()
-
     def refresh(self) -> None:
         """Take over the parameters' present values."""
         if self.adapters:

@@ -52,7 +52,8 @@ class Planner:
     def __init__(
         self, choices: Choices, rows: int, tokens: Callable[[int], int], need: Callable[[Setting], float], free: float
     ) -> None:
-        self.choices, self.rows, self.tokens, self.need, self.budget = choices, rows, tokens, need, free
+        self.choices, self.rows, self.tokens, self.need = choices, rows, tokens, need
+        self.free = self.budget = free
 
     def best(self) -> Setting | None:
         """The fastest that fits; None where none does."""

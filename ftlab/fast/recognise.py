@@ -33,6 +33,15 @@ def fast_path(model: nn.Module, autocast: Any) -> tuple[Decoder | None, str | No
     return decoder, None
 
 
+def adapter_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Trained tensors in the order in which they share a buffer: the same on every machine, whichever path it takes, so
+    that an optimizer's state fits."""
+    try:
+        return Decoder(model).parameters()
+    except Unrecognised:
+        return [[parameter] for parameter in model.parameters() if parameter.requires_grad]
+
+
 def _check_device(decoder: Decoder) -> None:
     if decoder.device.type == "cuda" and decoder.dtype not in (torch.bfloat16, torch.float16):
         raise Unrecognised("FlashAttention takes bfloat16 or float16: model.dtype is another")
@@ -50,7 +59,7 @@ def _check_layers(model: nn.Module, decoder: Decoder, autocast: AbstractContextM
     rows = [torch.randint(decoder.vocab_size, (length,), generator=generator).to(decoder.device) for length in ROWS]
     states, logits = _own_states(model, rows, autocast, decoder.dtype)
     if len(states) != len(decoder.layers) + 1:
-        raise Unrecognised("a model that does not tell its hidden states")
+        raise Unrecognised("a model that does not run each of its layers once")
     positions = torch.cat([torch.arange(length, device=decoder.device) for length in ROWS])
     decoder.reach(max(ROWS))
     rotations, attend = decoder.rotations(positions), _attend(decoder)
@@ -68,16 +77,27 @@ def _check_layers(model: nn.Module, decoder: Decoder, autocast: AbstractContextM
 def _own_states(
     model: nn.Module, rows: list[Tensor], autocast: AbstractContextManager[Any], dtype: torch.dtype
 ) -> tuple[list[Tensor], Tensor]:
-    """Embedding and every layer's output [tokens of all rows, hidden], the last behind the last norm; the logits."""
+    """What every layer and the output layer are given [tokens of all rows, hidden], by hooks that are gone afterwards
+    (transformers' own ones for hidden states stay); and the logits."""
+    whole: Any = model
+    causal: Any = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    parts: list[nn.Module] = [*causal.model.layers, causal.lm_head]
+    given: dict[nn.Module, list[Tensor]] = {part: [] for part in parts}
+
+    def keep(part: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given[part].append((arguments[0] if arguments else named["hidden_states"])[0].to(dtype))
+
+    hooks = [part.register_forward_pre_hook(keep, with_kwargs=True) for part in parts]
     training = model.training
     model.eval()
     try:
         with autocast:
-            told = [model(input_ids=row[None], use_cache=False, output_hidden_states=True) for row in rows]
+            logits = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in rows])
     finally:
         model.train(training)
-    kinds = zip(*(one.hidden_states for one in told), strict=True)
-    return [torch.cat([part[0] for part in kind]).to(dtype) for kind in kinds], torch.cat([o.logits[0] for o in told])
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(kept) for kept in given.values() if len(kept) == len(rows)], logits
 
 
 def _same(decoder: Decoder, part: str, found: Tensor, wanted: Tensor, before: Tensor) -> None:
@@ -88,8 +108,9 @@ def _same(decoder: Decoder, part: str, found: Tensor, wanted: Tensor, before: Te
         dtypes.append(torch.bfloat16)  # its outliers are chosen by the batch
     allowed = max(APART[dtype] for dtype in dtypes) * added + max(STREAM_APART[dtype] for dtype in dtypes) * whole
     if not difference <= allowed:
+        apart = difference / max(added, 1e-30)
         raise Unrecognised(
-            f"an architecture that computes something else than its parts say ({part}: {difference / added:.1%} apart)"
+            f"an architecture that computes something else than its parts say ({part}: {apart:.1%} apart)"
         )
 
 

@@ -20,6 +20,7 @@ CPU_BATCH_TOKENS = 4096
 MARGIN = 0.05
 MARGIN_BYTES = 1 << 29
 
+GIB = 1 << 30
 # Bytes that a micro-batch of so many tokens, so many of them scored, needs with this share of layers checkpointed.
 Need = Callable[[int, int, float], float]
 
@@ -35,6 +36,7 @@ class FastStep:
         self.decoder, self.flat, self.cfg, self.need = decoder, flat, cfg, need
         self.parameters: list[nn.Parameter] = [flat.parameter]
         self.cuda = decoder.device.type == "cuda"
+        self.longest_row = longest
         self.longest = -(-max(longest, 512) // 128) * 128  # padding is a row too, of up to 511 tokens
         self.work, self.grad = flat.like(decoder.dtype), flat.like(decoder.dtype)
         self.setting = Setting(1, False, 0.0)
@@ -75,6 +77,20 @@ class FastStep:
             return None
         self._settle(lighter)
         return str(lighter)
+
+    def shortage(self) -> str:
+        """Why not even the leanest setting fits, in figures, and what would."""
+        if self.planner is None or not self.cuda:
+            return ""
+        least = self.planner.smallest()
+        need, free, tokens = self.planner.need(least), max(self.planner.free, 0.0), self.planner.tokens(least.micro)
+        held = torch.cuda.memory_allocated(self.decoder.device)
+        fits = int(self.longest_row * free / need) // 8 * 8
+        return (
+            f"{held / GIB:.1f} GiB are held (weights, adapters, gradients), {free / GIB:.1f} GiB are left for a batch; "
+            f"the least possible, {least} ({tokens:,} tokens), needs about {need / GIB:.1f} GiB; "
+            f"data.max_length={fits} would fit. "
+        )
 
     def _choices(self, longest: list[Encoded]) -> Choices:
         cfg, size = self.cfg, self.cfg.global_batch_size

@@ -18,6 +18,7 @@ from ftlab.errors import Stopped, TrainingError
 from ftlab.train.batches import Plan, micro_batches
 from ftlab.train.checkpoint import Checkpoint, Checkpoints, rng_state
 from ftlab.train.optim import build_optimizer, build_schedule
+from ftlab.train.ranks import Ranks
 from ftlab.train.signals import StopSignal
 from ftlab.train.step import Step, gradient_reaches
 
@@ -62,6 +63,9 @@ class Trainer:
     `evaluate(step)` returns validation scores, `record(metrics, step)` hears of every metric. Both are
     the caller's: the loop knows nothing of SQL or of trackers. Losses and gradient norms stay on the GPU until they
     are recorded, or something is evaluated or saved: the host does not wait for each step.
+
+    Where there are several `ranks`, each runs this loop on its share of every step's rows; the first one evaluates and
+    saves, and the others take over what it found.
     """
 
     def __init__(
@@ -78,12 +82,15 @@ class Trainer:
         note: Callable[[str], None],
         stop: StopSignal,
         trace: Path,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.model, self.rows, self.cfg, self.step, self.accelerator = model, rows, cfg, step, accelerator
         self.checkpoints, self.stop, self.trace = checkpoints, stop, trace
         self.evaluate, self.record, self.note = evaluate, record, note
         self.device = accelerator.device
         trainer = cfg.trainer
+        self.ranks.same(parameter.detach() for parameter in step.parameters)
         self.plan = Plan.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
         self.optimizer = build_optimizer(step.parameters, trainer)
         self.schedule = build_schedule(self.optimizer, trainer, self.plan.steps)
@@ -122,10 +129,11 @@ class Trainer:
                 if progress.step % cfg.log_every == 0 or last:
                     self.record(self._window(lr), progress.step)
                 improved = self._evaluation_due() and self._evaluate()
-                if progress.step % cfg.save_every == 0 or improved or progress.done or last or self.stop:
+                stop = self.ranks.any(self.stop.name)
+                if progress.step % cfg.save_every == 0 or improved or progress.done or last or stop:
                     self._save()
-                if self.stop:
-                    raise Stopped(f"{self.stop.name}: stopped after step {progress.step}, its checkpoint is on disk")
+                if stop:
+                    raise Stopped(f"{stop}: stopped after step {progress.step}, its checkpoint is on disk")
         self._load_best()
         return progress
 
@@ -135,7 +143,8 @@ class Trainer:
         """One optimizer step; its learning rate."""
         progress = self.progress
         rows = [self.rows[i] for i in self.plan.indices(progress.step)]
-        loss = self._gradients(rows)
+        loss = self._gradients(self.ranks.share(rows), trained_tokens(rows))
+        self.ranks.sum_(self.step.parameters, loss)
         if progress.step == 0:
             self._check_reached()
         norm = self._clip()
@@ -168,12 +177,13 @@ class Trainer:
         self.progress.seconds += now - self.clock
         self.clock = now
 
-    def _gradients(self, rows: list[Encoded]) -> torch.Tensor:
-        """Gradients of the mean loss over the step's trained tokens, whatever the micro-batches; the loss."""
+    def _gradients(self, rows: list[Encoded], trained: int | None = None) -> torch.Tensor:
+        """Gradients of the mean loss over the step's trained tokens, whatever the micro-batches; the loss. `trained`
+        is the number of those tokens where `rows` are not all of the step's: sums over all rows are then wanted."""
         while True:
             rng = rng_state() if self.device.type == "cuda" else None
             try:
-                return self._accumulate(rows)
+                return self._accumulate(rows, trained or trained_tokens(rows))
             except torch.cuda.OutOfMemoryError as error:
                 lighter = self.step.lighten()
                 if lighter is None:
@@ -184,14 +194,26 @@ class Trainer:
                 torch.cuda.set_rng_state_all(rng["cuda"])
             self.note(f"out of memory: going on with {lighter}, the step's rows unchanged")
 
-    def _accumulate(self, rows: list[Encoded]) -> torch.Tensor:
-        trained = sum(len(row.input_ids) - row.trained_from for row in rows)
+    def _accumulate(self, rows: list[Encoded], trained: int) -> torch.Tensor:
         total = torch.zeros((), device=self.device)
-        self.step.begin()
+        self._begin(empty=not rows)
         for number, part in enumerate(micro_batches(rows, self.step.micro)):
-            seed = micro_seed(self.cfg.seed, self.progress.step, number)
+            seed = micro_seed(self.cfg.seed, self.progress.step, self.ranks.number(number))
             total += self.step.accumulate(part, trained, seed, first=number == 0)
         return total / trained
+
+    def _begin(self, *, empty: bool) -> None:
+        """A new step; of an `empty` one the gradients are zeros."""
+        self.step.begin()
+        if not self.ranks.alone:  # no two processes draw the same, and a resumed one what it would have drawn
+            torch.manual_seed(micro_seed(self.cfg.seed, self.progress.step, self.ranks.rank))
+        if not empty:
+            return
+        for parameter in self.step.parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        if self.accelerator.scaler is not None:  # which begins with the first loss that it scales
+            self.accelerator.scaler.scale(torch.zeros((), device=self.device))
 
     def _clip(self) -> torch.Tensor:
         limit = self.cfg.trainer.max_grad_norm or math.inf
@@ -214,7 +236,8 @@ class Trainer:
         Raises:
             TrainingError: too little memory.
         """
-        longest = sorted(self.rows, key=lambda row: len(row.input_ids))[-self.cfg.trainer.global_batch_size :]
+        most = self.ranks.most(self.cfg.trainer.global_batch_size)
+        longest = sorted(self.rows, key=lambda row: len(row.input_ids))[-most:]
         self.step.choose(longest)
         if self.device.type == "cuda":
             saved = rng_state()
@@ -242,7 +265,8 @@ class Trainer:
             remedies.insert(0, "trainer.micro_batch_size=auto")
         first = str(error).splitlines()[0].split(". GPU ")[0]
         return TrainingError(
-            f"out of GPU memory with trainer.micro_batch_size={self.step.micro} ({first}). Try: {', '.join(remedies)}"
+            f"out of GPU memory with trainer.micro_batch_size={self.step.micro} ({first}). {self.step.shortage()}"
+            f"Try: {', '.join(remedies)}"
         )
 
     # --- records, evaluation, checkpoints -------------------------------------------------------------------
@@ -267,24 +291,28 @@ class Trainer:
         self._settle()
         progress, cfg = self.progress, self.cfg
         try:
-            scores = self.evaluate(progress.step)
+            metrics, intervals = self.ranks.of_first(self._scores)
         except Stopped:
             self._save()
             raise
-        if progress.step and not math.isfinite(scores.metrics["eval/loss"]):
-            raise self._not_finite("eval/loss", scores.metrics["eval/loss"], progress.step)
+        if progress.step and not math.isfinite(metrics["eval/loss"]):
+            raise self._not_finite("eval/loss", metrics["eval/loss"], progress.step)
         progress.evaluated = progress.step
-        improved = progress.best is None or self._rank(scores.metrics) > self._rank(progress.best_metrics)
+        improved = progress.best is None or self._rank(metrics) > self._rank(progress.best_metrics)
         if improved:
-            progress.best, progress.best_metrics, progress.worse = progress.step, scores.metrics, 0
+            progress.best, progress.best_metrics, progress.worse = progress.step, metrics, 0
         else:
             progress.worse += 1
             self._stop_early()
         if improved or not cfg.trainer.load_best:
-            progress.metrics, progress.intervals = scores.metrics, scores.intervals
+            progress.metrics, progress.intervals = metrics, intervals
         self.model.train()
         self.clock = time.perf_counter()
         return improved
+
+    def _scores(self) -> tuple[Metrics, dict[str, tuple[float, float]]]:
+        scores = self.evaluate(self.progress.step)
+        return scores.metrics, scores.intervals
 
     def _stop_early(self) -> None:
         patience = self.cfg.trainer.early_stopping
@@ -300,25 +328,28 @@ class Trainer:
     def _save(self) -> None:
         self._settle()
         best = self.progress.best if self.cfg.trainer.load_best else None
-        self.checkpoints.save(self.model, self.optimizer, self.schedule, asdict(self.progress), best)
+        if self.ranks.first:
+            self.checkpoints.save(self.model, self.optimizer, self.schedule, asdict(self.progress), best)
         self.clock = time.perf_counter()
 
     def _load_best(self) -> None:
         progress = self.progress
         if not self.cfg.trainer.load_best or progress.best in (None, progress.step):
             return
-        best = self.checkpoints.at(int(progress.best or 0))
-        if best is None:  # damaged: the weights at hand are scored, so that scores and weights agree
+        best = self.checkpoints.at(int(progress.best or 0)) if self.ranks.first else None
+        whole = self.ranks.of_first(lambda: best is not None)
+        if not whole:  # the weights at hand are scored, so that scores and weights agree
             progress.best = None
             self._evaluate()
             return
-        best.restore_weights(self.model)
+        if best:  # the first process alone goes on with them
+            best.restore_weights(self.model)
         self.note(f"the weights of step {progress.best} scored best and are kept")
 
     @contextmanager
     def _profiler(self) -> Iterator[Callable[[], Any]]:
         """A torch trace of `trainer.profile` steps after one warm-up step, for chrome://tracing or Perfetto."""
-        steps = self.cfg.trainer.profile
+        steps = self.cfg.trainer.profile if self.ranks.first else 0
         if not steps:
             with nullcontext():
                 yield lambda: None
@@ -332,6 +363,11 @@ class Trainer:
 
         with profile(schedule=schedule(wait=0, warmup=1, active=steps, repeat=1), on_trace_ready=write) as profiler:
             yield profiler.step
+
+
+def trained_tokens(rows: list[Encoded]) -> int:
+    """Tokens of the rows whose loss counts."""
+    return sum(len(row.input_ids) - row.trained_from for row in rows)
 
 
 def micro_seed(seed: int, step: int, number: int) -> int:

@@ -33,6 +33,9 @@ class Step(Protocol):
     def lighten(self) -> str | None:
         """Settle for less memory, after it ran out: what changed, as settings; None where nothing is left to change."""
 
+    def shortage(self) -> str:
+        """Why nothing lighter is left, in figures, where they are known; a sentence or nothing."""
+
     def begin(self) -> None:
         """A new optimizer step: the gradients so far are gone."""
 
@@ -77,6 +80,10 @@ class PlainStep:
             return None
         self._micro = max(d for d in divisors(self.cfg.global_batch_size) if d < self._micro)
         return f"trainer.micro_batch_size={self._micro}"
+
+    def shortage(self) -> str:
+        """See `Step`; nothing is forecast here."""
+        return ""
 
     def __str__(self) -> str:
         return f"plain step: PEFT's own forward pass, {self.micro} rows at a time"

@@ -1,0 +1,229 @@
+"""Several processes that train one model: who they are, what they tell each other, and how they end together.
+
+`torchrun` and `accelerate launch` start them and tell each its rank. All run the same loop on their share of each
+step's rows; the first one (rank 0) decides and keeps all records. They speak in *meetings*, which all attend in the
+same order, over gloo on the host; only gradients go from GPU to GPU. A process that comes to its end, well or not, says
+so in its next meeting, and the others hear of it in theirs: nobody waits for one that has gone.
+"""
+
+import json
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ftlab.data.encode import Encoded
+from ftlab.errors import ConfigError, FtlabError, TrainingError
+
+# An evaluation by the first process may take hours; a process that dies is noticed at once, by its closed connection.
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class End:
+    """The last word of a process: its exit code, and its error as the class and message; empty where all is well."""
+
+    code: int = 0
+    error: str = ""
+
+
+class Elsewhere(FtlabError):
+    """Another process has come to its end, and says why itself; this one ends with it."""
+
+    def __init__(self, rank: int, end: End) -> None:
+        super().__init__(f"process {rank}: {end.error}")
+        self.exit_code = end.code
+
+
+class Ranks:
+    """This process among `world` of them; alone by default, without torch.distributed."""
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+
+    @classmethod
+    def join(cls) -> "Ranks":
+        """Meet the other processes of the launch, as its environment describes it."""
+        with warnings.catch_warnings(action="ignore"):
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def first(self) -> bool:
+        """Whether this process decides and keeps the records."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other."""
+        return self.world == 1
+
+    def check_devices(self) -> None:
+        """Raises ConfigError where processes of this host outnumber its GPUs."""
+        local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if torch.cuda.is_available() and local >= gpus:
+            raise ConfigError(
+                f"the launcher starts {os.environ.get('LOCAL_WORLD_SIZE', local + 1)} processes on a host with {gpus} "
+                f"GPU{'s' * (gpus > 1)}, and each needs one: --nproc_per_node={gpus}"
+            )
+
+    # --- rows and gradients -----------------------------------------------------------------------------------
+
+    def most(self, rows: int) -> int:
+        """Rows of the largest share of so many."""
+        return -(-rows // self.world)
+
+    def share(self, rows: list[Encoded]) -> list[Encoded]:
+        """This process's rows, in their order: about as many rows and about as many tokens as everybody's. Long rows
+        are dealt first, each to the process with the fewest tokens that has room."""
+        if self.alone:
+            return rows
+        most, tokens, shares = self.most(len(rows)), [0] * self.world, [list[int]() for _ in range(self.world)]
+        for i in sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids)):
+            rank = min((r for r in range(self.world) if len(shares[r]) < most), key=tokens.__getitem__)
+            shares[rank].append(i)
+            tokens[rank] += len(rows[i].input_ids)
+        return [rows[i] for i in sorted(shares[self.rank])]
+
+    def number(self, local: int) -> int:
+        """The number of this process's micro-batch `local` among those of all."""
+        return local * self.world + self.rank
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Everybody's values become those of the first process."""
+        if self.alone:
+            return
+        self.meet()
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+    def sum_(self, parameters: list[nn.Parameter], loss: Tensor) -> None:
+        """Add up everybody's gradients and losses, in place. All have computed theirs before anything is sent, since
+        nothing would end a GPU's wait for a process that failed."""
+        if self.alone:
+            return
+        self.meet()
+        if len(parameters) == 1 and parameters[0].grad is not None:
+            dist.all_reduce(parameters[0].grad)
+        else:
+            self._sum_many(parameters)
+        dist.all_reduce(loss)
+
+    def _sum_many(self, parameters: list[nn.Parameter]) -> None:
+        """Through one float32 bucket; what has a gradient in no process has none afterwards."""
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        there = torch.tensor([float(p.grad is not None) for p in parameters], device=grads[0].device)
+        bucket = torch.cat([there, *(grad.flatten().float() for grad in grads)])
+        dist.all_reduce(bucket)
+        found, *sums = torch.split(bucket, [len(grads), *(grad.numel() for grad in grads)])
+        for parameter, grad, total, known in zip(parameters, grads, sums, found.tolist(), strict=True):
+            parameter.grad = grad.copy_(total.view_as(grad)) if known else None
+
+    # --- meetings ---------------------------------------------------------------------------------------------
+
+    def meet(self, word: Any = None) -> list[Any]:
+        """What everybody says, by rank, as JSON gives it back; waits for all.
+
+        Raises:
+            Elsewhere: one of them has come to its end.
+            TrainingError: one of them has gone without a word.
+        """
+        words = self._gathered(word)
+        for rank, said in enumerate(words):
+            if isinstance(said, End):
+                raise Elsewhere(rank, said)
+        return words
+
+    def any(self, word: str) -> str:
+        """The first word that anybody says; empty where nobody does."""
+        return next((said for said in self.meet(word or None) if said), "")
+
+    def of_first(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives in the first process, in all of them."""
+        return self.meet(make() if self.first else None)[0]
+
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """The first process goes through the block alone, such as to download what the others then find."""
+        if not self.first:
+            self.meet()
+        yield
+        if self.first:
+            self.meet()
+
+    def _gathered(self, word: Any) -> list[Any]:
+        """One small message where nobody says anything, which is the rule."""
+        if self.alone:
+            return [word]
+        data = b"" if word is None else json.dumps({"end": vars(word)} if isinstance(word, End) else [word]).encode()
+        try:
+            longest = torch.tensor([len(data)])
+            dist.all_reduce(longest, dist.ReduceOp.MAX)
+            if not longest:
+                return [None] * self.world
+            mine = torch.frombuffer(bytearray(data.ljust(int(longest))), dtype=torch.uint8)
+            everybody = [torch.empty_like(mine) for _ in range(self.world)]
+            dist.all_gather(everybody, mine)
+        except RuntimeError:
+            raise TrainingError(
+                "another process of this launch has gone without a word, as when the system kills it: "
+                "see the launcher's output. The same command resumes"
+            ) from None
+        return [_read(bytes(said.tolist())) for said in everybody]
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    def end(self, code: int, error: BaseException | None = None) -> bool:
+        """Say that this process has come to its end; whether it is the one to say so to the user."""
+        last = End(code, f"{type(error).__name__}: {error}" if error else "")
+        try:
+            words = self._gathered(last)
+        except TrainingError:
+            return self.first
+        return next((r for r, said in enumerate(words) if isinstance(said, End) and said.code), -1) == self.rank
+
+    def leave(self) -> None:
+        """Wait until everybody has said what there is to say: launchers end the others as soon as one fails."""
+        try:
+            self._gathered(None)
+        except TrainingError:
+            return
+        dist.destroy_process_group()
+
+
+def _read(text: bytes) -> Any:
+    """A word as it was sent; blank where nothing was said."""
+    if not text.strip():
+        return None
+    found = json.loads(text)
+    return End(**found["end"]) if isinstance(found, dict) else found[0]
+
+
+def together(work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -> int:
+    """Do this process's part of a launch of several, and end with the others; the exit code. `show` tells the user of
+    an error, in one process."""
+    ranks, code = Ranks.join(), 0
+    try:
+        ranks.check_devices()
+        work(ranks)
+        ranks.end(0)
+    except Elsewhere as error:
+        code = error.exit_code
+    except FtlabError as error:
+        code = error.exit_code
+        if ranks.end(code, error):
+            show(error)
+    except Exception as error:
+        code = 1
+        if ranks.end(code, error):
+            traceback.print_exc()
+    ranks.leave()
+    return code

@@ -1,0 +1,98 @@
+"""The fastest setting that fits is chosen, and after an out-of-memory the next that needs less."""
+
+import itertools
+
+import pytest
+
+from ftlab.fast.plan import SHARES, Choices, Planner, Setting
+
+ALL = Choices([8, 4, 2, 1], [True, False], list(SHARES))
+COPY = 1000.0
+
+
+def need(setting: Setting) -> float:
+    """100 bytes a row that keeps everything, 10 of them where all is computed again; a copy of the weights."""
+    return setting.micro * (100 - 90 * setting.share) + COPY * setting.cached
+
+
+def planner(free: float, choices: Choices = ALL, rows: int = 8) -> Planner:
+    return Planner(choices, rows, lambda micro: 200 * micro, need, free)
+
+
+def test_with_memory_for_everything_all_is_kept_and_all_rows_go_together() -> None:
+    assert planner(1e9).best() == Setting(8, True, 0.0)
+
+
+def test_what_is_chosen_always_fits_and_nothing_that_fits_is_faster() -> None:
+    for free in range(10, 2000, 30):
+        made = planner(free)
+        best = made.best()
+        fitting = [one for one in ALL.settings() if need(one) <= free]
+        assert (best is None) == (not fitting)
+        if best:
+            assert need(best) <= free
+            assert made.cost(best) == min(made.cost(one) for one in fitting)
+
+
+def test_less_memory_never_gives_a_faster_setting() -> None:
+    chosen = [planner(free).best() for free in range(2000, -10, -10)]
+    costs = [planner(0).cost(setting) for setting in chosen if setting]
+    assert costs == sorted(costs)
+    kinds = [setting for setting, _ in itertools.groupby(chosen)]
+    assert len(kinds) == len(set(kinds))  # none comes back
+    assert kinds[0] == Setting(8, True, 0.0)
+    assert kinds[-2:] == [Setting(1, False, 1.0), None]
+
+
+def test_computing_a_few_layers_twice_comes_before_halving_small_batches() -> None:
+    """Of rows that are short, halves cost another unpacking of every weight."""
+    made = Planner(ALL, 8, lambda micro: 20 * micro, need, need(Setting(8, False, 0.25)))
+    assert made.best() == Setting(8, False, 0.25)
+
+
+def test_of_long_rows_halves_come_before_computing_twice() -> None:
+    made = Planner(ALL, 8, lambda micro: 5000 * micro, need, need(Setting(4, False, 0.0)))
+    assert made.best() == Setting(4, False, 0.0)
+
+
+def test_after_an_out_of_memory_everything_that_needs_as_much_is_out() -> None:
+    made = planner(1e9)
+    seen = []
+    while (setting := made.best()) is not None:
+        seen.append(setting)
+        made.too_much(setting)
+    needs = [need(setting) for setting in seen]
+    assert needs == sorted(set(needs), reverse=True)
+    assert seen[-1] == made.smallest() == Setting(1, False, 1.0)
+
+
+def test_an_out_of_memory_lowers_what_was_free_and_never_raises_it() -> None:
+    made = planner(500.0)
+    made.too_much(Setting(8, True, 0.0))
+    assert made.budget == 500.0
+    made.too_much(Setting(4, False, 0.0))
+    assert made.budget < 400.0
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_the_configuration_settles_is_kept(micro: int, cached: bool, share: float) -> None:
+    fixed = Choices([micro], [cached], [share])
+    assert planner(1e9, fixed).best() == Setting(micro, cached, share)
+    assert planner(0, fixed).best() is None
+    assert planner(0, fixed).smallest() == Setting(micro, cached, share)
+
+
+def test_where_nothing_fits_the_smallest_is_tried() -> None:
+    made = planner(1.0)
+    assert made.best() is None
+    assert made.smallest() == Setting(1, False, 1.0)
+
+
+def test_settings_are_told_as_overrides() -> None:
+    assert str(Setting(4, True, 0.0)) == (
+        "trainer.micro_batch_size=4, trainer.weight_cache=true, trainer.activation_checkpointing=false"
+    )
+    assert str(Setting(1, False, 0.5)).endswith("trainer.activation_checkpointing=true for 50% of the layers")
+    assert str(Setting(1, False, 1.0)).endswith("trainer.activation_checkpointing=true")

@@ -1,0 +1,78 @@
+"""Dealing a step's rows to processes, and being alone."""
+
+import pytest
+import torch
+
+from ftlab.data.encode import Encoded
+from ftlab.errors import ConfigError
+from ftlab.train.loop import micro_seed
+from ftlab.train.ranks import Ranks
+
+
+def rows_of(lengths: list[int]) -> list[Encoded]:
+    return [Encoded(str(i), [0] * length, 1, False) for i, length in enumerate(lengths)]
+
+
+def shares(rows: list[Encoded], world: int) -> list[list[Encoded]]:
+    return [Ranks(rank, world).share(rows) for rank in range(world)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 7, 16, 33])
+def test_every_row_goes_to_exactly_one_process(world: int, count: int) -> None:
+    rows = rows_of(torch.randint(5, 300, (count,), generator=torch.Generator().manual_seed(count)).tolist())
+    dealt = shares(rows, world)
+    assert sorted(row.id for share in dealt for row in share) == sorted(row.id for row in rows)
+    assert max(map(len, dealt)) <= Ranks(0, world).most(count)
+    for share in dealt:
+        assert [int(row.id) for row in share] == sorted(int(row.id) for row in share)
+
+
+def test_tokens_are_balanced() -> None:
+    """One process must not get all long rows, whatever their order."""
+    rows = rows_of([250, 240, 230, 220, 60, 70, 80, 90])
+    tokens = [sum(len(row.input_ids) for row in share) for share in shares(rows, 2)]
+    assert abs(tokens[0] - tokens[1]) <= 20
+    assert [len(share) for share in shares(rows, 2)] == [4, 4]
+
+
+def test_fewer_rows_than_processes_leave_some_without() -> None:
+    assert [len(share) for share in shares(rows_of([10, 20]), 4)] == [1, 1, 0, 0]
+
+
+def test_no_two_micro_batches_share_a_seed() -> None:
+    world = 3
+    seeds = [
+        micro_seed(7, step, Ranks(rank, world).number(local))
+        for step in range(4)
+        for rank in range(world)
+        for local in range(5)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert [Ranks().number(local) for local in range(5)] == [*range(5)]  # alone: the seeds that they have always been
+
+
+def test_alone_nobody_is_waited_for() -> None:
+    ranks = Ranks()
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.full((3,), 2.0)
+    loss = torch.tensor(1.5)
+    ranks.same([parameter.detach()])
+    ranks.sum_([parameter], loss)
+    assert parameter.grad.tolist() == [2.0, 2.0, 2.0]
+    assert loss.item() == 1.5
+    assert ranks.of_first(lambda: "mine") == "mine"
+    assert ranks.any("SIGTERM") == "SIGTERM"
+    assert ranks.any("") == ""
+    assert not torch.distributed.is_initialized()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    Ranks(1, 3).check_devices()
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match=r"3 processes on a host with 2 GPUs.*--nproc_per_node=2"):
+        Ranks(2, 3).check_devices()
