@@ -126,8 +126,8 @@ class TrainerConfig:
     epochs: float = 1.0
     global_batch_size: int = 16
     micro_batch_size: Any = "auto"  # rows a forward pass; auto: the largest that fits
-    activation_checkpointing: Any = "auto"  # true, false; auto: where memory asks for it
-    weight_cache: Any = "auto"  # true, false; auto: 4-bit weights are held unpacked too where memory allows
+    activation_checkpointing: Any = "auto"  # true, false; auto: on the fast path, where memory asks for it
+    weight_cache: Any = "auto"  # true, false; auto: the fast path holds 4-bit weights unpacked where memory allows
     loss_on: str = "completion"  # completion or all
     log_every: int = 10
     save_every: int = 200

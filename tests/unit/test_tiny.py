@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -167,13 +168,14 @@ def test_without_the_data_the_script_says_what_is_missing(tmp_path):
         pretrain.wikisql_rows(tmp_path / "train.jsonl.gz")
 
 
-def test_the_script_runs_from_data_to_a_loadable_folder(tmp_path, wikisql, monkeypatch, capsys):
+def test_the_script_runs_from_data_to_a_loadable_folder(tmp_path, wikisql):
+    """In a process of its own: tests of the SQL engine limit SQLite's memory in theirs for good."""
     path = tmp_path / "train.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, wikisql)).encode()))
     options = ["--data", path, "--out", tmp_path / "out", "--steps", "1", "--batch", "2", "--documents", "640"]
-    monkeypatch.setattr(sys, "argv", ["pretrain", *map(str, options)])
-    pretrain.main()
-    assert "none pairs a question with a query" in capsys.readouterr().out
+    words = [sys.executable, "-m", "ftlab.tiny.pretrain", *map(str, options)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "none pairs a question with a query" in done.stdout
     assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "</s>"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters() > 5e6
 

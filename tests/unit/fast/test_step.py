@@ -170,3 +170,15 @@ def test_it_is_the_plain_steps_loss_and_gradient(kit: Any) -> None:
     (loss, gradients), (fast_loss, fast_gradients) = found
     torch.testing.assert_close(fast_loss, loss, rtol=1e-5, atol=0)
     assert all((fast_gradients[n] - g).norm() <= 1e-5 * g.norm() for n, g in gradients.items())
+
+
+def test_a_gpu_that_is_too_small_is_told_so_in_figures_with_a_length_that_fits(kit: Any, free: Any) -> None:
+    step = made(kit.adapt(kit.make()), gpu=True)
+    assert step.shortage() == ""  # nothing was tried yet
+    free(step, 2.0)
+    step.choose(kit.rows())
+    told = step.shortage()
+    least = step.planner.smallest() if step.planner else None
+    assert str(least) in told
+    assert "data.max_length=" in told
+    assert int(told.split("data.max_length=")[1].split()[0]) < 30
