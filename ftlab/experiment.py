@@ -700,7 +700,9 @@ def quiet() -> None:
 def make_accelerator(cfg: ExperimentConfig) -> Accelerator:
     """Device and precision; a second run in the same process may use another precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=PRECISION[cfg.model.dtype])
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=PRECISION[cfg.model.dtype])
+    accelerator.gradient_accumulation_steps = 1  # accelerate would take it from the environment and divide gradients
+    return accelerator
 
 
 def device_name(device: torch.device) -> str:

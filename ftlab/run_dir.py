@@ -28,7 +28,18 @@ from ftlab.errors import RunDirError
 from ftlab.redact import redact, redact_tree
 
 # A run may go on although these differ: they do not change what is learnt.
-FREE_KEYS = ("trainer.log_every", "trainer.keep", "trainer.profile", "run_dir", "run_name", "force")
+FREE_KEYS = (
+    "trainer.log_every",
+    "trainer.keep",
+    "trainer.profile",
+    "trainer.micro_batch_size",  # these four say how the same step is computed
+    "trainer.weight_cache",
+    "trainer.activation_checkpointing",
+    "eval.batch_size",
+    "run_dir",
+    "run_name",
+    "force",
+)
 FREE_NODES = ("tracker.", "sweep.")
 
 # What a run writes, and all that is ever removed.

@@ -273,6 +273,8 @@ class Decoder:
         parts = ("embed_tokens", "layers", "norm", "rotary_emb")
         if not all(hasattr(inner, part) for part in parts) or not hasattr(causal, "lm_head"):
             raise Unrecognised(f"{type(causal).__name__}, which is not built like Llama")
+        if (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"):
+            raise Unrecognised("queries scaled by their position")
         for softcap in ("attn_logit_softcapping", "final_logit_softcapping"):
             if getattr(config, softcap, None):
                 raise Unrecognised(softcap)
@@ -344,13 +346,15 @@ class Decoder:
         """Write every adapter's gradient, for the gradient g [tokens, hidden] behind the last layer. What is kept of a
         layer is let go once it is used."""
         aside = Aside(self.device)
-        for layer in reversed(self.layers):
-            saved = kept.pop()
-            if isinstance(saved, Tensor):
-                saved = layer.forward(saved, None, batch)[2]
-            g = layer.backward(g, saved, batch, aside, wanted=layer.number > 0)
-            aside.turn()
-        aside.join()
+        try:
+            for layer in reversed(self.layers):
+                saved = kept.pop()
+                if isinstance(saved, Tensor):
+                    saved = layer.forward(saved, None, batch)[2]
+                g = layer.backward(g, saved, batch, aside, wanted=layer.number > 0)
+                aside.turn()
+        finally:
+            aside.join()
 
     def loss_and_gradient(
         self, delta: Tensor, stream: Tensor, predict: Tensor, targets: Tensor, scale: Tensor, seed: Tensor | None

@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
@@ -188,3 +189,11 @@ def _bias(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
         for layer in layers
     ]
     return torch.cat(parts)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that can be had: on a GPU what is free and what torch holds unused, on a CPU what the host has left."""
+    if device.type != "cuda":
+        return float(psutil.virtual_memory().available)
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

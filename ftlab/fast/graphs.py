@@ -41,12 +41,21 @@ class Graphs:
     def _capture(self, packed: Tensor, layout: Layout) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         static = packed.to(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            loss = self.run(static, layout)
+        loss, failure = None, None
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            try:
+                loss = self.run(static, layout)
+            except torch.cuda.OutOfMemoryError as error:  # raised once the capture has ended, else that fails in turn
+                failure = error.with_traceback(None)
+        if loss is None:
+            raise failure or RuntimeError("a capture without result")
         return graph, static, loss
 
-    def drop(self) -> None:
-        """Give their memory back; shapes seen before are captured when they come next."""
+    def drop(self, *, forget: bool = False) -> None:
+        """Give their memory back; shapes seen before are captured when they come next, or run as they are first where
+        they are forgotten too."""
         self._captured.clear()
+        if forget:
+            self.seen.clear()
         self._pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()

@@ -30,6 +30,10 @@ def fast_path(model: nn.Module, autocast: Any) -> tuple[Decoder | None, str | No
         _check_layers(model, decoder, autocast())
     except Unrecognised as reason:
         return None, str(reason)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        return None, f"which fails on this model or machine: {(str(error) or type(error).__name__).splitlines()[0]}"
     return decoder, None
 
 
@@ -47,6 +51,11 @@ def _check_device(decoder: Decoder) -> None:
         raise Unrecognised("FlashAttention takes bfloat16 or float16: model.dtype is another")
     if decoder.device.type == "cuda" and not ops.on_gpu():
         raise Unrecognised("the package triton is missing")
+    if decoder.device.type == "cuda" and torch.cuda.get_device_capability(decoder.device) < (8, 0):
+        raise Unrecognised("FlashAttention needs a GPU of compute capability 8.0 or newer")
+    sizes = {layer.attention.head_dim for layer in decoder.layers}
+    if decoder.device.type == "cuda" and any(size % 8 or size > 256 for size in sizes):
+        raise Unrecognised("FlashAttention takes heads of at most 256 numbers, a multiple of 8")
     if decoder.dtype == torch.float16:
         raise Unrecognised("float16 needs a scaled loss")
 

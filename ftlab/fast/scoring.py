@@ -1,7 +1,7 @@
 """What an evaluation asks of a decoder: the loss of given answers, and answers of its own."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -10,11 +10,14 @@ from ftlab.data.encode import Encoded
 from ftlab.fast import ops
 from ftlab.fast.attention import ByRow, Varlen
 from ftlab.fast.decoder import LOGITS_BYTES, Attention, Decoder
+from ftlab.fast.frozen import free_bytes
 from ftlab.fast.generator import Generator
 from ftlab.fast.layout import Layout
 
 # Rows of this many tokens go through the model together.
 TOKENS = 8192
+# Fewer where memory is short, down to about this.
+LEAST_TOKENS = 512
 # Of the GPU's free memory a merged copy of the weights may take this part; the cache of keys and values needs the rest.
 MERGED_SHARE = 0.6
 
@@ -23,13 +26,12 @@ MERGED_SHARE = 0.6
 def ready(decoder: Decoder) -> Iterator[None]:
     """The decoder with the adapters' present values: merged into a copy of the weights, where memory allows."""
     decoder.refresh()
-    if decoder.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(decoder.device)
-        free += torch.cuda.memory_reserved(decoder.device) - torch.cuda.memory_allocated(decoder.device)
-        if decoder.merged_bytes() > MERGED_SHARE * free:
-            yield
-            return
-    with decoder.merged():
+    with ExitStack() as stack:
+        if decoder.merged_bytes() <= MERGED_SHARE * free_bytes(decoder.device):
+            try:
+                stack.enter_context(decoder.merged())
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
         yield
 
 
@@ -50,11 +52,17 @@ def answers(
 @torch.no_grad()
 def mean_loss(decoder: Decoder, rows: list[Encoded]) -> float:
     """Mean cross entropy over the trained tokens of `rows`."""
-    total = torch.zeros((), dtype=torch.float64, device=decoder.device)
     decoder.reach(max(len(row.input_ids) for row in rows))
-    for part in _parts(rows):
-        total += _summed_loss(decoder, part)
-    return float(total) / sum(len(row.input_ids) - row.trained_from for row in rows)
+    tokens = TOKENS
+    while True:
+        try:
+            total = sum(float(_summed_loss(decoder, part)) for part in _parts(rows, tokens))
+        except torch.cuda.OutOfMemoryError:
+            if tokens < LEAST_TOKENS:
+                raise
+            tokens //= 2
+        else:
+            return total / sum(len(row.input_ids) - row.trained_from for row in rows)
 
 
 def _summed_loss(decoder: Decoder, rows: list[Encoded]) -> Tensor:
@@ -77,12 +85,12 @@ def _summed_loss(decoder: Decoder, rows: list[Encoded]) -> Tensor:
     return total
 
 
-def _parts(rows: list[Encoded]) -> Iterator[list[Encoded]]:
-    """Rows in runs of at most TOKENS tokens, at least one row each."""
+def _parts(rows: list[Encoded], tokens: int) -> Iterator[list[Encoded]]:
+    """Rows in runs of at most so many tokens, at least one row each."""
     part: list[Encoded] = []
     filled = 0
     for row in rows:
-        if part and filled + len(row.input_ids) > TOKENS:
+        if part and filled + len(row.input_ids) > tokens:
             yield part
             part, filled = [], 0
         part.append(row)

@@ -10,6 +10,7 @@ from ftlab.data.encode import Encoded
 from ftlab.fast.attention import ByRow, Varlen
 from ftlab.fast.decoder import Batch, Decoder
 from ftlab.fast.flat import Flat
+from ftlab.fast.frozen import free_bytes
 from ftlab.fast.graphs import Graphs
 from ftlab.fast.layout import Layout
 from ftlab.fast.plan import SHARES, Choices, Planner, Setting
@@ -65,18 +66,38 @@ class FastStep:
 
         free = _free_bytes(self.decoder.device) - self._state_bytes()
         self.planner = Planner(choices, self.cfg.global_batch_size, tokens.__getitem__, need, free)
-        self._settle(self.planner.best() or self.planner.smallest())
+        if self._settle_best() is None:
+            self._settle(self.planner.smallest())
 
     def lighten(self) -> str | None:
         """See `Step`."""
         if self.planner is None:
             return None
+        if self.graphs is not None and len(self.graphs):  # their memory, and a batch without graph beside it
+            self.graphs.drop(forget=True)
+            return f"{self.setting}, CUDA graphs captured anew"
         self.planner.too_much(self.setting)
-        lighter = self.planner.best()
-        if lighter is None:
-            return None
-        self._settle(lighter)
-        return str(lighter)
+        return self._settle_best()
+
+    def pause(self, *, over: bool = False) -> None:
+        """Give the memory of the graphs back before something else needs it; with `over` that of unpacked weights
+        too."""
+        if self.graphs is not None:
+            self.graphs.drop(forget=over)
+        if over:
+            for weight in self.decoder.packed():
+                weight.release()
+
+    def _settle_best(self) -> str | None:
+        """The fastest setting that fits, tried; None where none does."""
+        while self.planner is not None and (setting := self.planner.best()):
+            try:
+                self._settle(setting)
+            except torch.cuda.OutOfMemoryError:
+                self.planner.too_much(setting)
+                continue
+            return str(setting)
+        return None
 
     def shortage(self) -> str:
         """Why not even the leanest setting fits, in figures, and what would."""
@@ -85,11 +106,12 @@ class FastStep:
         least = self.planner.smallest()
         need, free, tokens = self.planner.need(least), max(self.planner.free, 0.0), self.planner.tokens(least.micro)
         held = torch.cuda.memory_allocated(self.decoder.device)
-        fits = int(self.longest_row * free / need) // 8 * 8
+        lengths = range(self.longest_row // 8 * 8 - 8, 7, -8)
+        fits = next((length for length in lengths if self.need(length, length, least.share) <= free), None)
+        remedy = f"data.max_length={fits} would fit" if fits else "no data.max_length would fit"
         return (
-            f"{held / GIB:.1f} GiB are held (weights, adapters, gradients), {free / GIB:.1f} GiB are left for a batch; "
-            f"the least possible, {least} ({tokens:,} tokens), needs about {need / GIB:.1f} GiB; "
-            f"data.max_length={fits} would fit. "
+            f"{held / GIB:.1f} GiB are held, {free / GIB:.1f} GiB were left for a batch; the least possible, {least} "
+            f"({tokens:,} tokens), needs about {need / GIB:.1f} GiB; {remedy}. "
         )
 
     def _choices(self, longest: list[Encoded]) -> Choices:
@@ -110,11 +132,14 @@ class FastStep:
 
     def _settle(self, setting: Setting) -> None:
         if self.graphs is not None:
-            self.graphs.drop()
+            self.graphs.drop(forget=True)
+        if not setting.cached:
+            for weight in self.decoder.packed():
+                weight.release()
         for weight in self.decoder.packed():
             if not setting.cached:
-                weight.release()
-            elif weight.kept is None:
+                continue
+            if weight.kept is None:
                 weight.keep()
         self.setting = setting
         self.checkpointed = round(setting.share * len(self.decoder.layers))
@@ -165,9 +190,5 @@ class FastStep:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Free memory of the GPU, what torch holds unused included; on a CPU there is always enough."""
-    if device.type != "cuda":
-        return float("inf")
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (free + unused) * (1 - MARGIN) - MARGIN_BYTES
+    """Free memory of the GPU, what torch holds unused included, or of the host."""
+    return free_bytes(device) * (1 - MARGIN) - MARGIN_BYTES

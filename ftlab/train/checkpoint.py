@@ -46,7 +46,13 @@ class Checkpoint:
         """Put weights, optimizer, schedule and random generators back; return the loop's own state."""
         self.restore_weights(model)
         saved = torch.load(self.path / "optimizer.pt", weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(saved["optimizer"])
+        try:
+            optimizer.load_state_dict(saved["optimizer"])
+        except ValueError as error:
+            raise TrainingError(
+                f"checkpoint {self.path} holds the optimizer of another version of ftlab ({error}): begin anew with "
+                "force=true, or finish the run with the version that began it"
+            ) from None
         schedule.load_state_dict(saved["schedule"])
         state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
         restore_rng(saved["rng"], state.pop("python_rng"))
@@ -201,7 +207,8 @@ def rng_state() -> dict[str, Any]:
 def restore_rng(saved: dict[str, Any], python: list[Any]) -> None:
     torch.set_rng_state(saved["cpu"])
     if saved["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(saved["cuda"])
+        for device, state in enumerate(saved["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
     version, internal, gauss = python
     random.setstate((version, tuple(internal), gauss))
 

@@ -134,6 +134,7 @@ class Trainer:
                     self._save()
                 if stop:
                     raise Stopped(f"{stop}: stopped after step {progress.step}, its checkpoint is on disk")
+        self.step.pause(over=True)
         self._load_best()
         return progress
 
@@ -185,10 +186,11 @@ class Trainer:
             try:
                 return self._accumulate(rows, trained or trained_tokens(rows))
             except torch.cuda.OutOfMemoryError as error:
-                lighter = self.step.lighten()
-                if lighter is None:
-                    raise self._too_large(error) from None
-            torch.cuda.empty_cache()
+                told = str(error)
+            torch.cuda.empty_cache()  # only now that the error's frames have let go of the batch
+            lighter = self.step.lighten()
+            if lighter is None:
+                raise self._too_large(told)
             if rng:
                 torch.set_rng_state(rng["cpu"])
                 torch.cuda.set_rng_state_all(rng["cuda"])
@@ -259,11 +261,11 @@ class Trainer:
             names = [name for group in unreached.values() for name in group]
             self.note(f"{len(names)} trained tensors got no gradient in the first step, first {names[0]}")
 
-    def _too_large(self, error: Exception) -> TrainingError:
+    def _too_large(self, told: str) -> TrainingError:
         remedies = ["data.max_length", "quant=nf4", "trainer.activation_checkpointing=true"]
         if self.cfg.trainer.micro_batch_size != "auto" and self.step.micro > 1:
             remedies.insert(0, "trainer.micro_batch_size=auto")
-        first = str(error).splitlines()[0].split(". GPU ")[0]
+        first = told.splitlines()[0].split(". GPU ")[0]
         return TrainingError(
             f"out of GPU memory with trainer.micro_batch_size={self.step.micro} ({first}). {self.step.shortage()}"
             f"Try: {', '.join(remedies)}"
@@ -289,6 +291,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate on validation; whether it is the best so far."""
         self._settle()
+        self.step.pause()
         progress, cfg = self.progress, self.cfg
         try:
             metrics, intervals = self.ranks.of_first(self._scores)

@@ -36,6 +36,9 @@ class Step(Protocol):
     def shortage(self) -> str:
         """Why nothing lighter is left, in figures, where they are known; a sentence or nothing."""
 
+    def pause(self, *, over: bool = False) -> None:
+        """Give memory back before an evaluation needs it, or for good where training is `over`."""
+
     def begin(self) -> None:
         """A new optimizer step: the gradients so far are gone."""
 
@@ -80,6 +83,9 @@ class PlainStep:
             return None
         self._micro = max(d for d in divisors(self.cfg.global_batch_size) if d < self._micro)
         return f"trainer.micro_batch_size={self._micro}"
+
+    def pause(self, *, over: bool = False) -> None:
+        """See `Step`; nothing is held."""
 
     def shortage(self) -> str:
         """See `Step`; nothing is forecast here."""

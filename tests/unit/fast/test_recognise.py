@@ -235,3 +235,18 @@ def test_layers_that_add_nothing_are_known(kit: Any) -> None:
     layer.self_attn.o_proj.weight.data.zero_()
     layer.mlp.down_proj.weight.data.zero_()
     assert recognised(model)
+
+
+def test_queries_scaled_by_their_position(kit: Any) -> None:
+    """The check's rows are too short to show it."""
+    model = kit.make()
+    model.config.rope_parameters = {**model.config.rope_parameters, "llama_4_scaling_beta": 0.1}
+    assert "scaled by their position" in reason(model)
+
+
+def test_what_fails_on_this_machine_is_left_to_the_model_itself(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: Any) -> Any:
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.\nand more")
+
+    monkeypatch.setattr("ftlab.fast.attention.ByRow.forward", refused)
+    assert reason(kit.make()).endswith("FlashAttention only supports Ampere GPUs or newer.")

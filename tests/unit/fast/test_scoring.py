@@ -28,16 +28,13 @@ def test_the_loss_is_that_of_the_models_own_forward(
     assert scoring.mean_loss(decoder, rows) == pytest.approx(expected, rel=1e-5)
 
 
-def test_rows_longer_than_a_part_go_alone(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_longer_than_a_part_go_alone(kit: Any) -> None:
     rows = kit.rows()
-    monkeypatch.setattr(scoring, "TOKENS", 29)
-    parts = list(scoring._parts(rows))
+    parts = list(scoring._parts(rows, 29))
     assert [row for part in parts for row in part] == rows
     assert [[len(row.input_ids) for row in part] for part in parts] == [[13], [27], [20], [16]]
-    monkeypatch.setattr(scoring, "TOKENS", 40)
-    assert [[len(row.input_ids) for row in part] for part in scoring._parts(rows)] == [[13, 27], [20, 16]]
-    monkeypatch.setattr(scoring, "TOKENS", 1)
-    assert len(list(scoring._parts(rows))) == 4
+    assert [[len(row.input_ids) for row in part] for part in scoring._parts(rows, 40)] == [[13, 27], [20, 16]]
+    assert len(list(scoring._parts(rows, 1))) == 4
 
 
 @pytest.mark.parametrize("family", ["llama", "llama, tied, biases", "gemma3"])

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ftlab.config import OPTIMIZERS, TrainerConfig
+from ftlab.errors import TrainingError
 from ftlab.train.checkpoint import Checkpoints, first_damage, restore_rng, rng_state
 from ftlab.train.optim import build_optimizer, build_schedule
 
@@ -204,7 +205,6 @@ def test_a_step_saved_again_is_never_absent(
 def test_a_full_disk_leaves_the_checkpoint_before_and_no_part(
     call: str, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftlab.errors import TrainingError
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -217,3 +217,14 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_part(
     assert names(tmp_path) == ["step-000001", "step-000002"]
     parts.save()
     assert names(tmp_path) == ["step-000002", "step-000003"]
+
+
+def test_an_optimizer_of_another_version_is_told_so(parts: Parts, tmp_path: Path) -> None:
+    parts.train(1)
+    parts.save()
+    held = [nn.Parameter(torch.zeros(4))]  # one tensor, where the checkpoint knows several
+    optimizer = build_optimizer(held, TrainerConfig())
+    checkpoint = parts.checkpoints.newest()
+    assert checkpoint is not None
+    with pytest.raises(TrainingError, match=r"another version of ftlab.*force=true"):
+        checkpoint.restore(parts.model, optimizer, parts.schedule)
