@@ -56,7 +56,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if launched() > 1:  # all is written and said; threads of gloo can abort the interpreter while it takes itself down
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(words: Sequence[str]) -> int:
