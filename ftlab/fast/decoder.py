@@ -291,7 +291,6 @@ class Decoder:
         self.norm = Norm.of(inner.norm)
         self.head = LinearGroup([causal.lm_head], self.dtype, self.scratch)
         self.vocab_size = self.head.width
-        self.hidden_size = int(config.hidden_size)
         self.ropes = _ropes(self.rotary, [layer.rope for layer in self.layers])
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
         self._former: list[Any] = []  # shorter tables, which captured graphs may still read

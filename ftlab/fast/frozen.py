@@ -43,10 +43,6 @@ class Scratch:
             held = self._buffers[dtype] = torch.empty(size, dtype=dtype, device=self.device)
         return held[:size].view(rows, columns)
 
-    def drop(self) -> None:
-        """Give the memory back."""
-        self._buffers.clear()
-
 
 class Dense:
     """Plain weights. Layers that are stacked keep their parameters as views of the stack, so it costs no memory."""

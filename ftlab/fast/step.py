@@ -133,13 +133,10 @@ class FastStep:
     def _settle(self, setting: Setting) -> None:
         if self.graphs is not None:
             self.graphs.drop(forget=True)
-        if not setting.cached:
-            for weight in self.decoder.packed():
-                weight.release()
         for weight in self.decoder.packed():
             if not setting.cached:
-                continue
-            if weight.kept is None:
+                weight.release()
+            elif weight.kept is None:
                 weight.keep()
         self.setting = setting
         self.checkpointed = round(setting.share * len(self.decoder.layers))
