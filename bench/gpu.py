@@ -659,6 +659,11 @@ def check(*, tiny: bool) -> Iterator[Record]:
     bound = 1e-4 if tiny else 2e-2
     for family in FAMILIES:
         yield from guarded(f"gradients {family}", lambda f=family: agrees(Small(f, device, dtype), bound))
+    if not tiny:
+        for family in FAMILIES:
+            yield from guarded(
+                f"gradients {family} float32", lambda f=family: agrees(Small(f, device, torch.float32), 1e-4)
+            )
     yield from guarded("gradients NF4", lambda: agrees(Small("mistral", device, dtype, quant=True), bound))
     yield from guarded("gradients under dropout", lambda: agrees_under_dropout(device, dtype, bound))
     small = Small("llama", device, dtype)

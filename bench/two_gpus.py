@@ -5,7 +5,8 @@ NF4 with a bfloat16 copy, LoRA r32 on all linears and the output layer, dropout 
 process alone does updates of `--rows` samples while the others wait, then all do the same updates together: each its
 share of the rows, one all-reduce of the flat gradient, clipping and the optimizer everywhere. Both are timed over the
 same samples after two passes in which their shapes are captured, three times, and the median counts. The parts of an
-update together are timed once more with the GPU waited for after each: gradients, the all-reduce, the rest.
+update together are timed once more with the GPU waited for after each: gradients, the wait for the slowest process,
+the all-reduce, clipping, the optimizer, and asking whether anybody is to stop.
 
 DIR/two_gpus.json gets the figures. `--tiny` runs small shapes on the CPU, over gloo.
 """
@@ -54,15 +55,20 @@ class Shared:
         fast.step.begin()
         loss = fast.step.accumulate(mine, trained_tokens(rows), seed + ranks.rank, first=True)
         self.lap("gradients")
+        if self.spent is not None:
+            ranks.meet()
+        self.lap("wait")
         if together:
             ranks.sum_([fast.flat.parameter], loss)
         self.lap("sum")
         gradient = fast.flat.gradient
         gradient.mul_((1.0 / (gradient.norm() + 1e-6)).clamp(max=1.0))
+        self.lap("clip")
         fast.optimizer.step()
+        self.lap("optimizer")
         if together:
             ranks.any("")
-        self.lap("rest")
+        self.lap("signal")
 
     def lap(self, part: str) -> None:
         """Where parts are timed: the time since the last lap is this one's."""

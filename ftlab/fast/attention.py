@@ -1,10 +1,21 @@
-"""Attention inside the rows of a flat batch: torch's varlen FlashAttention on a GPU, row by row on a CPU."""
+"""Attention inside the rows of a flat batch: torch's own varlen kernels on a GPU, row by row on a CPU."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftlab.fast.decoder import AttentionShape
+from ftlab.fast.decoder import Attention, AttentionShape
+
+# torch's number for a causal mask.
+CAUSAL = 1
+
+
+def inside(starts: Tensor, longest: int, dtype: torch.dtype) -> Attention:
+    """Attention inside rows of at most `longest` tokens; `starts` [rows + 1] are their first tokens and the end of the
+    batch."""
+    if not starts.is_cuda:
+        return ByRow(starts.diff().tolist())
+    return (Efficient if dtype == torch.float32 else Varlen)(starts.int(), longest)
 
 
 class Varlen:
@@ -42,6 +53,52 @@ class Varlen:
         if shape.window is None or shape.window >= self.longest:
             return {"scale": shape.scale}
         return {"scale": shape.scale, "window_size_left": shape.window - 1, "window_size_right": 0}
+
+
+class Efficient:
+    """torch's memory-efficient attention, which takes float32. `starts` and `longest` as for `Varlen`; query heads that
+    share a key each get a copy of it."""
+
+    def __init__(self, starts: Tensor, longest: int) -> None:
+        self.starts, self.longest = starts, longest
+
+    def forward(self, shape: AttentionShape, qkv: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `decoder.Attention`."""
+        o, logsumexp, *random = torch.ops.aten._efficient_attention_forward(
+            *self._spread(shape, qkv), None, *self._rows(qkv), 0.0, CAUSAL, True, **self._options(shape)
+        )[:4]
+        return o[0].flatten(1), (logsumexp, *random)
+
+    def backward(
+        self, shape: AttentionShape, do: Tensor, qkv: Tensor, o: Tensor, kept: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `decoder.Attention`."""
+        logsumexp, *random = kept
+        whole = (1, -1, shape.heads, shape.head_dim)
+        dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
+            do.view(whole), *self._spread(shape, qkv), None, o.view(whole), *self._rows(qkv), logsumexp, 0.0, *random,
+            CAUSAL, False, **self._options(shape),
+        )  # fmt: skip
+        return dq[0], _gathered(shape, dk[0]), _gathered(shape, dv[0])
+
+    def _spread(self, shape: AttentionShape, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = (part[None] for part in shape.split(qkv))
+        times = shape.heads // shape.kv_heads
+        return query, key.repeat_interleave(times, dim=2), value.repeat_interleave(times, dim=2)
+
+    def _rows(self, qkv: Tensor) -> tuple[Tensor, Tensor, int, int]:
+        longest = min(self.longest, len(qkv))  # more than all tokens is refused
+        return self.starts, self.starts, longest, longest
+
+    def _options(self, shape: AttentionShape) -> dict[str, float | int]:
+        if shape.window is None or shape.window >= self.longest:
+            return {"scale": shape.scale}
+        return {"scale": shape.scale, "window_size": shape.window}
+
+
+def _gathered(shape: AttentionShape, gradient: Tensor) -> Tensor:
+    """Of heads that share a key, the sum: [tokens, heads, head_dim] to [tokens, kv_heads, head_dim]."""
+    return gradient.reshape(-1, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim).sum(2)
 
 
 class ByRow:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ftlab.errors import DataError
 from ftlab.fast import ops
-from ftlab.fast.attention import Varlen, attend_row
+from ftlab.fast.attention import attend_row, inside
 from ftlab.fast.streams import side_stream
 
 if TYPE_CHECKING:
@@ -355,13 +355,8 @@ def _pieces(prompts: list[Prompt], tokens: int) -> Iterator[list[Prompt]]:
 def _attend_rows(shape: "AttentionShape", qkv: Tensor, lengths: list[int], starts: Tensor) -> Tensor:
     """Causal attention inside each row of a flat batch [tokens, (heads + 2 kv_heads) * head_dim], to
     [tokens, heads * head_dim]; rows of `lengths` tokens begin at `starts` (int32 [rows + 1])."""
-    if _flash(shape, qkv):
-        return Varlen(starts, max(lengths)).forward(shape, qkv)[0]
+    if qkv.is_cuda:
+        return inside(starts, max(lengths), qkv.dtype).forward(shape, qkv)[0]
     parts = (torch.split(part.transpose(0, 1)[None], lengths, dim=2) for part in shape.split(qkv))
     attended = torch.cat([attend_row(shape, *row) for row in zip(*parts, strict=True)], dim=2)
     return attended[0].transpose(0, 1).flatten(1)
-
-
-def _flash(shape: "AttentionShape", qkv: Tensor) -> bool:
-    """Whether torch's varlen FlashAttention takes heads of this kind."""
-    return qkv.is_cuda and qkv.dtype.itemsize == 2 and shape.head_dim % 8 == 0 and shape.head_dim <= 256

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ftlab.fast import ops
-from ftlab.fast.attention import ByRow, Varlen
-from ftlab.fast.decoder import Attend, Attention, Decoder
+from ftlab.fast.attention import inside
+from ftlab.fast.decoder import Attend, Decoder
 from ftlab.fast.frozen import Int8, Unrecognised
 
 # Tokens of the rows on which the two are compared.
@@ -47,17 +47,17 @@ def adapter_groups(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def _check_device(decoder: Decoder) -> None:
-    if decoder.device.type == "cuda" and decoder.dtype not in (torch.bfloat16, torch.float16):
-        raise Unrecognised("FlashAttention takes bfloat16 or float16: model.dtype is another")
-    if decoder.device.type == "cuda" and not ops.on_gpu():
-        raise Unrecognised("the package triton is missing")
-    if decoder.device.type == "cuda" and torch.cuda.get_device_capability(decoder.device) < (8, 0):
-        raise Unrecognised("FlashAttention needs a GPU of compute capability 8.0 or newer")
-    sizes = {layer.attention.head_dim for layer in decoder.layers}
-    if decoder.device.type == "cuda" and any(size % 8 or size > 256 for size in sizes):
-        raise Unrecognised("FlashAttention takes heads of at most 256 numbers, a multiple of 8")
     if decoder.dtype == torch.float16:
         raise Unrecognised("float16 needs a scaled loss")
+    if decoder.device.type != "cuda":
+        return
+    if not ops.on_gpu():
+        raise Unrecognised("the package triton is missing")
+    if torch.cuda.get_device_capability(decoder.device) < (8, 0):
+        raise Unrecognised("its kernels need a GPU of compute capability 8.0 or newer")
+    multiple = 4 if decoder.dtype == torch.float32 else 8
+    if any(layer.attention.head_dim % multiple or layer.attention.head_dim > 256 for layer in decoder.layers):
+        raise Unrecognised(f"attention on a GPU takes heads of at most 256 numbers, a multiple of {multiple}")
 
 
 @torch.no_grad()
@@ -124,11 +124,8 @@ def _same(decoder: Decoder, part: str, found: Tensor, wanted: Tensor, before: Te
 
 
 def _attend(decoder: Decoder) -> Attend:
-    if decoder.device.type == "cuda":
-        starts = torch.tensor([0, *ROWS], device=decoder.device).cumsum(0).int()
-        attention: Attention = Varlen(starts, max(ROWS))
-    else:
-        attention = ByRow(list(ROWS))
+    starts = torch.tensor([0, *ROWS], device=decoder.device).cumsum(0)
+    attention = inside(starts, max(ROWS), decoder.dtype)
 
     def attend(layer: int, qkv: Tensor) -> Tensor:
         return attention.forward(decoder.layers[layer].attention, qkv)[0]

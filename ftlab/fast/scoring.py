@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ftlab.data.encode import Encoded
 from ftlab.fast import ops
-from ftlab.fast.attention import ByRow, Varlen
-from ftlab.fast.decoder import LOGITS_BYTES, Attention, Decoder
+from ftlab.fast.attention import inside
+from ftlab.fast.decoder import LOGITS_BYTES, Decoder
 from ftlab.fast.frozen import free_bytes
 from ftlab.fast.generator import Generator
 from ftlab.fast.layout import Layout
@@ -69,9 +69,7 @@ def _summed_loss(decoder: Decoder, rows: list[Encoded]) -> Tensor:
     layout = Layout.of(rows, len(rows), padded=False)
     packed = layout.pack(rows, 1, 0, pinned=False).to(decoder.device)
     ids, positions, predict, targets, starts, _, _ = layout.parts(packed)
-    lengths = [len(row.input_ids) for row in rows]
-    on_gpu = decoder.device.type == "cuda"
-    attention: Attention = Varlen(starts.int(), max(lengths)) if on_gpu else ByRow(lengths)
+    attention = inside(starts, max(len(row.input_ids) for row in rows), decoder.dtype)
 
     def attend(layer: int, qkv: Tensor) -> Tensor:
         return attention.forward(decoder.layers[layer].attention, qkv)[0]
