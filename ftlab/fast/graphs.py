@@ -1,48 +1,76 @@
 """CUDA graphs of a step, one a batch shape: the host launches one graph instead of thousands of kernels."""
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ftlab.fast.layout import Layout
+from ftlab.fast.streams import graph_stream
 
-# More shapes than this run without a graph; their memory is shared, capturing each takes a second or so.
+# Graphs at most: capturing one takes about half a second and some megabytes of the driver's.
 MOST = 32
+# A shape that came so many times as often as the rarest one captured takes its place.
+OFTENER = 2
 
 Run = Callable[[Tensor, Layout], Tensor]
 
 
 class Graphs:
     """Runs `run(packed, layout)` on a GPU: a shape's first batch as it is, which compiles and loads its kernels, its
-    second by capturing, the others by replaying. Graphs share one pool of memory, since no two run at once."""
+    second by capturing, the others by replaying.
+
+    All of it happens on one stream and in one pool of memory, graphs or not: no two batches run at once, so the largest
+    one's memory serves them all.
+    """
 
     def __init__(self, run: Run, device: torch.device) -> None:
-        self.run, self.device = run, device
-        self.seen: set[Layout] = set()
+        self.run, self.device, self.stream = run, device, graph_stream(device)
+        self.uses: Counter[Layout] = Counter()
         self._captured: dict[Layout, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.MemPool()
 
     def __len__(self) -> int:
         return len(self._captured)
 
     def __call__(self, packed: Tensor, layout: Layout) -> Tensor:
         """The loss of a batch; `packed` lies in pinned memory of the host."""
+        self.uses[layout] += 1
         if layout not in self._captured:
-            if layout not in self.seen or len(self._captured) == MOST:
-                self.seen.add(layout)
-                return self.run(packed.to(self.device, non_blocking=True), layout)
+            if self.uses[layout] == 1 or not self._room(layout):
+                return self._uncaptured(packed, layout)
             self._captured[layout] = self._capture(packed, layout)
         graph, static, loss = self._captured[layout]
         static.copy_(packed, non_blocking=True)
         graph.replay()
         return loss.clone()
 
+    def _room(self, layout: Layout) -> bool:
+        """Whether one more may be captured; the rarest makes room for a shape that comes much more often."""
+        if len(self._captured) < MOST:
+            return True
+        rarest = min(self._captured, key=self.uses.__getitem__)
+        if self.uses[layout] < OFTENER * self.uses[rarest]:
+            return False
+        del self._captured[rarest]
+        return True
+
+    def _uncaptured(self, packed: Tensor, layout: Layout) -> Tensor:
+        main = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(main)
+        with torch.cuda.stream(self.stream), torch.cuda.use_mem_pool(self._pool, self.device):
+            loss = self.run(packed.to(self.device, non_blocking=True), layout)
+        main.wait_stream(self.stream)
+        return loss.clone()
+
     def _capture(self, packed: Tensor, layout: Layout) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         static = packed.to(self.device)
         graph = torch.cuda.CUDAGraph()
+        pool: Any = self._pool.id
         loss, failure = None, None
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
             try:
                 loss = self.run(static, layout)
             except torch.cuda.OutOfMemoryError as error:  # raised once the capture has ended, else that fails in turn
@@ -56,6 +84,6 @@ class Graphs:
         they are forgotten too."""
         self._captured.clear()
         if forget:
-            self.seen.clear()
-        self._pool = torch.cuda.graph_pool_handle()
+            self.uses.clear()
+        self._pool = torch.cuda.MemPool()
         torch.cuda.empty_cache()

@@ -13,6 +13,12 @@ def side_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
+@cache
+def graph_stream(device: torch.device) -> Any:
+    """The stream on which batches run that are, or will be, CUDA graphs."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class Aside:
     """Runs what nothing of the same layer waits for beside the main stream; on a CPU, at once.
 
