@@ -5,7 +5,9 @@ and the obvious way with torch or bitsandbytes beside it. Words choose the kerne
 
 Calls are captured in a CUDA graph, so that launching costs the same for both sides and the host counts for neither;
 each call of a graph works on tensors of its own, together larger than the L2 cache several times over. The median of
-several replays counts. A child process measures; where a kernel kills or hangs it, the next child goes on behind it.
+several replays counts. Optimizers are timed as whole steps that the host launches: bitsandbytes' cannot be captured,
+and its waiting for the device counts. A child process measures; where a kernel kills or hangs it, the next child goes
+on behind it.
 """
 
 import signal
@@ -37,11 +39,13 @@ FAILED = 3
 
 @dataclass(frozen=True)
 class Case:
-    """`make` gives the two calls on new tensors: ours, and the obvious one. `moved` are the bytes of one call."""
+    """`make` gives the two calls on new tensors: ours, and the obvious one. `moved` are the bytes of one call; those
+    of calls that are not `captured` the host launches."""
 
     name: str
     moved: int
     make: Callable[[], tuple[Call, Call]]
+    captured: bool = True
 
 
 def random(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
@@ -163,6 +167,21 @@ def store(rows: int, heads: int, kv: int, head_dim: int, size: int = 256) -> tup
     return call, plain(call)
 
 
+def adam8bit(name: str, numbers: int) -> tuple[Call, Call]:
+    import bitsandbytes
+
+    from ftlab.fast.adam import fused
+
+    def step(kind: Any) -> Call:
+        parameter = torch.nn.Parameter(random(numbers, dtype=torch.float32))
+        parameter.grad = random(numbers, dtype=torch.float32)
+        stepped: Call = kind([parameter], lr=1e-5).step
+        return stepped
+
+    kind = getattr(bitsandbytes.optim, name)
+    return step(fused(kind)), step(kind)
+
+
 def plain(call: Call) -> Call:
     """The same operation in torch's own."""
 
@@ -201,10 +220,24 @@ def cases() -> Iterator[Case]:
     yield Case("decode_attention 256x(32, 8, 128)", 256 * 150 * 8 * 128 * 2 * 2, partial(decode, 256, 32, 8, 128))
     yield Case("decode_attention 256x(9, 3, 64)", 256 * 150 * 3 * 64 * 2 * 2, partial(decode, 256, 9, 3, 64))
     yield Case("store_kv_ 256x(32, 8, 128)", 256 * 8 * 128 * 2 * 2 * 2, partial(store, 256, 32, 8, 128))
+    numbers = 85_041_152  # of LoRA r=32 on all linears and the output layer of Mistral-7B
+    for kind in ("AdamW8bit", "PagedAdamW8bit"):
+        yield Case(f"adam8bit {kind} {numbers}", numbers * 16, partial(adam8bit, kind, numbers), captured=False)
 
 
-def microseconds(calls: list[Call], repeats: int = 9) -> float:
-    """Of one call, when all are replayed as one graph."""
+def microseconds(calls: list[Call], *, captured: bool = True) -> float:
+    """Of one call, when all are replayed as one graph, or where that is not `captured` launched by the host."""
+    if captured:
+        return timed(graph_of(calls).replay) / len(calls)
+
+    def launch() -> None:
+        for call in calls:
+            call()
+
+    return timed(launch) / len(calls)
+
+
+def graph_of(calls: list[Call]) -> torch.cuda.CUDAGraph:
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for call in calls:
@@ -214,16 +247,21 @@ def microseconds(calls: list[Call], repeats: int = 9) -> float:
     with torch.cuda.graph(graph, stream=side):
         for call in calls:
             call()
-    graph.replay()
+    return graph
+
+
+def timed(work: Call, repeats: int = 9) -> float:
+    """The median of its microseconds on the device."""
+    work()
     times = []
     for _ in range(repeats):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        graph.replay()
+        work()
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end))
-    return statistics.median(times) * 1000 / len(calls)
+    return statistics.median(times) * 1000
 
 
 def copy_bandwidth() -> float:
@@ -235,11 +273,11 @@ def copy_bandwidth() -> float:
 
 def line(case: Case, copy: float) -> str:
     calls = [case.make() for _ in range(min(64, max(4, ROTATED // case.moved)))]
-    ours = microseconds([call for call, _ in calls])
+    ours = microseconds([call for call, _ in calls], captured=case.captured)
     speed = case.moved / (ours * 1e-6)
     head = f"{case.name:44} {ours:8.1f} us  {speed / 1e12:5.2f} TB/s  {speed / copy:4.0%} of copy"
     try:
-        theirs = microseconds([call for _, call in calls])
+        theirs = microseconds([call for _, call in calls], captured=case.captured)
     except (RuntimeError, TypeError) as error:
         return f"{head}  obvious way failed: {_short(error)}"
     return f"{head}  obvious {theirs:8.1f} us  {theirs / ours:5.2f}x"

@@ -1,6 +1,7 @@
 """Optimizer and learning-rate schedule."""
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from ftlab.config import TrainerConfig
 
 
 def build_optimizer(parameters: list[torch.nn.Parameter], cfg: TrainerConfig) -> Optimizer:
-    """`adamw` is torch's; the 8-bit ones are bitsandbytes' (block-wise state, optionally paged to the host)."""
+    """`adamw` is torch's; the 8-bit ones are bitsandbytes' (block-wise state, optionally paged to the host), stepped by
+    a kernel of ours (`ftlab.fast.adam`) where all there is to step is one float32 tensor on CUDA."""
     arguments: dict[str, Any] = {
         "lr": cfg.lr,
         "betas": (cfg.adam_beta1, cfg.adam_beta2),
@@ -24,8 +26,16 @@ def build_optimizer(parameters: list[torch.nn.Parameter], cfg: TrainerConfig) ->
     import bitsandbytes as bnb
 
     kind = {"adamw_8bit": bnb.optim.AdamW8bit, "paged_adamw_8bit": bnb.optim.PagedAdamW8bit}[cfg.optim]
+    if _alone(parameters) and find_spec("triton") is not None:
+        from ftlab.fast.adam import fused
+
+        kind = fused(kind)
     optimizer: Optimizer = kind(parameters, **arguments)
     return optimizer
+
+
+def _alone(parameters: list[torch.nn.Parameter]) -> bool:
+    return len(parameters) == 1 and parameters[0].is_cuda and parameters[0].dtype == torch.float32
 
 
 def build_schedule(optimizer: Optimizer, cfg: TrainerConfig, steps: int) -> LRScheduler:
