@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftlab.commands import plain_arguments
 from ftlab.errors import FtlabError, InputError
+from ftlab.launcher import check_launch
 
 if TYPE_CHECKING:
     from ftlab.train.ranks import Ranks
@@ -87,6 +88,8 @@ def failed(error: FtlabError) -> int:
 def dispatch(words: list[str]) -> int:
     """Send the words to their command."""
     first = words[0] if words else ""
+    if launched() > 1 and first in COMMANDS:
+        return in_ranks(words)
     if first in PLAIN:
         return plain(first, words[1:])
     if first in COMPOSED:
@@ -102,13 +105,18 @@ def dispatch(words: list[str]) -> int:
     if any(word.split("=")[0] in SHOWING for word in words):
         return show(words)
     if launched() > 1:
-        from ftlab.train.ranks import together
-
-        return together(partial(train, words), failed)
+        return in_ranks(words)
     if any(word in MULTIRUN for word in words):
         return multirun(words)
     train(words)
     return 0
+
+
+def in_ranks(words: list[str]) -> int:
+    """One training in all processes of a launch."""
+    from ftlab.train.ranks import together
+
+    return together(partial(train, words), failed)
 
 
 def launched() -> int:
@@ -173,18 +181,18 @@ def train(words: list[str], ranks: "Ranks | None" = None) -> None:
     """Compose one experiment and run it, as one of several `ranks` where there are.
 
     Raises:
-        InputError: several processes for a sweep.
+        InputError: several processes for a sweep or a command, or processes that differ in their configuration.
     """
-    if ranks and any(word in MULTIRUN for word in words):
-        raise InputError(
-            f"--multirun runs each experiment in one process, and the launcher started {ranks.world}: start it with "
-            "python -m ftlab; sweep.workers=N runs N trials at a time, each on a GPU of its own"
-        )
+    if ranks:
+        _check_alone(words, ranks.world)
     overrides, options = split_options(words)
     beside = ranks if ranks and not ranks.first else None
     if not words and not beside:
         print("no arguments: running experiment=quickstart (python -m ftlab --help shows everything else)\n")
     composition = _compose(overrides or ["experiment=quickstart"] * (not words), options)
+    if ranks:
+        ranks.agree(_shared(composition.tree))
+    check_launch(composition.config.model.dtype)
     if beside:
         from ftlab.experiment import follow
 
@@ -211,6 +219,30 @@ def train(words: list[str], ranks: "Ranks | None" = None) -> None:
 
         lead = partial(run_in, ranks=ranks) if ranks else run_in
         lead(folder, composition, Terminal())
+
+
+def _check_alone(words: list[str], world: int) -> None:
+    """Raises InputError where the words are not for several processes."""
+    if any(word in MULTIRUN for word in words):
+        raise InputError(
+            f"--multirun runs each experiment in one process, and the launcher started {world}: start it with "
+            "python -m ftlab; sweep.workers=N runs N trials at a time, each on a GPU of its own"
+        )
+    if words and words[0] in COMMANDS:
+        raise InputError(
+            f"{words[0]} runs in one process, and the launcher started {world}: start it with "
+            f"python -m ftlab {words[0]}"
+        )
+
+
+def _shared(tree: dict[str, Any]) -> dict[str, Any]:
+    """The settings in which the processes of a launch must agree; the first one alone keeps records, under a name that
+    may hold the time of day."""
+    from ftlab.composition import flatten
+    from ftlab.redact import redact_tree
+
+    settings = flatten(redact_tree(tree))
+    return {key: v for key, v in settings.items() if key not in ("run_dir", "run_name") and key[:8] != "tracker."}
 
 
 def split_options(words: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -271,6 +303,7 @@ def multirun(words: list[str]) -> int:
         print(f"\n== job {hydra.job.num}: {' '.join(hydra.overrides.task) or 'no overrides'}")
         return run(composition).objective
 
+    check_launch(None)
     if "--dry-run" in words:
         raise InputError("--dry-run plans one experiment: leave out --multirun and give one value a key")
     return through_hydra([_harmless(word) for word in words], job, _in_folder)

@@ -126,7 +126,7 @@ class TrainerConfig:
     epochs: float = 1.0
     global_batch_size: int = 16
     micro_batch_size: Any = "auto"  # rows a forward pass; auto: the largest that fits
-    activation_checkpointing: Any = "auto"  # true, false; auto: on the fast path, where memory asks for it
+    activation_checkpointing: Any = "auto"  # true, false; auto: where memory asks for it
     weight_cache: Any = "auto"  # true, false; auto: the fast path holds 4-bit weights unpacked where memory allows
     loss_on: str = "completion"  # completion or all
     log_every: int = 10
@@ -181,7 +181,7 @@ class SweepConfig:
     seeds: int = 1  # runs of each configuration, over seeds from `seed` on; their mean counts
     first: List[Any] = field(default_factory=list)  # configurations to begin with, each a map of swept keys
     warm_start: Optional[str] = None  # a study over the same space whose finished trials are taken over
-    vram_limit_gib: Optional[float] = None  # configurations estimated above it are not run
+    vram_limit_gib: Optional[float] = None  # what training may allocate; configurations that cannot are not run
     trial_limit_s: Optional[float] = None  # seconds that a trial may take
     max_failures: int = 5  # failed trials after which the sweep gives up
     retries: int = 2  # times that an interrupted trial is taken up again

@@ -6,7 +6,7 @@ FtlabError               1   the run failed
 │   ├── DataError        2   the data: file, line, remedy
 │   ├── WeightsError     2   weights or tokenizer that cannot be found or read
 │   └── RunDirError      2   the run folder: locked, of another configuration, not writable
-├── TrainingError        1   training cannot go on (NaN loss, nothing to learn from)
+├── TrainingError        1   training cannot go on (NaN loss, too little memory)
 ├── Pruned               1   a sweep gives a trial up; its run ends with the status pruned, without an error
 └── Stopped             75   stopped by a signal after a complete checkpoint; the same command resumes
 """

@@ -1,7 +1,8 @@
 """Scoring a model on a split: the loss of the gold answers, and the SQL it writes itself."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,7 @@ class Split:
         `on_rows` hears how many rows have an answer, after each batch and again before each verdict; what it raises
         ends the scoring.
         """
-        fast = decoder if greedy(model) else None
-        with scoring.ready(fast) if fast else accelerator.autocast():
+        with ready(model, decoder, accelerator) as fast:
             if fast:
                 loss = scoring.mean_loss(fast, self.encoded)
             else:
@@ -142,6 +142,15 @@ class Split:
         verdicts = judge_answers(self.rows, answers, self.cfg.eval, lambda: on_rows(len(answers)))
         scores = score_answers(self.name, answers, verdicts)
         return replace(scores, metrics={**scores.metrics, f"{self.name}/loss": loss})
+
+
+@contextmanager
+def ready(model: nn.Module, decoder: Decoder | None, accelerator: Accelerator) -> Iterator[Decoder | None]:
+    """The model as `answer` takes it: its decoder with the adapters' present values, or None, in the precision of its
+    own forward pass, where it has none or would not say the most likely token each time."""
+    fast = decoder if greedy(model) else None
+    with scoring.ready(fast) if fast else accelerator.autocast():
+        yield fast
 
 
 def answer(
@@ -153,7 +162,7 @@ def answer(
     on_rows: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """The model's answer to each prompt: by the fast path where there is a `decoder`, which the caller has made ready,
-    else by the model's own generation, in whatever precision the caller has set."""
+    else by the model's own generation, in whatever precision the caller has set: see `ready`."""
     size = None if cfg.batch_size == "auto" else int(cfg.batch_size)
     if decoder is None:
         return generate(

@@ -7,8 +7,8 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
@@ -26,13 +27,15 @@ from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
 from ftlab.data.encode import Encoded, EncodedSet, encode
-from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped
+from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped, TrainingError
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
 from ftlab.fast.decoder import Decoder
 from ftlab.fast.flat import Flat
+from ftlab.fast.plan import GIB
 from ftlab.fast.recognise import adapter_groups, fast_path
 from ftlab.fast.step import FastStep
 from ftlab.generate import generation_config
+from ftlab.launcher import check_launch
 from ftlab.report import report, report_finished, report_pruned
 from ftlab.run_dir import RunDir
 from ftlab.terminal import Terminal
@@ -43,9 +46,9 @@ from ftlab.train.loop import Metrics, Trainer
 from ftlab.train.loss import leaks
 from ftlab.train.ranks import Ranks
 from ftlab.train.signals import StopSignal
-from ftlab.train.step import PlainStep, Step
+from ftlab.train.step import PlainStep, Step, Switch
 from ftlab.versions import versions
-from ftlab.vram import Meter, batch_bytes, peak_flops
+from ftlab.vram import BYTES, Meter, batch_bytes, peak_flops, state_bytes
 from ftlab.weights import Located
 
 PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
@@ -73,11 +76,13 @@ class Trial:
 
     `watch` hears of each validation evaluation of the training, once: on resuming first of those that lie in
     metrics.jsonl. It may raise `Pruned`, which gives the run up, unless the training is over. `bases` lends the base
-    and gets it back.
+    and gets it back. `vram_limit_gib` is what torch may hold of the GPU while it trains; a setting that is estimated to
+    need more is not chosen where another can be.
     """
 
     watch: Watch = lambda metrics, step: None
     bases: models.Bases = field(default_factory=models.Bases)
+    vram_limit_gib: float | None = None
 
 
 def run(
@@ -233,6 +238,7 @@ class Experiment:
         self.terminal.config(self.composition.tree, self.composition.changed)
         with self._phase("data"), self.ranks.first_before_others():
             prepared = prepare(cfg)
+        self.ranks.agree({"the data's sha256": prepared.splits.sha256})
         self._begin()
         self._describe(prepared)
         resumed = self.checkpoints.newest()
@@ -241,14 +247,16 @@ class Experiment:
         with self._phase("load"):
             located, base = self._load_base(prepared)
         base_scores = None if self.trial else self._base_scores(base, prepared)
-        self.model = model = self._adapted(base)
-        with self.terminal.phase("train"), self.meter.phase("train"):
+        with self._within_memory("adapter"):
+            self.model = model = self._adapted(base)
+        with self.terminal.phase("train"), self.meter.phase("train"), self._within_memory("train"):
             tuned_validation = self._train(model, prepared, resumed)
         tuned = None if self.trial else self._score(model, prepared.test, "evaluate tuned on test")
         self._add_scores("tuned", tuned_validation)
         if tuned:
             self._add_scores("tuned", tuned)
-        self._save_result(model, prepared.tokenizer, located)
+        with self._within_memory("save"):
+            self._save_result(model, prepared.tokenizer, located)
         if self.trial:
             best = self.summary["best_step"] if self.cfg.trainer.load_best else None
             self._keep_answers(self.summary["step"] if best is None else best)
@@ -260,10 +268,12 @@ class Experiment:
 
         Raises:
             RunDirError: the checkpoint that the first process resumes from is not to be seen here.
+            ConfigError: the data are others here.
         """
         quiet()
         with self.ranks.first_before_others():
             prepared = prepare(self.cfg)
+        self.ranks.agree({"the data's sha256": prepared.splits.sha256})
         step = self.ranks.of_first(lambda: None)
         resumed = None if step is None else self.checkpoints.at(step)
         if step is not None and resumed is None:
@@ -271,9 +281,11 @@ class Experiment:
                 f"run_dir={self.cfg.run_dir}: process {self.ranks.rank} does not find the checkpoint of step {step}, "
                 "from which the first one resumes: choose a run_dir=DIR on a file system that all hosts share"
             )
-        _, base = self._load_base(prepared)
-        self.model = self._adapted(base)
-        self._train(self.model, prepared, resumed)
+        with self._within_memory("load"):
+            _, base = self._load_base(prepared)
+        with self._within_memory("train"):
+            self.model = self._adapted(base)
+            self._train(self.model, prepared, resumed)
 
     # --- before training ------------------------------------------------------------------------------------
 
@@ -364,16 +376,11 @@ class Experiment:
 
     def _loaded(self, located: Located) -> PreTrainedModel:
         cfg = self.cfg
-        base = models.load_base(located, cfg.model, cfg.quant, device=self.accelerator.device, full=cfg.lora.r == 0)
-        if cfg.trainer.activation_checkpointing is True:
-            models.enable_activation_checkpointing(base)
-        return base
+        return models.load_base(located, cfg.model, cfg.quant, device=self.accelerator.device, full=cfg.lora.r == 0)
 
     def _base_key(self, located: Located) -> str:
         cfg = self.cfg
-        full = cfg.lora.r == 0
-        more = (full, cfg.trainer.activation_checkpointing is True, str(self.accelerator.device))
-        return models.base_key(located, cfg.model, cfg.quant, *more)
+        return models.base_key(located, cfg.model, cfg.quant, cfg.lora.r == 0, str(self.accelerator.device))
 
     def _return_base(self) -> None:
         """The model is no longer needed; its base may serve the next trial."""
@@ -415,11 +422,12 @@ class Experiment:
 
     def _train(self, model: nn.Module, prepared: Prepared, resumed: Checkpoint | None) -> Scores:
         """Train; the validation scores of the weights that are left in the model."""
+        step = self._step(model, prepared.train.rows)
         trainer = Trainer(
             model,
             prepared.train.rows,
             self.cfg,
-            step=self._step(model, prepared.train.rows),
+            step=step,
             accelerator=self.accelerator,
             checkpoints=self.checkpoints,
             evaluate=lambda step: self._validate(model, prepared.validation, step),
@@ -442,27 +450,73 @@ class Experiment:
                 f"trainer.warmup_steps={self.cfg.trainer.warmup_steps:g} covers all {trainer.plan.steps} steps: "
                 f"the learning rate never reaches trainer.lr={self.cfg.trainer.lr:g}"
             )
-        with self.terminal.progress(trainer.plan.steps, trainer.progress.step) as self.bar:
+        with self.terminal.progress(trainer.plan.steps, trainer.progress.step) as self.bar, self._recorded(step):
             progress = trainer.train()
         self.summary["seconds"]["train"] = round(progress.seconds, 3)
         self.summary |= {"step": progress.step, "best_step": progress.best, "epochs": trainer.plan.epochs}
         return Scores(progress.metrics, progress.intervals)
 
     def _step(self, model: nn.Module, rows: list[Encoded]) -> Step:
-        """The fast step where the model is known to it, else the plain one."""
+        """The fast step where the model is known to it, else the plain one.
+
+        Raises:
+            ConfigError: activation checkpointing of a model that cannot do it.
+        """
         cfg = self.cfg
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         flat = Flat(adapter_groups(model)) if cfg.lora.r and Flat.fits(trained) else None
         trainer = replace(cfg.trainer, global_batch_size=self.ranks.most(cfg.trainer.global_batch_size))
-        if self.decoder is None or flat is None:
-            return PlainStep(model, trainer, self.accelerator, flat, together=self.flat)
-        longest = max(len(row.input_ids) for row in rows)
-        shape, width = model.config, self.decoder.dtype.itemsize
+        dropout = cfg.lora.lora_dropout > 0
+        need = partial(batch_bytes, model.config, BYTES[cfg.model.dtype], dropout=dropout)
+        state = state_bytes(sum(parameter.numel() for parameter in trained), cfg.trainer.optim)
+        limit = self.trial.vram_limit_gib * GIB if self.trial and self.trial.vram_limit_gib else math.inf
+        if self.decoder is not None and flat is not None:
+            longest = max(len(row.input_ids) for row in rows)
+            step: Step = FastStep(self.decoder, flat, trainer, longest=longest, need=need, state=state, limit=limit)
+        else:
+            step = PlainStep(
+                model,
+                trainer,
+                self.accelerator,
+                flat,
+                need=need,
+                together=self.flat,
+                checkpoint=self._checkpointing(model),
+                state=state,
+                limit=limit,
+            )
+        self._tell_unused(step)
+        return step
 
-        def need(tokens: int, scored: int, share: float) -> float:
-            return batch_bytes(shape, width, tokens, scored, share, self.cfg.lora.lora_dropout > 0)
+    def _checkpointing(self, model: nn.Module) -> Switch | None:
+        """What switches the model's activation checkpointing, where it has one."""
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        if getattr(base, "supports_gradient_checkpointing", False):
+            return partial(models.switch_activation_checkpointing, base)
+        if self.cfg.trainer.activation_checkpointing is True:
+            raise ConfigError(
+                f"trainer.activation_checkpointing=true: {type(base).__name__} cannot compute its layers twice; "
+                "leave it at auto"
+            )
+        return None
 
-        return FastStep(self.decoder, flat, trainer, longest=longest, need=need)
+    def _tell_unused(self, step: Step) -> None:
+        """One line where the configuration asks for weights held unpacked, and there is nothing to unpack or no way to
+        hold it."""
+        if self.cfg.trainer.weight_cache is not True or step.keeps_unpacked:
+            return
+        why = "the slower path unpacks 4-bit weights at each product"
+        if not self.cfg.quant.load_in_4bit:
+            why = "the base has no 4-bit weights (quant=nf4 or quant=fp4 makes them)"
+        self.terminal.warn(f"trainer.weight_cache=true changes nothing: {why}")
+
+    @contextmanager
+    def _recorded(self, step: Step) -> Iterator[None]:
+        """The summary tells how rows went through the model, also of a run that ends early."""
+        try:
+            yield
+        finally:
+            self.summary["setting"] = asdict(step.setting) | {"ran_out": step.chooser.ran_out}
 
     def _record(self, metrics: Metrics, step: int) -> None:
         limit = (peak_flops(self.accelerator.device) or 0) * self.ranks.world
@@ -480,7 +534,7 @@ class Experiment:
             self.tracker.log(metrics, step)
 
     def _validate(self, model: nn.Module, split: Split, step: int) -> Scores:
-        with self.meter.phase("eval"), self._clock("eval"):
+        with self.meter.phase("eval"), self._clock("eval"), self._within_memory("evaluate on validation"):
             scores = split.score(model, self.decoder, self.accelerator, self.flat, self._heed_stop)
         self.bar.update(step, scores.metrics)
         self._log(scores.metrics, step)
@@ -525,8 +579,11 @@ class Experiment:
     def _phase(self, name: str) -> Iterator[None]:
         """A part of the run with its seconds and its memory peaks."""
         kind = "eval" if name.startswith("evaluate") else name
-        with self.terminal.phase(name), self.meter.phase(kind), self._clock(kind):
+        with self.terminal.phase(name), self.meter.phase(kind), self._clock(kind), self._within_memory(name):
             yield
+
+    def _within_memory(self, phase: str) -> AbstractContextManager[None]:
+        return within_memory(phase, *lighter(self.cfg, phase))
 
     @contextmanager
     def _clock(self, kind: str) -> Iterator[None]:
@@ -698,11 +755,73 @@ def quiet() -> None:
 
 
 def make_accelerator(cfg: ExperimentConfig) -> Accelerator:
-    """Device and precision; a second run in the same process may use another precision."""
+    """Device and precision; a second run in the same process may use another precision.
+
+    Raises:
+        ConfigError: the launcher that started this process asks for what ftlab does not do.
+    """
+    check_launch(cfg.model.dtype)
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=PRECISION[cfg.model.dtype])
+    precision = PRECISION[cfg.model.dtype]
+    # Not from the environment: torch.compile's mere name would turn TF32 on.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, dynamo_backend="no")
     accelerator.gradient_accumulation_steps = 1  # accelerate would take it from the environment and divide gradients
     return accelerator
+
+
+@contextmanager
+def within_memory(phase: str, *ways: str) -> Iterator[None]:
+    """A part of a run or command that may run out of GPU memory, which then ends with one message. `ways` are settings
+    with which it takes less.
+
+    Raises:
+        TrainingError: the phase, what torch says of the memory, and what needs less.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = models.first_line(error)
+        if "out of memory" not in told and "ALLOC_FAILED" not in told:  # not torch's own allocator alone says so
+            raise
+        figures, _, rest = told.partition(" is free")
+        raise TrainingError(
+            f"out of GPU memory in the phase {phase} ({figures}{' is free' * bool(rest)}). "
+            f"Try: {', '.join([*ways, 'a GPU that nothing else uses'])}"
+        ) from None
+
+
+def lighter(cfg: ExperimentConfig, phase: str, *, trained: bool = False) -> list[str]:
+    """Settings with which a phase of a run takes less memory; of a finished one (`trained`) those that can still
+    change. Smaller batches of an evaluation are not among them: it has tried them before it fails."""
+    ways = []
+    pissa = str(cfg.lora.init_lora_weights).startswith("pissa") and not trained  # which changes the base's weights
+    if cfg.lora.r == 0 and not trained:
+        ways.append("lora=r16 (all weights are trained)")
+    elif cfg.lora.r and not cfg.quant.load_in_4bit and not pissa:
+        ways.append("quant=nf4")
+    if phase == "train" and cfg.trainer.optim == "adamw":
+        ways.append("trainer.optim=paged_adamw_8bit")
+    if phase == "train" and cfg.lora.r > 8:
+        ways.append("lora=r8")
+    if phase == "train" or phase.startswith("evaluate"):
+        ways.append(f"a smaller data.max_length={cfg.data.max_length}")
+    if phase.startswith("evaluate"):
+        ways.append(f"a smaller eval.max_new_tokens={cfg.eval.max_new_tokens}")
+    return ways if trained else [*ways, "a smaller model"]
+
+
+def load_finished(
+    run: Path, cfg: ExperimentConfig, accelerator: Accelerator
+) -> tuple[PreTrainedTokenizerBase, nn.Module, Decoder | None, str | None]:
+    """Tokenizer and tuned model of a finished run; its decoder for the fast path, or the reason why it has none.
+
+    Raises:
+        WeightsError: the folder holds no result, or its base cannot be found.
+        TrainingError: too little GPU memory.
+    """
+    with within_memory("load", *lighter(cfg, "load", trained=True)):
+        tokenizer, model = models.load_result(run, cfg, accelerator.device)
+        return tokenizer, model, *fast_path(model, accelerator.autocast)
 
 
 def device_name(device: torch.device) -> str:

@@ -183,10 +183,14 @@ def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
     return flat[:whole].view(torch.int64).sum() + flat[whole:].sum()
 
 
-def enable_activation_checkpointing(base: PreTrainedModel) -> None:
-    """Keep layer inputs only and compute the rest again in the backward pass (newer transformers' name first)."""
+def switch_activation_checkpointing(base: PreTrainedModel, on: bool) -> None:
+    """Whether training keeps layer inputs only and computes the rest again in the backward pass (newer transformers'
+    name first)."""
     name = "activation_checkpointing" if hasattr(base, "activation_checkpointing_enable") else "gradient_checkpointing"
-    getattr(base, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+    if on:
+        getattr(base, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+    else:
+        getattr(base, f"{name}_disable")()
 
 
 def _keep_weights_trainable(base: nn.Module) -> None:

@@ -11,10 +11,12 @@ from torch import nn
 
 from ftlab import models, weights
 from ftlab.config import DTYPES, ExperimentConfig, QuantConfig
+from ftlab.fast.plan import GIB, Setting
 
-GIB = 1 << 30
 KINDS = ("allocated", "reserved", "nvml")
 BYTES = dict(zip(DTYPES, (2, 2, 4), strict=True))
+# Names of the MLP's width; an architecture with another has four times the hidden size, as GPT-2 has by default.
+INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 
 
 class Meter:
@@ -125,10 +127,12 @@ class Estimate:
 
 
 def estimate(cfg: ExperimentConfig, measured: Sequence[tuple[Estimate, float]] = ()) -> float:
-    """GiB that training will allocate at its peak, by a closed form.
+    """GiB that training will allocate at its peak in the leanest setting that the configuration allows, by a closed
+    form. What runs choose is as fast as fits.
 
-    `measured` are estimates of other runs beside the peaks they had (GiB): what batches needed more or less than
-    estimated there corrects the batch's part here. The form takes all rows to be `data.max_length` long.
+    `measured` are estimates of other runs, each in the setting that it had, beside the peaks they had (GiB): what
+    batches needed more or less than estimated there corrects the batch's part here. The form takes all rows to be
+    `data.max_length` long.
 
     Raises:
         WeightsError: the architecture is not to be found.
@@ -138,25 +142,37 @@ def estimate(cfg: ExperimentConfig, measured: Sequence[tuple[Estimate, float]] =
     return mine.fixed + mine.batch * (max(ratios) if ratios else 1.0)
 
 
-def parts(cfg: ExperimentConfig) -> Estimate:
-    """The two parts of the closed form, for the largest micro-batch that the configuration allows: all rows of a step
-    where it is `auto`, `data.max_length` tokens each, activation checkpointing only where it is switched on.
+def parts(cfg: ExperimentConfig, setting: Setting | None = None) -> Estimate:
+    """The two parts of the closed form in a setting, or in the leanest one: micro-batches of `data.max_length` tokens a
+    row.
 
-    Fixed: base weights (quantised linear layers, the rest in `model.dtype`), trained weights and their gradients in
-    float32, a working copy of both in `model.dtype`, optimizer state.
+    Fixed: base weights (quantised linear layers, the rest in `model.dtype`; where they are held unpacked, that beside),
+    trained weights and their gradients in float32, a working copy of both in `model.dtype`, optimizer state.
     """
+    setting = setting or leanest(cfg)
+    full, width = cfg.lora.r == 0, BYTES[cfg.model.dtype]
     model = models.skeleton(weights.find(cfg.model, what="tokenizer"), cfg.model.trust_remote_code)
+    fixed = base_bytes(model, cfg.quant, 4 if full else width)
+    fixed += linear_numbers(model) * width * setting.cached
     trained, _ = models.planned_parameters(model, cfg.lora)
-    width = BYTES[cfg.model.dtype]
-    state = 8 if cfg.trainer.optim == "adamw" else 2
-    fixed = base_bytes(model, cfg.quant, width if cfg.lora.r else 4)
-    fixed += trained * ((8 + 2 * width if cfg.lora.r else 4) + state)
-    micro = cfg.trainer.micro_batch_size
-    tokens = (cfg.trainer.global_batch_size if micro == "auto" else int(micro)) * cfg.data.max_length
+    fixed += trained * (4 if full else 8 + 2 * width) + state_bytes(trained, cfg.trainer.optim)
+    tokens = setting.micro * cfg.data.max_length
     scored = tokens if cfg.trainer.loss_on == "all" else round(0.3 * tokens)
-    share = 1.0 if cfg.trainer.activation_checkpointing is True else 0.0
-    batch = batch_bytes(model.config, width, tokens, scored, share, cfg.lora.lora_dropout > 0)
+    batch = batch_bytes(model.config, width, tokens, scored, setting.share, cfg.lora.lora_dropout > 0)
     return Estimate(fixed / GIB, batch / GIB)
+
+
+def leanest(cfg: ExperimentConfig) -> Setting:
+    """What takes the least memory of all that the configuration allows."""
+    trainer = cfg.trainer
+    micro = 1 if trainer.micro_batch_size == "auto" else int(trainer.micro_batch_size)
+    cached = trainer.weight_cache is True and cfg.quant.load_in_4bit
+    return Setting(micro, cached, 0.0 if trainer.activation_checkpointing is False else 1.0)
+
+
+def state_bytes(trained: int, optim: str) -> float:
+    """What the optimizer keeps of so many trained numbers: two more of each, in float32 or 8 bits."""
+    return trained * (8.0 if optim == "adamw" else 2.0)
 
 
 def batch_bytes(shape: Any, width: int, tokens: int, scored: int, share: float, dropout: bool) -> float:
@@ -167,22 +183,37 @@ def batch_bytes(shape: Any, width: int, tokens: int, scored: int, share: float, 
     norms and of its linear layers, query, key and value, and the MLP's two halves (ftlab/fast/decoder.py); PEFT's own
     path keeps about as much. Logits are held in float32 where they are not made in parts.
     """
-    hidden, inner, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
-    head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    query = head * shape.num_attention_heads
-    values = query + 2 * head * (getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads)
+    hidden, layers, vocabulary = (_size(shape, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
+    heads = _size(shape, "num_attention_heads")
+    inner = next((size for name in INNER if (size := _size(shape, name, 0))), 4 * hidden)
+    head = _size(shape, "head_dim", hidden // heads)
+    query = head * heads
+    values = query + 2 * head * _size(shape, "num_key_value_heads", heads)
     layer = (4 * hidden + values + query * (2 if dropout else 1) + 3 * inner) * width
     kept = layers * ((1 - share) * layer + share * hidden * width)
     work = (layer if share else 0) + (4 * inner + 6 * hidden) * width
-    return float(tokens * (kept + work) + scored * (4 * hidden * width + shape.vocab_size * 8))
+    return float(tokens * (kept + work) + scored * (4 * hidden * width + vocabulary * 8))
+
+
+def _size(shape: Any, name: str, otherwise: int = 1) -> int:
+    """A number of an architecture, the largest where layers differ; `otherwise` where it is not told."""
+    with suppress(AttributeError, ValueError, RuntimeError):
+        sizes = getattr(shape.get_text_config(), name)
+        return int(max(sizes) if isinstance(sizes, list | tuple) else sizes or otherwise)
+    return otherwise
 
 
 def base_bytes(model: Any, quant: QuantConfig, width: int) -> float:
     """Bytes of the base weights; the output layer and embeddings are never quantised."""
-    head = model.get_output_embeddings()
-    linear = sum(int(m.weight.numel()) for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    linear = linear_numbers(model)
     total = sum(int(parameter.numel()) for parameter in model.parameters())
     if quant.load_in_4bit:
         scales = 0.127 / 8 if quant.bnb_4bit_use_double_quant else 0.5 / 8
         return linear * (0.5 + scales) + (total - linear) * width
     return linear * (1.0 if quant.load_in_8bit else width) + (total - linear) * width
+
+
+def linear_numbers(model: Any) -> int:
+    """Weights of the linear layers without the output layer: those that are quantised."""
+    head = model.get_output_embeddings()
+    return sum(int(m.weight.numel()) for m in model.modules() if isinstance(m, nn.Linear) and m is not head)

@@ -25,6 +25,7 @@ def main(arguments: dict[str, str]) -> int:
 
     Raises:
         InputError: a key that an evaluation does not read, or a folder without a finished run.
+        TrainingError: too little GPU memory.
     """
     if "run" not in arguments:
         raise InputError("eval needs a run: python -m ftlab eval run=DIR [data=OPTION] [eval.max_rows=N]")
@@ -81,9 +82,7 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
 def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict[str, str]) -> int:
     from ftlab import data
     from ftlab.evaluate import Split, check_rows_dir, prediction_rows
-    from ftlab.experiment import make_accelerator, quiet
-    from ftlab.fast.recognise import fast_path
-    from ftlab.models import load_result
+    from ftlab.experiment import lighter, load_finished, make_accelerator, quiet, within_memory
     from ftlab.terminal import Terminal
     from ftlab.train.loss import leaks
 
@@ -93,15 +92,15 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     splits = data.load(cfg.data)
     accelerator = make_accelerator(cfg)
     with terminal.phase("load"):
-        tokenizer, model = load_result(folder.path, cfg, accelerator.device)
+        tokenizer, model, decoder, reason = load_finished(folder.path, cfg, accelerator)
+    if reason:
+        terminal.note(f"slower path, {reason}")
     name = "test" if split == "test" else "eval"
     scored = Split(name, splits.test if split == "test" else splits.validation, tokenizer, cfg)
     with accelerator.autocast():
         flat = not leaks(model, scored.encoded, accelerator.device)
-    decoder, reason = fast_path(model, accelerator.autocast)
-    if reason:
-        terminal.note(f"slower path, {reason}")
-    with terminal.phase("evaluate"), terminal.progress(len(scored.rows), what="evaluate") as bar:
+    memory = within_memory("evaluate", *lighter(cfg, "evaluate", trained=True))
+    with terminal.phase("evaluate"), memory, terminal.progress(len(scored.rows), what="evaluate") as bar:
         scores = scored.score(model, decoder, accelerator, flat, lambda done: bar.update(done, {}))
     before = _comparable(folder, name, splits.sha256, len(scored.rows))
     terminal.scores(before, scores.metrics, {"tuned": scores.intervals}, columns=("run", "now"))

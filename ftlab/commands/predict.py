@@ -1,13 +1,15 @@
 """python -m ftlab predict run=DIR context=TEXT question=TEXT: SQL from a tuned run, alone on stdout."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ftlab.commands import check_keys
 from ftlab.composition import typed_from_tree
+from ftlab.config import ExperimentConfig
 from ftlab.errors import InputError
-from ftlab.run_dir import find_run, tree_of
+from ftlab.run_dir import RunDir, find_run, tree_of
 
 KEYS = ("run", "question", "context", "max_new_tokens", "input")
 
@@ -17,6 +19,7 @@ def main(arguments: dict[str, str]) -> int:
 
     Raises:
         InputError: a missing argument, or a folder without a finished run.
+        TrainingError: too little GPU memory.
     """
     check_keys("predict", arguments, KEYS)
     if "run" not in arguments:
@@ -25,23 +28,26 @@ def main(arguments: dict[str, str]) -> int:
     cfg = typed_from_tree(tree_of(folder))
     folder.check_result("adapter" if cfg.lora.r else "model")
     new_tokens = _positive(arguments, "max_new_tokens", cfg.eval.max_new_tokens)
+    cfg = replace(cfg, eval=replace(cfg.eval, max_new_tokens=new_tokens))
     asked = _asked(arguments, "{context}" in cfg.data.prompt)
+    print("\n".join(_answers(folder, cfg, asked)))
+    return 0
 
-    from accelerate import Accelerator
 
+def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]) -> list[str]:
     from ftlab.data.prompts import prompt_ids
-    from ftlab.evaluate import answer
-    from ftlab.experiment import make_accelerator, quiet
-    from ftlab.models import load_result
+    from ftlab.evaluate import answer, ready
+    from ftlab.experiment import load_finished, make_accelerator, quiet, within_memory
 
     quiet()
-    accelerator: Accelerator = make_accelerator(cfg)
-    tokenizer, model = load_result(folder.path, cfg, accelerator.device)
+    accelerator = make_accelerator(cfg)
+    tokenizer, model, decoder, reason = load_finished(folder.path, cfg, accelerator)
+    if reason:
+        print(f"slower path, {reason}", file=sys.stderr)
     prompts = [prompt_ids(tokenizer, cfg.data.prompt, question, context) for question, context in asked]
-    with accelerator.autocast():
-        answers = answer(model, None, tokenizer, prompts, replace(cfg.eval, max_new_tokens=new_tokens))
-    print("\n".join(answers))
-    return 0
+    fewer = f"a smaller max_new_tokens={cfg.eval.max_new_tokens}"
+    with within_memory("predict", fewer), ready(model, decoder, accelerator) as fast:
+        return answer(model, fast, tokenizer, prompts, cfg.eval)
 
 
 def _asked(arguments: dict[str, str], needs_context: bool) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """CUDA graphs of a step, one a batch shape: the host launches one graph instead of thousands of kernels."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +71,11 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         pool: Any = self._pool.id
         loss, failure = None, None
-        with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
+        with (
+            warnings.catch_warnings(),
+            torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"),
+        ):
+            warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # so is one whose memory ran out at once
             try:
                 loss = self.run(static, layout)
             except torch.cuda.OutOfMemoryError as error:  # raised once the capture has ended, else that fails in turn

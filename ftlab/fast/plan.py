@@ -1,8 +1,15 @@
 """How a step's rows go through the model, so that it is fast and fits: micro-batches, unpacked weights, checkpoints."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+
+from ftlab.config import TrainerConfig
+from ftlab.data.encode import Encoded
+from ftlab.fast.frozen import free_bytes
 
 # What a micro-batch costs beside its tokens, in tokens: its small products and launches, and unpacking all 4-bit
 # weights twice. Measured on an H100 at 7B (bench/gpu.py); both grow with the model as its tokens do.
@@ -10,6 +17,15 @@ EACH = 150
 UNPACKING = 130
 # Parts of the layers that may be computed a second time in the backward pass instead of being kept.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Without a GPU nothing is gained by longer flat batches.
+CPU_BATCH_TOKENS = 4096
+# Memory that nobody accounts for: kernels' workspaces, fragments, graphs.
+MARGIN = 0.05
+MARGIN_BYTES = 1 << 29
+
+GIB = 1 << 30
+# Bytes that a micro-batch of so many tokens, so many of them scored, needs with this share of layers computed twice.
+Need = Callable[[int, int, float], float]
 
 
 @dataclass(frozen=True)
@@ -22,11 +38,28 @@ class Setting:
     share: float
 
     def __str__(self) -> str:
-        return (
-            f"trainer.micro_batch_size={self.micro}, trainer.weight_cache={str(self.cached).lower()}, "
-            f"trainer.activation_checkpointing={'true' if self.share else 'false'}"
-            + (f" for {self.share:.0%} of the layers" if 0 < self.share < 1 else "")
-        )
+        return self.overrides(packed=True)
+
+    def overrides(self, *, packed: bool) -> str:
+        """As overrides of the configuration; unpacked weights are spoken of where some are `packed`."""
+        cache = f"trainer.weight_cache={str(self.cached).lower()}, " * packed
+        part = f" for {self.share:.0%} of the layers" * (0 < self.share < 1)
+        checkpointing = "true" if self.share else "false"
+        return f"trainer.micro_batch_size={self.micro}, {cache}trainer.activation_checkpointing={checkpointing}{part}"
+
+    def twice(self, layers: int) -> int:
+        """How many of so many layers are computed twice."""
+        return round(self.share * layers)
+
+    def described(self, layers: int, *, packed: bool) -> list[str]:
+        """What a person reads of it."""
+        parts = [f"{self.micro} rows at a time"]
+        if packed:
+            parts.append("weights held unpacked" if self.cached else "weights unpacked before each product")
+        if self.share:
+            some = f"{self.twice(layers)} of {layers}" if self.share < 1 else "all"
+            parts.append(f"{some} layers computed twice")
+        return parts
 
 
 @dataclass(frozen=True)
@@ -72,3 +105,129 @@ class Planner:
     def too_much(self, setting: Setting) -> None:
         """The setting ran out of memory: what is estimated to need as much does not fit either."""
         self.budget = min(self.budget, 0.999 * self.need(setting))
+
+
+class Chooser:
+    """Settles how a step's rows go through the model, and on lighter ways after memory ran out, for any kind of step.
+
+    `need` is the memory of a micro-batch and `settle` takes a setting over. `shares` are the parts of the layers that
+    the step can compute twice; `together` is false where rows must go one by one. `limit` are the bytes that torch may
+    hold altogether.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainerConfig,
+        device: torch.device,
+        need: Need,
+        settle: Callable[[Setting], None],
+        *,
+        shares: Sequence[float],
+        together: bool = True,
+        limit: float = math.inf,
+    ) -> None:
+        self.cfg, self.device, self.need, self.settle = cfg, device, need, settle
+        self.shares, self.together, self.limit = shares, together, limit
+        self.cuda = device.type == "cuda"
+        self.packed = False
+        self.longest = 0  # tokens of the longest row
+        self.planner: Planner | None = None
+        self.ran_out = False
+
+    def choose(self, longest: list[Encoded], *, copy: float | None = None, coming: float = 0.0) -> None:
+        """Settle for the fastest setting whose estimated memory is free, for the `longest` rows that a step can have,
+        in ascending order.
+
+        `copy` are the bytes that unpacked weights take beside what is held already, None where none are packed;
+        `coming` those that will be held at every step and are not yet.
+        """
+        self.packed, self.longest = copy is not None, len(longest[-1].input_ids)
+        choices = self._choices(self.longest)
+        scored = {m: sum(len(row.input_ids) - row.trained_from for row in longest[-m:]) for m in choices.micros}
+        tokens = {m: sum(len(row.input_ids) for row in longest[-m:]) for m in choices.micros}
+
+        def need(setting: Setting) -> float:
+            batch = self.need(tokens[setting.micro], scored[setting.micro], setting.share)
+            return batch + (copy or 0.0) * setting.cached
+
+        free = self._free() - coming
+        self.planner = Planner(choices, self.cfg.global_batch_size, tokens.__getitem__, need, free)
+        if self._settle_best() is None:
+            self.settle(self.planner.smallest())
+
+    def lighten(self, setting: Setting) -> str | None:
+        """Settle for less than `setting`, with which memory ran out; what was settled for, as overrides, or None where
+        nothing that needs less may be chosen."""
+        if self.planner is None:
+            return None
+        self._too_much(setting)
+        return self._settle_best()
+
+    def shortage(self) -> str:
+        """Why not even the leanest setting fits, in figures, and what would; nothing where nothing was chosen."""
+        if self.planner is None or not self.cuda:
+            return ""
+        least = self.planner.smallest()
+        need, free, tokens = self.planner.need(least), max(self.planner.free, 0.0), self.planner.tokens(least.micro)
+        lengths = range(self.longest // 8 * 8 - 8, 7, -8)
+        fits = next((length for length in lengths if self.need(length, length, least.share) <= free), None)
+        remedy = f"data.max_length={fits} would fit" if fits else "no data.max_length would fit"
+        limit = f" of sweep.vram_limit_gib={self.limit / GIB:g}" * math.isfinite(self.limit)
+        return (
+            f"{self._held() / GIB:.1f} GiB are held, {free / GIB:.1f} GiB{limit} were left for a batch; the least "
+            f"possible, {least.overrides(packed=self.packed)} ({tokens:,} tokens), needs about {need / GIB:.1f} GiB; "
+            f"{remedy}. "
+        )
+
+    def remedies(self, setting: Setting) -> list[str]:
+        """Overrides that allow lighter settings than the configuration does."""
+        cfg, ways = self.cfg, []
+        if cfg.micro_batch_size != "auto" and setting.micro > 1:
+            ways.append("trainer.micro_batch_size=auto")
+        if cfg.weight_cache is True and setting.cached:
+            ways.append("trainer.weight_cache=auto")
+        if cfg.activation_checkpointing is False and max(self.shares):
+            ways.append("trainer.activation_checkpointing=auto")
+        return ways
+
+    def _choices(self, longest: int) -> Choices:
+        cfg, size = self.cfg, self.cfg.global_batch_size
+        micros = [d for d in range(size, 0, -1) if size % d == 0]
+        if not self.together:
+            micros = [1]
+        elif cfg.micro_batch_size != "auto":
+            micros = [int(cfg.micro_batch_size)]
+        elif not self.cuda:
+            micros = [max(m for m in micros if m <= max(1, CPU_BATCH_TOKENS // longest))]
+        caches = [True, False] if cfg.weight_cache == "auto" else [bool(cfg.weight_cache)]
+        shares = list(self.shares) if self.cuda else [0.0]
+        if cfg.activation_checkpointing != "auto":
+            shares = [1.0 if cfg.activation_checkpointing else 0.0]
+        return Choices(micros, caches if self.packed else [False], shares)
+
+    def _settle_best(self) -> str | None:
+        """The fastest setting that fits, tried; None where none does."""
+        while self.planner is not None and (setting := self.planner.best()):
+            try:
+                self.settle(setting)
+            except torch.cuda.OutOfMemoryError:
+                self._too_much(setting)
+                continue
+            return setting.overrides(packed=self.packed)
+        return None
+
+    def _too_much(self, setting: Setting) -> None:
+        self.ran_out = True
+        if self.planner is not None:
+            self.planner.too_much(setting)
+
+    def _free(self) -> float:
+        return min(available(self.device), self.limit - self._held())
+
+    def _held(self) -> float:
+        return float(torch.cuda.memory_allocated(self.device)) if self.cuda else 0.0
+
+
+def available(device: torch.device) -> float:
+    """Bytes of the GPU that a batch may count on, what torch holds unused included, or of the host."""
+    return free_bytes(device) * (1 - MARGIN) - MARGIN_BYTES

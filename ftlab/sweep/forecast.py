@@ -13,6 +13,7 @@ from ftlab import vram
 from ftlab.composition import typed_from_tree
 from ftlab.config import ExperimentConfig
 from ftlab.errors import FtlabError
+from ftlab.fast.plan import Setting
 from ftlab.run_dir import tree_of
 from ftlab.sweep.records import runs
 from ftlab.sweep.study import FINISHED, Study
@@ -23,7 +24,8 @@ Likeness = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Measured:
-    """A run's peak of allocated memory while it trained, in GiB, beside what the closed form says of it."""
+    """A run's peak of allocated memory while it trained, in GiB, beside what the closed form says of the setting in
+    which it did."""
 
     features: tuple[object, ...]
     estimated: vram.Estimate
@@ -39,7 +41,8 @@ class Forecast:
         self._read: set[int] = set()
 
     def __call__(self, cfg: ExperimentConfig) -> float:
-        """GiB that training would allocate at its peak; the closed form where nothing has been measured yet.
+        """GiB that training would allocate at its peak in the leanest setting that the configuration allows; the closed
+        form where nothing has been measured yet.
 
         Raises:
             WeightsError: the architecture is not to be found.
@@ -58,7 +61,7 @@ class Forecast:
         """The runs most like `cfg`, several where they are equally so."""
         if not self.measured:
             return []
-        features, batch = features_of(cfg), vram.parts(cfg).batch
+        features, batch = features_of(cfg, vram.leanest(cfg)), vram.parts(cfg).batch
 
         def likeness(run: Measured) -> Likeness:
             agree = (float(mine == theirs) for mine, theirs in zip(features, run.features, strict=True))
@@ -68,16 +71,15 @@ class Forecast:
         return [run for run in self.measured if likeness(run) == most]
 
 
-def features_of(cfg: ExperimentConfig) -> tuple[object, ...]:
+def features_of(cfg: ExperimentConfig, setting: Setting) -> tuple[object, ...]:
     """What decides by how much the closed form is wrong, the weightiest first; after these it is the batch's size."""
     trainer, lora = cfg.trainer, cfg.lora
     return (
         cfg.model.id,
-        trainer.activation_checkpointing,
+        setting.share > 0,
         lora.r == 0,
         cfg.model.dtype,
         cfg.quant,
-        trainer.micro_batch_size == "auto",  # may have had to take smaller ones than the closed form thinks
         trainer.loss_on,
         lora.use_dora,
         str(lora.target_modules),
@@ -85,14 +87,16 @@ def features_of(cfg: ExperimentConfig) -> tuple[object, ...]:
 
 
 def measured(folder: Path) -> Iterator[Measured]:
-    """What the runs in a trial's folder tell: nothing without a GPU, or where they were tidied away."""
+    """What the runs in a trial's folder tell: nothing without a GPU, or where they were tidied away, or where memory
+    ran out on the way, whose peak is that of what did not fit."""
     for run in runs(folder):
         summary = run.summary
-        gib = _train_peak(summary)
-        if gib and summary.get("status") in ("finished", "pruned"):
+        gib, setting = _train_peak(summary), summary.get("setting") or {"ran_out": True}
+        if gib and summary.get("status") in ("finished", "pruned") and not setting["ran_out"]:
             with suppress(FtlabError):
                 cfg = typed_from_tree(tree_of(run))
-                yield Measured(features_of(cfg), vram.parts(cfg), gib)
+                taken = Setting(setting["micro"], setting["cached"], setting["share"])
+                yield Measured(features_of(cfg, taken), vram.parts(cfg, taken), gib)
 
 
 def _train_peak(summary: dict[str, Any]) -> float:

@@ -38,8 +38,9 @@ def search(
 ) -> None:
     """Run trials of experiments until the study needs no more; `work` says what it raises.
 
-    `estimate` forecasts the peak of GPU memory in GiB; configurations above `sweep.vram_limit_gib` are not run. `rungs`
-    are the optimizer steps after which a trial is evaluated, where they are known.
+    `estimate` forecasts the peak of GPU memory in GiB of the leanest way to train; configurations above
+    `sweep.vram_limit_gib` are not run, and the others choose ways below it. `rungs` are the optimizer steps after which
+    a trial is evaluated, where they are known.
 
     Raises:
         ConfigError: trials are evaluated too seldom for `sweep.pruner`.
@@ -128,7 +129,8 @@ class Trials:
     def _run(self, run: Composition, folder: Path, watch: Watch) -> dict[str, Any]:
         """The summary of the finished run."""
         with open(folder / "output.txt", "a", encoding="utf-8") as file:
-            outcome = experiment.run(run, Terminal(file), experiment.Trial(watch, self.bases))
+            trial = experiment.Trial(watch, self.bases, self.study.cfg.vram_limit_gib)
+            outcome = experiment.run(run, Terminal(file), trial)
         if outcome.summary["status"] == "pruned":
             raise optuna.TrialPruned
         return outcome.summary
@@ -166,7 +168,8 @@ class Trials:
         needed = self.estimate(cfg)
         trial.set_constraint("vram_gib", needed - limit)  # the sampler learns where configurations fit
         if needed > limit:
-            trial.set_user_attr("cause", f"needs {needed:.1f} GiB, above sweep.vram_limit_gib={limit:g}: not run")
+            cause = f"needs at least {needed:.1f} GiB, above sweep.vram_limit_gib={limit:g}: not run"
+            trial.set_user_attr("cause", cause)
             raise optuna.TrialPruned
 
 

@@ -1,27 +1,37 @@
-"""Attention inside the rows of a flat batch, row by row instead of under one mask (CPU).
+"""Attention inside the rows of a flat batch, without a mask over the whole of it: torch's own varlen FlashAttention on
+a GPU, row by row on a CPU.
 
-transformers keeps rows apart with a mask over the whole flat batch, whose cost grows with the square of its
-length. On a CPU it is cheaper to attend within each row and lay the results end to end. The function takes the
-place of `sdpa` in transformers' registry and is the original one wherever no row lengths are known, as in
-generation, or in the recomputation of a checkpointed layer, where the mask does the work.
+transformers keeps rows apart by a boolean mask [tokens, tokens], whose cost grows with the square of the batch. Both of
+its registries' `sdpa` are replaced here. The mask's becomes a description of the rows (`RowMask`), which travels to the
+layers in the mask's place, also into the recomputation of a checkpointed layer, and turns into the mask itself as soon
+as anything but our attention computes with it. The attention's goes by rows where it finds such a description and can.
+Everything else, as generation, passes through.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from torch.utils._pytree import tree_map
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+# What FlashAttention takes: heads of a multiple of so many numbers, and of at most so many; GPUs from here on.
+HEAD_MULTIPLE, HEAD_MOST, CAPABILITY = 8, 256, (8, 0)
+# Arguments of `sdpa` that change what is computed and that attention by rows does not know.
+UNKNOWN = ("position_bias", "softcap", "s_aux", "cache")
 
 _lengths: ContextVar[list[int] | None] = ContextVar("lengths of the rows in the flat batch", default=None)
 
 
 @contextmanager
 def rows_of(lengths: list[int]) -> Iterator[None]:
-    """Attend within rows of these lengths (tokens) while the block runs."""
+    """Forward passes in the block are of a flat batch of rows of these lengths (tokens)."""
     token = _lengths.set(lengths)
     try:
         yield
@@ -29,21 +39,147 @@ def rows_of(lengths: list[int]) -> Iterator[None]:
         _lengths.reset(token)
 
 
+class RowMask(Tensor):
+    """The mask [1, 1, tokens, tokens] of causal attention inside rows of these `lengths`, no further back than `window`
+    tokens. It takes one byte: whatever torch is asked to compute with it is computed with `whole`."""
+
+    lengths: list[int]
+    window: int | None
+
+    @staticmethod
+    def of(lengths: list[int], window: int | None, device: torch.device) -> "RowMask":
+        """The mask, not made yet."""
+        tokens = sum(lengths)
+        mask = torch.zeros((), dtype=torch.bool, device=device).expand(1, 1, tokens, tokens).as_subclass(RowMask)
+        mask.lengths, mask.window = lengths, None if window is None or window >= max(lengths) else window
+        return mask
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """The rows' first tokens, and the end of the batch: [rows + 1], int32."""
+        lengths = torch.tensor([0, *self.lengths], dtype=torch.int32)
+        return lengths.cumsum(0, dtype=torch.int32).to(self.device, non_blocking=True)
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """The mask as a tensor like any other; True where a token is seen."""
+        rows = torch.arange(len(self.lengths), device=self.device)
+        row = rows.repeat_interleave(torch.tensor(self.lengths, device=self.device))
+        place = torch.arange(sum(self.lengths), device=self.device)
+        back = place[:, None] - place
+        seen = (row[:, None] == row) & (back >= 0)
+        return (seen if self.window is None else seen & (back < self.window))[None, None]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if getattr(function, "__name__", "") == "__get__":  # shape, dtype, device
+                return function(*args, **(kwargs or {}))
+            made = tree_map(lambda value: value.whole if isinstance(value, RowMask) else value, (args, kwargs or {}))
+            return function(*made[0], **made[1])
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"RowMask(lengths={self.lengths}, window={self.window})"
+
+
+def mask_of_rows(*args: Any, config: Any = None, **kwargs: Any) -> Tensor | None:
+    """transformers' `sdpa_mask`, a `RowMask` where the mask is that of a flat batch's rows."""
+    lengths = _lengths.get()
+    if args or lengths is None or not _is_of_rows(lengths, config, **kwargs):
+        mask: Tensor | None = sdpa_mask(*args, config=config, **kwargs)
+        return mask
+    return RowMask.of(lengths, kwargs.get("local_size"), torch.device(kwargs.get("device", "cpu")))
+
+
+def _is_of_rows(
+    lengths: list[int],
+    config: Any,
+    *,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **_: Any,
+) -> bool:
+    """Whether rows, and a window as the configuration has one, are all that the mask is of: no other function of
+    places (which transformers maps), no padding, no chunks. One row alone needs no mask of ours."""
+    flat = batch_size == 1 and q_length == kv_length == sum(lengths) and len(lengths) > 1
+    window = local_size is None or local_size == getattr(config, "sliding_window", None)
+    return flat and window and attention_mask is None and not use_vmap
+
+
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """`sdpa` of query, key, value [1, heads, tokens, head size]; the result is [1, tokens, heads, head size]."""
-    lengths = _lengths.get()
-    if lengths is None or not _applies(lengths, query, kwargs.get("sliding_window")):
-        whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return whole
-    rows = zip(*(torch.split(part, lengths, dim=2) for part in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in rows], dim=1), None
+    if not isinstance(attention_mask, RowMask):
+        return _sdpa(module, query, key, value, attention_mask, **kwargs)
+    if any(kwargs.get(name) is not None for name in UNKNOWN) or query.shape[2] != attention_mask.shape[2]:
+        return _sdpa(module, query, key, value, attention_mask.whole, **kwargs)
+    if flash_takes(query, value):
+        return _flash(query, key, value, attention_mask, **kwargs), None
+    if query.device.type == "cpu":
+        return _by_row(module, query, key, value, attention_mask, **kwargs)
+    return _sdpa(module, query, key, value, attention_mask.whole, **kwargs)
 
 
-def _applies(lengths: list[int], query: Tensor, window: int | None) -> bool:
-    inside = window is None or max(lengths) <= window
-    return query.device.type == "cpu" and query.shape[2] == sum(lengths) and inside
+def flash_takes(query: Tensor, value: Tensor) -> bool:
+    """Whether FlashAttention takes such heads, in such numbers, on such a GPU."""
+    if query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < CAPABILITY:
+        return False
+    size = query.shape[-1]
+    heads = size == value.shape[-1] and size % HEAD_MULTIPLE == 0 and size <= HEAD_MOST
+    return heads and _computed_in(query) in (torch.bfloat16, torch.float16)
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: RowMask,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> Tensor:
+    longest = max(mask.lengths)
+    dtype = _computed_in(query)
+    query, key, value = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
+    window = {} if mask.window is None else {"window_size_left": mask.window - 1, "window_size_right": 0}
+    found = torch.ops.aten._flash_attention_forward(
+        query, key, value, mask.starts, mask.starts, longest, longest, dropout, True, False, scale=scaling, **window
+    )
+    result: Tensor = found[0][None]
+    return result
+
+
+def _by_row(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: RowMask, **kwargs: Any
+) -> tuple[Tensor, None]:
+    rows = zip(*(torch.split(part, mask.lengths, dim=2) for part in (query, key, value)), strict=True)
+    masks = {length: _window(length, mask) for length in set(mask.lengths)}
+    parts = [_sdpa(module, q, k, v, masks[q.shape[2]], **kwargs)[0] for q, k, v in rows]
+    return torch.cat(parts, dim=1), None
+
+
+def _window(length: int, mask: RowMask) -> Tensor | None:
+    """The mask of one row, which a row no longer than the window does without."""
+    alone = RowMask.of([length], mask.window, mask.device)
+    return None if alone.window is None else alone.whole
+
+
+def _computed_in(part: Tensor) -> torch.dtype:
+    """The dtype that autocast would give to torch's own attention; the kernel itself it leaves alone."""
+    kind = part.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else part.dtype
+
+
+def _sdpa(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    whole: tuple[Tensor, None] = sdpa_attention_forward(*args, **kwargs)
+    return whole
 
 
 AttentionInterface.register("sdpa", attend)
+AttentionMaskInterface.register("sdpa", mask_of_rows)

@@ -96,6 +96,7 @@ class Trainer:
         self.schedule = build_schedule(self.optimizer, trainer, self.plan.steps)
         self.scaled = accelerator.prepare(self.optimizer)  # unscales float16 gradients, else the optimizer itself
         self.progress = Progress()
+        self.began_at = 0  # the step before the first one of this process
         self.pending: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, gradient norm since `_settle`
         self.clock = 0.0  # up to when the time of steps is counted
         self.norm = 0.0
@@ -104,6 +105,7 @@ class Trainer:
         """Go on from a checkpoint."""
         state = checkpoint.restore(self.model, self.optimizer, self.schedule)
         self.progress = Progress(**state)
+        self.began_at = self.progress.step
 
     def train(self) -> Progress:
         """Run the plan to its end and leave the model with its best weights (`trainer.load_best`).
@@ -146,7 +148,7 @@ class Trainer:
         rows = [self.rows[i] for i in self.plan.indices(progress.step)]
         loss = self._gradients(self.ranks.share(rows), trained_tokens(rows))
         self.ranks.sum_(self.step.parameters, loss)
-        if progress.step == 0:
+        if progress.step == self.began_at:
             self._check_reached()
         norm = self._clip()
         self.pending.append((progress.step + 1, loss, norm))
@@ -240,7 +242,7 @@ class Trainer:
         """
         most = self.ranks.most(self.cfg.trainer.global_batch_size)
         longest = sorted(self.rows, key=lambda row: len(row.input_ids))[-most:]
-        self.step.choose(longest)
+        self.step.choose(longest, fresh=not self.optimizer.state)
         if self.device.type == "cuda":
             saved = rng_state()
             self._gradients(longest)
@@ -262,14 +264,24 @@ class Trainer:
             self.note(f"{len(names)} trained tensors got no gradient in the first step, first {names[0]}")
 
     def _too_large(self, told: str) -> TrainingError:
-        remedies = ["data.max_length", "quant=nf4", "trainer.activation_checkpointing=true"]
-        if self.cfg.trainer.micro_batch_size != "auto" and self.step.micro > 1:
-            remedies.insert(0, "trainer.micro_batch_size=auto")
         first = told.splitlines()[0].split(". GPU ")[0]
         return TrainingError(
-            f"out of GPU memory with trainer.micro_batch_size={self.step.micro} ({first}). {self.step.shortage()}"
-            f"Try: {', '.join(remedies)}"
+            f"out of GPU memory with trainer.micro_batch_size={self.step.micro} ({first}). "
+            f"{self.step.chooser.shortage()}Try: {', '.join(self._remedies())}"
         )
+
+    def _remedies(self) -> list[str]:
+        """What would take less memory and is not on yet."""
+        cfg = self.cfg
+        ways = self.step.chooser.remedies(self.step.setting)
+        ways.append(f"a data.max_length below {cfg.data.max_length}")
+        if cfg.lora.r == 0:
+            ways.append("lora=r16 instead of training all weights")
+        elif not cfg.quant.load_in_4bit and not str(cfg.lora.init_lora_weights).startswith("pissa"):
+            ways.append("quant=nf4")
+        if cfg.trainer.optim == "adamw":
+            ways.append("trainer.optim=paged_adamw_8bit")
+        return ways
 
     # --- records, evaluation, checkpoints -------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ same order, over gloo on the host; only gradients go from GPU to GPU. A process 
 so in its next meeting, and the others hear of it in theirs: nobody waits for one that has gone.
 """
 
+import hashlib
 import json
 import os
 import traceback
@@ -19,10 +20,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from ftlab.data.encode import Encoded
 from ftlab.errors import ConfigError, FtlabError, TrainingError
 
+# Until all have come that the launcher said it starts: each imports its libraries first, at worst over a network.
+ROLL_CALL = timedelta(minutes=10)
 # An evaluation by the first process may take hours; a process that dies is noticed at once, by its closed connection.
 PATIENCE = timedelta(days=7)
 
@@ -46,15 +50,23 @@ class Elsewhere(FtlabError):
 class Ranks:
     """This process among `world` of them; alone by default, without torch.distributed."""
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int = 0, world: int = 1, store: Any = None) -> None:
+        self.rank, self.world, self.store = rank, world, store
 
     @classmethod
     def join(cls) -> "Ranks":
-        """Meet the other processes of the launch, as its environment describes it."""
+        """Meet the other processes of the launch, as its environment describes it.
+
+        Raises:
+            ConfigError: the environment describes none.
+            TrainingError: some have not come in time.
+        """
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with warnings.catch_warnings(action="ignore"):
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-        return cls(dist.get_rank(), dist.get_world_size())
+            store, rank, world = _roll_call()
+            with _connected():
+                dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        return cls(rank, world, store)
 
     @property
     def first(self) -> bool:
@@ -102,8 +114,9 @@ class Ranks:
         if self.alone:
             return
         self.meet()
-        for tensor in tensors:
-            dist.broadcast(tensor, 0)
+        with _connected():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def sum_(self, parameters: list[nn.Parameter], loss: Tensor) -> None:
         """Add up everybody's gradients and losses, in place. All have computed theirs before anything is sent, since
@@ -111,11 +124,12 @@ class Ranks:
         if self.alone:
             return
         self.meet()
-        if len(parameters) == 1 and parameters[0].grad is not None:
-            dist.all_reduce(parameters[0].grad)
-        else:
-            self._sum_many(parameters)
-        dist.all_reduce(loss)
+        with _connected():
+            if len(parameters) == 1 and parameters[0].grad is not None:
+                dist.all_reduce(parameters[0].grad)
+            else:
+                self._sum_many(parameters)
+            dist.all_reduce(loss)
 
     def _sum_many(self, parameters: list[nn.Parameter]) -> None:
         """Through one float32 bucket; what has a gradient in no process has none afterwards."""
@@ -150,6 +164,22 @@ class Ranks:
         """What `make` gives in the first process, in all of them."""
         return self.meet(make() if self.first else None)[0]
 
+    def agree(self, settings: dict[str, Any]) -> None:
+        """Everybody must have the same settings.
+
+        Raises:
+            ConfigError: the first few in which another process differs from the first one.
+        """
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+        if len(set(self.meet(digest))) == 1:
+            return
+        everybody = self.meet({key: str(value) for key, value in settings.items()})
+        rank = next(rank for rank, theirs in enumerate(everybody) if theirs != everybody[0])
+        first, other = everybody[0], everybody[rank]
+        apart = [key for key in sorted({*first, *other}) if first.get(key) != other.get(key)]
+        told = "\n".join(f"  {key}: {first.get(key)} in process 0, {other.get(key)} in process {rank}" for key in apart)
+        raise ConfigError(f"the processes of this launch differ:\n{told}\nstart all with the same command and data")
+
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
         """The first process goes through the block alone, such as to download what the others then find."""
@@ -164,7 +194,7 @@ class Ranks:
         if self.alone:
             return [word]
         data = b"" if word is None else json.dumps({"end": vars(word)} if isinstance(word, End) else [word]).encode()
-        try:
+        with _connected():
             longest = torch.tensor([len(data)])
             dist.all_reduce(longest, dist.ReduceOp.MAX)
             if not longest:
@@ -172,11 +202,6 @@ class Ranks:
             mine = torch.frombuffer(bytearray(data.ljust(int(longest))), dtype=torch.uint8)
             everybody = [torch.empty_like(mine) for _ in range(self.world)]
             dist.all_gather(everybody, mine)
-        except RuntimeError:
-            raise TrainingError(
-                "another process of this launch has gone without a word, as when the system kills it: "
-                "see the launcher's output. The same command resumes"
-            ) from None
         return [_read(bytes(said.tolist())) for said in everybody]
 
     # --- the end ----------------------------------------------------------------------------------------------
@@ -187,8 +212,15 @@ class Ranks:
         try:
             words = self._gathered(last)
         except TrainingError:
-            return self.first
+            return self._first_to_tell()
         return next((r for r, said in enumerate(words) if isinstance(said, End) and said.code), -1) == self.rank
+
+    def _first_to_tell(self) -> bool:
+        """Whether no other process has said to the user what all of those that are left have met."""
+        try:
+            return bool(self.store.add("ftlab/told", 1) == 1)
+        except RuntimeError:  # the store was the process's that has gone
+            return True
 
     def leave(self) -> None:
         """Wait until everybody has said what there is to say: launchers end the others as soon as one fails."""
@@ -197,6 +229,48 @@ class Ranks:
         except TrainingError:
             return
         dist.destroy_process_group()
+
+
+def _roll_call() -> tuple[Any, int, int]:
+    """A store common to all processes, this one's rank, and how many they are, once all have come."""
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=ROLL_CALL))
+    except ValueError as error:
+        raise ConfigError(
+            f"RANK and WORLD_SIZE say that a launcher started several processes, but {error}: start them with torchrun "
+            "or accelerate launch, or unset RANK for a single one"
+        ) from None
+    except RuntimeError as error:
+        raise TrainingError(f"the processes of this launch do not meet: {_first_line(error)}") from None
+    names = [f"ftlab/{other}" for other in range(world)]
+    store.set(names[rank], "here")
+    try:
+        store.wait(names, ROLL_CALL)
+    except RuntimeError:
+        missing = [str(other) for other, name in enumerate(names) if not store.check([name])]
+        raise TrainingError(
+            f"of {world} processes that this launch should have, {', '.join(missing)} did not come within "
+            f"{ROLL_CALL.total_seconds() / 60:g} minutes: see what the launcher says of them"
+        ) from None
+    return store, rank, world
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Messages between processes, which end with an error where another one has gone."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise TrainingError(
+            "another process of this launch has gone without a word, as when the system kills it "
+            f"({_first_line(error)}): see the launcher's output. The same command resumes"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _read(text: bytes) -> Any:

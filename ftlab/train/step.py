@@ -1,6 +1,8 @@
 """Loss and gradients of a step's rows, a micro-batch at a time: what the loop asks for, and the way that works for
 every model, through its own forward pass and autograd."""
 
+import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -10,31 +12,32 @@ from torch import Tensor, nn
 from ftlab.config import TrainerConfig
 from ftlab.data.encode import Encoded
 from ftlab.fast.flat import Flat
-from ftlab.train.attention import rows_of
+from ftlab.fast.plan import Chooser, Need, Setting
 from ftlab.train.batches import flatten
 from ftlab.train.loss import summed_loss
 
-# Without a GPU nothing is gained by longer flat batches.
-CPU_BATCH_TOKENS = 4096
+# Switches activation checkpointing of a model on or off.
+Switch = Callable[[bool], None]
 
 
 class Step(Protocol):
     """One way to compute gradients. `parameters` are what the optimizer steps, their gradients in place."""
 
     parameters: list[nn.Parameter]
+    setting: Setting
+    chooser: Chooser
+    keeps_unpacked: bool  # whether it can hold 4-bit weights unpacked, and there are some
 
     @property
     def micro(self) -> int:
         """Rows of a micro-batch."""
 
-    def choose(self, longest: list[Encoded]) -> None:
-        """Settle how the rows of a step go through the model, for the longest ones that a step can have."""
+    def choose(self, longest: list[Encoded], *, fresh: bool = True) -> None:
+        """Settle how the rows of a step go through the model: as fast as fits, for the longest ones that a step can
+        have, in ascending order. `fresh`: the optimizer has yet to take its state."""
 
     def lighten(self) -> str | None:
         """Settle for less memory, after it ran out: what changed, as settings; None where nothing is left to change."""
-
-    def shortage(self) -> str:
-        """Why nothing lighter is left, in figures, where they are known; a sentence or nothing."""
 
     def pause(self, *, over: bool = False) -> None:
         """Give memory back before an evaluation needs it, or for good where training is `over`."""
@@ -49,50 +52,64 @@ class Step(Protocol):
 
 
 class PlainStep:
-    """The model's own forward pass, PEFT's adapters, autograd. `together` is false where rows must go one by one."""
+    """The model's own forward pass, PEFT's adapters, autograd.
+
+    `together` is false where rows must go one by one; `checkpoint` is None where the model cannot compute its layers
+    twice. `state` are the bytes that the optimizer will hold; `need` and `limit` are the `Chooser`'s.
+    """
+
+    keeps_unpacked = False
 
     def __init__(
-        self, model: nn.Module, cfg: TrainerConfig, accelerator: Accelerator, flat: Flat | None, *, together: bool
+        self,
+        model: nn.Module,
+        cfg: TrainerConfig,
+        accelerator: Accelerator,
+        flat: Flat | None,
+        *,
+        need: Need,
+        together: bool = True,
+        checkpoint: Switch | None = None,
+        state: float = 0.0,
+        limit: float = math.inf,
     ) -> None:
-        self.model, self.cfg, self.accelerator, self.flat, self.together = model, cfg, accelerator, flat, together
+        self.model, self.accelerator, self.flat = model, accelerator, flat
+        self.checkpoint, self.state = checkpoint, state
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.parameters = [flat.parameter] if flat else trained
-        self._micro = 1
+        self.setting = Setting(1, False, 0.0)
+        shares = (0.0, 1.0) if checkpoint else (0.0,)
+        self.chooser = Chooser(
+            cfg, accelerator.device, need, self._settle, shares=shares, together=together, limit=limit
+        )
 
     @property
     def micro(self) -> int:
         """See `Step`."""
-        return self._micro
+        return self.setting.micro
 
-    def choose(self, longest: list[Encoded]) -> None:
-        """The configured micro-batch; for `auto` on a GPU all rows, on a CPU as many as gain anything."""
-        size = self.cfg.global_batch_size
-        if not self.together:
-            self._micro = 1
-        elif self.cfg.micro_batch_size != "auto":
-            self._micro = int(self.cfg.micro_batch_size)
-        elif self.accelerator.device.type == "cpu":
-            fitting = max(1, CPU_BATCH_TOKENS // len(longest[-1].input_ids))
-            self._micro = max(d for d in divisors(size) if d <= fitting)
-        else:
-            self._micro = size
+    def choose(self, longest: list[Encoded], *, fresh: bool = True) -> None:
+        """See `Step`."""
+        gradients = sum(parameter.nbytes for parameter in self.parameters if parameter.grad is None)
+        self.chooser.choose(longest, coming=gradients + self.state * fresh)
 
     def lighten(self) -> str | None:
-        """The next smaller micro-batch that divides the step, where it may be chosen."""
-        if self.cfg.micro_batch_size != "auto" or self._micro == 1:
-            return None
-        self._micro = max(d for d in divisors(self.cfg.global_batch_size) if d < self._micro)
-        return f"trainer.micro_batch_size={self._micro}"
+        """See `Step`."""
+        return self.chooser.lighten(self.setting)
 
     def pause(self, *, over: bool = False) -> None:
-        """See `Step`; nothing is held."""
+        """See `Step`; of what is held nothing can be spared. The model is left as it was where training is `over`."""
+        if over and self.checkpoint:
+            self.checkpoint(False)
 
-    def shortage(self) -> str:
-        """See `Step`; nothing is forecast here."""
-        return ""
+    def _settle(self, setting: Setting) -> None:
+        if self.checkpoint:
+            self.checkpoint(bool(setting.share))
+        self.setting = setting
 
     def __str__(self) -> str:
-        return f"plain step: PEFT's own forward pass, {self.micro} rows at a time"
+        parts = self.setting.described(1, packed=False)
+        return "plain step: " + ", ".join(["PEFT's own forward pass", *parts])
 
     def begin(self) -> None:
         """See `Step`."""
@@ -105,16 +122,10 @@ class PlainStep:
     def accumulate(self, rows: list[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
         """See `Step`."""
         batch = flatten(rows, self.accelerator.device)
-        with rows_of(batch.lengths):  # in the backward pass too: activation checkpointing runs layers again there
-            with self.accelerator.autocast():
-                loss = summed_loss(self.model, batch)
-            self.accelerator.backward(loss / trained)
+        with self.accelerator.autocast():
+            loss = summed_loss(self.model, batch)
+        self.accelerator.backward(loss / trained)
         return loss.detach()
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
-    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 def gradient_reaches(model: nn.Module) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

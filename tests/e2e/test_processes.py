@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone")
 TOGETHER = "adapter/adapter_model.safetensors"
 
-# Runs a command line in which process 1 fails at its third batch, in the way that FAIL names.
+# Runs a command line in which process 1, or FAILING, fails at its third batch, in the way that FAIL names.
 FAILING = """
 import os, sys
 from ftlab.__main__ import main
@@ -33,7 +33,7 @@ def failing(*arguments, **options):
         raise TrainingError("no luck") if os.environ["FAIL"] == "user" else ValueError("a mistake")
     return accumulate(*arguments, **options)
 
-if os.environ["RANK"] == "1":
+if os.environ["RANK"] == os.environ.get("FAILING", "1"):
     FastStep.accumulate = failing
 sys.exit(main(sys.argv[1:]))
 """
@@ -177,11 +177,60 @@ def test_when_one_fails_all_end(fail: str, message: str, traces: int, small: lis
     assert not (folder / ".lock").exists()
 
 
+@pytest.mark.slow
+def test_when_the_first_is_killed_another_says_so(small: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    root = str(Path(__file__).resolve().parents[2])
+    words = (str(script), *small, f"run_dir={tmp_path / 'run'}")
+    process = start(3, *words, FAIL="killed", FAILING="0", PYTHONPATH=root)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert said(output).count("has gone without a word") == 1, output
+    assert output.count("Traceback") == 1  # torchrun's own
+
+
 def test_a_sweep_is_refused_once(small: list[str], tmp_path: Path) -> None:
     process = start(2, "-m", "ftlab", "--multirun", *small, "trainer.lr=1e-3,1e-2", f"run_dir={tmp_path / 'sweep'}")
     output = process.communicate(timeout=60)[0]
     assert said(output).count("the launcher started 2: start it with python -m ftlab") == 1, output
     assert not (tmp_path / "sweep").exists()
+
+
+DIFFERING = """
+import os, sys
+from ftlab.__main__ import main
+sys.exit(main([*sys.argv[1:], "trainer.lr=" + ("1e-2", "2e-2")[int(os.environ["RANK"])]]))
+"""
+
+
+def test_processes_of_different_configurations_are_refused_once(small: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "differing.py"
+    script.write_text(DIFFERING)
+    root = str(Path(__file__).resolve().parents[2])
+    process = start(2, str(script), *small, f"run_dir={tmp_path / 'run'}", PYTHONPATH=root)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert said(output).count("trainer.lr: 0.01 in process 0, 0.02 in process 1") == 1, output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_command_is_refused_once(finished: Path) -> None:
+    process = start(2, "-m", "ftlab", "predict", str(finished), "question=x", "context=y")
+    output = process.communicate(timeout=60)[0]
+    assert said(output).count("predict runs in one process, and the launcher started 2") == 1, output
+
+
+@pytest.mark.slow
+def test_accelerate_launch_of_one_process_is_a_plain_run(small: list[str], finished: Path, tmp_path: Path) -> None:
+    """It speaks of a precision, of torch.compile and of a CPU on its own account."""
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", "-m", "ftlab"]
+    done = subprocess.run(
+        [*words, *small, f"run_dir={tmp_path / 'run'}"], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert digest(tmp_path / "run" / TOGETHER) == digest(finished / TOGETHER)
 
 
 def test_a_launcher_of_one_process_changes_nothing(small: list[str], monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:

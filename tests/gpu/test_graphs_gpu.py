@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda", 0)
 MIB = 2**20
 BATCH = 256 * MIB
 

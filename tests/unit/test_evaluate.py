@@ -18,6 +18,7 @@ from ftlab.evaluate import (
     check_rows_dir,
     judge_answers,
     prediction_rows,
+    ready,
     score_answers,
     scores_of_base,
     subset,
@@ -174,3 +175,17 @@ def test_a_resumed_run_reads_the_bases_answers_and_verdicts_back(split: Split) -
     assert again is not None
     assert prediction_rows(split, again, None) == rows
     assert scores_of_base([{"base_pred": "no", "base_exact_string": False}]) is None  # an older record
+
+
+def test_a_model_that_shifts_its_scores_is_asked_by_its_own_generation(make_llama: Any) -> None:
+    """The fast path always says the most likely token, which a penalty on repetition does not."""
+    from ftlab.fast.recognise import fast_path
+
+    cfg = compose(["model=tiny", "quant=none", "run_dir=x"])
+    model, accelerator = make_llama().requires_grad_(False), make_accelerator(cfg)
+    decoder, _ = fast_path(model, accelerator.autocast)
+    with ready(model, decoder, accelerator) as fast:
+        assert fast is decoder is not None
+    model.generation_config.repetition_penalty = 1.3
+    with ready(model, decoder, accelerator) as fast:
+        assert fast is None

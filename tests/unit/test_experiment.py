@@ -425,6 +425,103 @@ def test_a_tracker_that_breaks_does_not_end_the_run(fit: Fit, monkeypatch: pytes
     assert outcome.summary["status"] == "finished"
 
 
+# --- too little GPU memory --------------------------------------------------------------------------------
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB of which 5.00 MiB is "
+    "free. Including non-PyTorch memory, this process has 79.00 GiB memory in use. Of the allocated memory 70.00 GiB"
+)
+TOLD = "Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB of which 5.00 MiB is free)"
+
+
+@pytest.mark.parametrize(
+    ("where", "phase", "remedies"),
+    [
+        ("ftlab.models.load_base", "load", ["quant=nf4", "a smaller model"]),
+        ("ftlab.fast.scoring.answers", "evaluate base on validation", ["quant=nf4", "data.max_length=128"]),
+        ("ftlab.models.add_adapter", "adapter", ["quant=nf4"]),
+        ("torch.optim.AdamW.step", "train", ["trainer.optim=paged_adamw_8bit", "data.max_length=128"]),
+        ("ftlab.models.save_result", "save", ["quant=nf4"]),
+    ],
+)
+def test_too_little_memory_anywhere_is_one_message(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, phase: str, remedies: list[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.cuda.OutOfMemoryError(FULL)
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(TrainingError) as caught:
+        fit()
+    said = str(caught.value)
+    assert said.startswith(f"out of GPU memory in the phase {phase} (CUDA out of memory. {TOLD}. Try: ")
+    assert all(remedy in said for remedy in remedies)
+    assert "\n" not in said
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["error"]) == ("failed", f"TrainingError: {said}")
+
+
+def test_a_trial_without_memory_fails_with_the_phase_as_its_cause(trial: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftlab.sweep.worker import in_one_line
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr("ftlab.fast.scoring.answers", full)
+    with pytest.raises(TrainingError) as caught:
+        trial(Watcher())
+    cause = in_one_line(caught.value)
+    assert cause.startswith("out of GPU memory in the phase evaluate on validation (CUDA error: out of memory). Try: ")
+
+
+def test_another_error_of_torch_stays_itself(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("ftlab.models.add_adapter", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        fit()
+
+
+def test_what_has_all_weights_trained_or_is_small_already_is_not_told_to_be_smaller(make_base: Any) -> None:
+    def ways(*overrides: str, trained: bool = False) -> str:
+        cfg = compose(["model=tiny", f"model.id={make_base()}", "run_dir=x", *overrides])
+        return ", ".join(module.lighter(cfg, "train", trained=trained))
+
+    assert "quant=nf4" not in ways("quant=nf4")
+    assert "quant=nf4" not in ways("lora=none", "quant=none")
+    assert "quant=nf4" not in ways("lora=pissa", "quant=none")
+    assert "lora=r16" in ways("lora=none", "quant=none")
+    assert "lora=r8" in ways("lora=r64")
+    assert "lora" not in ways("lora=r4")
+    assert "model" not in ways("quant=none", trained=True)
+
+
+# --- an older checkpoint ----------------------------------------------------------------------------------
+
+
+def test_an_optimizer_of_one_state_a_tensor_is_refused_with_a_remedy_that_works(
+    fit: Fit, make_base: Any, tmp_path: Path
+) -> None:
+    from ftlab.train.checkpoint import write_manifest
+
+    first = fit("trainer.max_steps=2")
+    (folder,) = (path for path in (tmp_path / "run/checkpoints").iterdir() if path.name == "step-000002")
+    tensors = [torch.nn.Parameter(tensor) for tensor in load_file(folder / "trainable.safetensors").values()]
+    older = torch.optim.AdamW(tensors, lr=1e-2)
+    for tensor in tensors:
+        tensor.grad = torch.ones_like(tensor)
+    older.step()
+    saved = torch.load(folder / "optimizer.pt", weights_only=True)
+    torch.save({**saved, "optimizer": older.state_dict()}, folder / "optimizer.pt")
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    with pytest.raises(TrainingError, match=r"step-000002.*another version of ftlab.*force=true"):
+        fit("trainer.max_steps=4")
+    again = fit("trainer.max_steps=4", "force=true")
+    assert (first.summary["step"], again.summary["step"]) == (2, 4)
+
+
 # --- trials of a sweep ------------------------------------------------------------------------------------
 
 Told = list[tuple[int, float]]

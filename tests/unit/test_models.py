@@ -23,7 +23,6 @@ from ftlab.models import (
     base_key,
     check_adapter,
     count,
-    enable_activation_checkpointing,
     leaves_base,
     load_adapter,
     load_base,
@@ -33,6 +32,7 @@ from ftlab.models import (
     quantization_config,
     save_result,
     skeleton,
+    switch_activation_checkpointing,
     target_names,
 )
 from ftlab.weights import Located
@@ -434,7 +434,7 @@ def test_a_base_comes_back_as_it_was_loaded(quant: str, checkpointing: bool, bas
     bases = Bases()
     base = base_of(base_folder, quant)
     if checkpointing:
-        enable_activation_checkpointing(base)
+        switch_activation_checkpointing(base, True)
     before, names, hooked = bits(base), [name for name, _ in base.named_modules()], hooks(base)
     model = add_adapter(bases.take("a", lambda: base), LoraConfig(r=4, use_dora=True))
     train_a_little(model, steps=3)

@@ -80,3 +80,45 @@ def test_a_base_that_is_gone_is_one_message(cli: Any, finished: Path, tmp_path: 
     assert code == 2
     assert "gone" in err
     assert "Traceback" not in err
+
+
+def test_questions_go_the_fast_path_and_are_answered_as_by_plain_generation(
+    cli: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftlab import evaluate, experiment
+
+    file = tmp_path / "ask.jsonl"
+    file.write_text("".join(json.dumps({"question": f"How many {i}?", "context": "t" * i}) + "\n" for i in range(6)))
+    plain, batches = evaluate.generate, []
+
+    def counted(*arguments: Any, **options: Any) -> list[str]:
+        batches.append(1)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "generate", counted)
+    fast = cli("predict", str(finished), f"input={file}", "max_new_tokens=8")
+    assert fast[::2] == (0, "")
+    assert not batches
+    monkeypatch.setattr(experiment, "fast_path", lambda *_: (None, "the layers are of another kind"))
+    slow = cli("predict", str(finished), f"input={file}", "max_new_tokens=8")
+    assert batches
+    assert slow == (0, fast[1], "slower path, the layers are of another kind\n")
+
+
+@pytest.mark.parametrize(("where", "phase"), [("models.load_base", "load"), ("fast.scoring.answers", "predict")])
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_too_little_memory_is_one_message(
+    cli: Any, finished: Path, monkeypatch: pytest.MonkeyPatch, where: str, phase: str, command: str
+) -> None:
+    import torch
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB is free. Of")
+
+    monkeypatch.setattr(f"ftlab.{where}", full)
+    asked = ["question=x", "context=y"] if command == "predict" else ["eval.max_rows=2"]
+    code, _, err = cli(command, str(finished), *asked)
+    assert code == 1
+    assert "Traceback" not in err
+    assert f"out of GPU memory in the phase {phase if command == 'predict' or phase == 'load' else 'evaluate'}" in err
+    assert "Tried to allocate 2.00 GiB. GPU 0 has 1 GiB is free). Try: " in err

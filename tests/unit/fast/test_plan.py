@@ -1,10 +1,14 @@
 """The fastest setting that fits is chosen, and after an out-of-memory the next that needs less."""
 
 import itertools
+from typing import Any
 
 import pytest
+import torch
 
-from ftlab.fast.plan import SHARES, Choices, Planner, Setting
+from ftlab.config import TrainerConfig
+from ftlab.data.encode import Encoded
+from ftlab.fast.plan import SHARES, Choices, Chooser, Planner, Setting
 
 ALL = Choices([8, 4, 2, 1], [True, False], list(SHARES))
 COPY = 1000.0
@@ -96,3 +100,65 @@ def test_settings_are_told_as_overrides() -> None:
     )
     assert str(Setting(1, False, 0.5)).endswith("trainer.activation_checkpointing=true for 50% of the layers")
     assert str(Setting(1, False, 1.0)).endswith("trainer.activation_checkpointing=true")
+
+
+# --- for whichever step -------------------------------------------------------------------------------------
+
+ROWS = [Encoded(str(length), [1] * length, length - 5, False) for length in (10, 20, 30, 40)]
+
+
+def of_tokens(tokens: int, scored: int, share: float) -> float:
+    return 10 * tokens * (1 - 0.5 * share) + scored
+
+
+def chooser(monkeypatch: pytest.MonkeyPatch, free: float, settle: Any = lambda setting: None, **cfg: Any) -> Chooser:
+    """As on a GPU with so many bytes free."""
+    monkeypatch.setattr("ftlab.fast.plan.available", lambda device: free)
+    made = Chooser(TrainerConfig(global_batch_size=4, **cfg), torch.device("cpu"), of_tokens, settle, shares=SHARES)
+    made.cuda = True
+    return made
+
+
+def test_without_memory_for_a_copy_of_the_weights_the_batch_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Setting] = []
+    for free in (3000.0, 1100.0):
+        chooser(monkeypatch, free, taken.append).choose(ROWS, copy=1500)
+    assert taken == [Setting(4, True, 0.0), Setting(4, False, 0.0)]
+
+
+def test_where_unpacking_itself_runs_out_the_next_setting_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Setting] = []
+
+    def settle(setting: Setting) -> None:
+        if setting.cached:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        taken.append(setting)
+
+    made = chooser(monkeypatch, 1e9, settle)
+    made.choose(ROWS, copy=1500)
+    assert taken == [Setting(4, False, 0.0)]
+    assert made.ran_out
+
+
+def test_what_is_still_to_come_is_left_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Setting] = []
+    for coming in (0.0, 500.0, 900.0):
+        chooser(monkeypatch, 1100.0, taken.append).choose(ROWS, coming=coming)
+    needs = [of_tokens(sum(len(r.input_ids) for r in ROWS[-one.micro :]), 5 * one.micro, one.share) for one in taken]
+    assert all(needed <= 1100.0 - coming for needed, coming in zip(needs, (0.0, 500.0), strict=False))
+    assert taken[0] == Setting(4, False, 0.0)
+    assert taken[-1] == Setting(1, False, 1.0)  # nothing fits beside: the smallest is tried
+
+
+def test_rows_that_must_not_meet_go_one_by_one_whatever_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Setting] = []
+    made = chooser(monkeypatch, 1e9, taken.append, micro_batch_size=4)
+    made.together = False
+    made.choose(ROWS)
+    assert taken == [Setting(1, False, 0.0)]
+
+
+def test_weights_held_unpacked_by_order_are_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = chooser(monkeypatch, 0.0, weight_cache=True)
+    assert made.remedies(Setting(1, True, 0.0)) == ["trainer.weight_cache=auto"]
+    assert made.remedies(Setting(1, False, 0.0)) == []  # the base is not 4-bit

@@ -17,21 +17,22 @@ def need(tokens: int, scored: int, share: float) -> float:
     return tokens * (1 - 0.9 * share) + scored
 
 
-def made(model: Any, *, gpu: bool = False, free: float = float("inf"), **cfg: Any) -> FastStep:
-    """A step whose settings are chosen as on a GPU with `free` bytes, where asked."""
+def made(model: Any, *, gpu: bool = False, **cfg: Any) -> FastStep:
+    """A step whose settings are chosen as on a GPU, where asked."""
     decoder = Decoder(model)
+    memory = {name: cfg.pop(name) for name in ("state", "limit") if name in cfg}
     options = {"global_batch_size": 4} | cfg
-    step = FastStep(decoder, Flat(decoder.parameters()), TrainerConfig(**options), longest=30, need=need)
-    step.cuda = gpu
+    step = FastStep(decoder, Flat(decoder.parameters()), TrainerConfig(**options), longest=30, need=need, **memory)
+    step.cuda = step.chooser.cuda = gpu
     return step
 
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets what is free, in bytes, beside the optimizer's state."""
+    """Sets what is free, in bytes."""
 
-    def settle(step: FastStep, bytes_: float) -> None:
-        monkeypatch.setattr("ftlab.fast.step._free_bytes", lambda device: bytes_ + step._state_bytes())
+    def settle(bytes_: float) -> None:
+        monkeypatch.setattr("ftlab.fast.plan.available", lambda device: bytes_)
 
     return settle
 
@@ -48,7 +49,7 @@ def test_on_a_cpu_rows_go_together_while_that_gains(kit: Any) -> None:
 def test_a_setting_of_the_configuration_is_kept(kit: Any, free: Any) -> None:
     model = kit.adapt(kit.make())
     step = made(model, gpu=True, micro_batch_size=2, activation_checkpointing=True)
-    free(step, 0.0)  # nothing fits
+    free(0.0)  # nothing fits
     step.choose(kit.rows())
     assert step.setting == Setting(2, False, 1.0)
     assert step.checkpointed == 3
@@ -57,7 +58,7 @@ def test_a_setting_of_the_configuration_is_kept(kit: Any, free: Any) -> None:
 
 def test_without_4_bit_weights_there_is_nothing_to_hold_unpacked(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True, weight_cache=True)
-    free(step, 1e9)
+    free(1e9)
     step.choose(kit.rows())
     assert not step.setting.cached
     assert "unpacked" not in str(step)
@@ -65,26 +66,27 @@ def test_without_4_bit_weights_there_is_nothing_to_hold_unpacked(kit: Any, free:
 
 def test_the_fastest_setting_is_told(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True)
-    free(step, 1e9)
+    free(1e9)
     step.choose(kit.rows())
     assert step.setting == Setting(4, False, 0.0)
     assert str(step) == "fast step: 4 rows at a time"
-    step.cfg.micro_batch_size = 1
-    free(step, need(27, 26, 0.75) + 0.01)
+    step.chooser.cfg.micro_batch_size = 1
+    free(need(27, 26, 0.75) + 0.01)
     step.choose(sorted(kit.rows(), key=lambda row: len(row.input_ids)))
     assert str(step) == "fast step: 1 rows at a time, 2 of 3 layers computed twice"
 
 
 def test_lightening_goes_through_smaller_needs_to_the_smallest(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True)
-    free(step, 1e9)
+    free(1e9)
     rows = sorted(kit.rows(), key=lambda row: len(row.input_ids))
     step.choose(rows)
-    assert step.planner
-    needs = [step.planner.need(step.setting)]
+    assert step.chooser.planner
+    planner = step.chooser.planner
+    needs = [planner.need(step.setting)]
     while told := step.lighten():
-        assert told == str(step.setting)
-        needs.append(step.planner.need(step.setting))
+        assert told == step.setting.overrides(packed=False)
+        needs.append(planner.need(step.setting))
     assert needs == sorted(set(needs), reverse=True)
     assert step.setting == Setting(1, False, 1.0)
 
@@ -98,7 +100,7 @@ def test_an_out_of_memory_inside_a_step_leaves_its_gradient_right(kit: Any, free
     model, rows = kit.adapt(kit.make()), kit.rows()
     expected = kit.plain(model, rows)
     step = made(model, gpu=True)
-    free(step, 1e9)
+    free(1e9)
     step.choose(sorted(rows, key=lambda row: len(row.input_ids)))
     step.cuda = False  # the work itself is a CPU's
     step._settle(Setting(2, False, 0.0))
@@ -161,7 +163,7 @@ def test_it_is_the_plain_steps_loss_and_gradient(kit: Any) -> None:
             step: Any = made(model)
         else:
             flat = Flat([[p] for p in model.parameters() if p.requires_grad])
-            step = PlainStep(model, TrainerConfig(global_batch_size=4), Accelerator(cpu=True), flat, together=True)
+            step = PlainStep(model, TrainerConfig(global_batch_size=4), Accelerator(cpu=True), flat, need=need)
         step.choose(rows)
         step.begin()
         loss = step.accumulate(rows, trained, 3, first=True)
@@ -174,12 +176,13 @@ def test_it_is_the_plain_steps_loss_and_gradient(kit: Any) -> None:
 
 def test_a_gpu_that_is_too_small_is_told_so_in_figures_with_a_length_that_fits(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True)
-    assert step.shortage() == ""  # nothing was tried yet
-    free(step, 12.0)
+    assert step.chooser.shortage() == ""  # nothing was tried yet
+    free(12.0)
     step.choose(kit.rows())
-    told = step.shortage()
-    least = step.planner.smallest() if step.planner else None
-    assert str(least) in told
+    told = step.chooser.shortage()
+    assert step.chooser.planner
+    assert step.chooser.planner.smallest().overrides(packed=False) in told
+    assert "weight_cache" not in told
     assert "data.max_length=8 would fit" in told
 
 
@@ -191,10 +194,53 @@ def test_graphs_are_given_up_before_a_setting_is(kit: Any, free: Any) -> None:
             self.clear()
 
     step = made(kit.adapt(kit.make()), gpu=True)
-    free(step, 1e9)
+    free(1e9)
     step.choose(kit.rows())
     before, step.graphs = step.setting, Graphs([1, 2])  # type: ignore[assignment]
     assert "captured anew" in str(step.lighten())
     assert step.setting == before
     assert step.lighten() is not None
     assert step.setting != before
+    assert step.chooser.ran_out
+
+
+def test_state_that_the_optimizer_holds_already_is_not_counted_again(kit: Any, free: Any) -> None:
+    """After resuming, what is free is what it leaves."""
+    rows = sorted(kit.rows(), key=lambda row: len(row.input_ids))
+    whole = need(sum(len(row.input_ids) for row in rows), kit.trained(rows), 0.0)
+    free(whole + 1)
+    step = made(kit.adapt(kit.make()), gpu=True, state=whole)
+    step.choose(rows, fresh=False)
+    assert step.setting == Setting(4, False, 0.0)
+    step.choose(rows, fresh=True)
+    assert step.setting != Setting(4, False, 0.0)
+
+
+def test_what_a_sweep_allows_bounds_the_choice_as_little_memory_does(kit: Any, free: Any) -> None:
+    rows = sorted(kit.rows(), key=lambda row: len(row.input_ids))
+    chosen = []
+    for few in (30.0, 60.0, 90.0, 500.0):
+        free(few)
+        short = made(kit.adapt(kit.make()), gpu=True)
+        short.choose(rows)
+        free(1e9)
+        limited = made(kit.adapt(kit.make()), gpu=True, limit=few)
+        limited.choose(rows)
+        assert limited.setting == short.setting
+        chosen.append(limited.setting)
+    assert len(set(chosen)) > 1
+    assert f"sweep.vram_limit_gib={500 / 2**30:g}" in limited.chooser.shortage()
+
+
+def test_remedies_name_only_what_is_not_on_yet(kit: Any, free: Any) -> None:
+    free(0.0)
+    for cfg, wanted in (
+        ({}, []),
+        ({"micro_batch_size": 2}, ["trainer.micro_batch_size=auto"]),
+        ({"micro_batch_size": 1}, []),
+        ({"activation_checkpointing": True}, []),
+        ({"activation_checkpointing": False}, ["trainer.activation_checkpointing=auto"]),
+    ):
+        step = made(kit.adapt(kit.make()), gpu=True, **cfg)
+        step.choose(kit.rows())
+        assert step.chooser.remedies(step.setting) == wanted

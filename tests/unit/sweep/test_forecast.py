@@ -4,6 +4,7 @@ else does."""
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -13,6 +14,7 @@ from ftlab import compose, vram
 from ftlab.composition import composition
 from ftlab.config import ExperimentConfig, SweepConfig
 from ftlab.errors import Stopped, WeightsError
+from ftlab.fast.plan import Chooser, Setting
 from ftlab.run_dir import RunDir
 from ftlab.sweep.forecast import Forecast
 from ftlab.sweep.space import Space
@@ -40,16 +42,27 @@ def config(small: list[str]) -> Config:
 
 @pytest.fixture
 def ran(study: Study, small: list[str]) -> Ran:
-    """One more trial, with overrides, a status, and what the closed form is to be multiplied by in its batch's part."""
+    """One more trial, with overrides, a status, the setting in which it trained (the leanest unless given), and what
+    the closed form is to be multiplied by in its batch's part."""
 
-    def ran(factor: float, *more: str, status: str = "finished", phase: str = "train", below: str = ".") -> None:
+    def ran(
+        factor: float,
+        *more: str,
+        status: str = "finished",
+        phase: str = "train",
+        below: str = ".",
+        setting: Setting | None = None,
+        ran_out: bool = False,
+    ) -> None:
         def run(trial: Trial) -> float:
             run = RunDir(folder_of(study, trial) / below)
             (run.path / ".hydra").mkdir(parents=True)
             whole = composition([*small, f"run_dir={run.path}", *more])
             run.record(whole)
-            peak = times(factor, whole.config)
-            run.write_summary({"status": status, "vram": {phase: {"allocated": peak}}})
+            taken = setting or vram.leanest(whole.config)
+            peak = times(factor, whole.config, taken)
+            record = {"micro": taken.micro, "cached": taken.cached, "share": taken.share, "ran_out": ran_out}
+            run.write_summary({"status": status, "vram": {phase: {"allocated": peak}}, "setting": record})
             if status == "failed":
                 raise RuntimeError("no memory")
             if status == "pruned":
@@ -69,9 +82,9 @@ def ran(study: Study, small: list[str]) -> Ran:
     return ran
 
 
-def times(factor: float, cfg: ExperimentConfig) -> float:
+def times(factor: float, cfg: ExperimentConfig, setting: Setting | None = None) -> float:
     """GiB with the batch's part of the closed form multiplied."""
-    parts = vram.parts(cfg)
+    parts = vram.parts(cfg, setting)
     return parts.fixed + factor * parts.batch
 
 
@@ -124,10 +137,9 @@ def test_equal_configurations_go_by_the_largest_peak(study: Study, config: Confi
 @pytest.mark.parametrize(
     "feature",
     [
-        "trainer.activation_checkpointing=true",
+        "trainer.activation_checkpointing=false",
         "quant=nf4",
         "lora.target_modules=qv",
-        "trainer.micro_batch_size=auto",
     ],
 )
 def test_a_configuration_of_another_kind_corrects_only_its_own(
@@ -149,6 +161,35 @@ def test_pruned_trials_teach(study: Study, config: Config, ran: Ran) -> None:
 def test_each_seed_of_a_trial_teaches(study: Study, config: Config, ran: Ran) -> None:
     ran(2.0, below="seed-5")
     assert Forecast(study)(config()) == pytest.approx(times(2.0, config()))
+
+
+@pytest.mark.parametrize(
+    "setting", [Setting(4, False, 0.0), Setting(2, True, 0.0), Setting(4, True, 0.25), Setting(1, False, 1.0)]
+)
+def test_a_peak_is_set_beside_what_its_own_setting_needs(
+    study: Study, config: Config, ran: Ran, setting: Setting
+) -> None:
+    """What trials choose is seldom the leanest setting, which is what a trial is refused for; unpacked weights are
+    known exactly, and no part of the batch."""
+    auto = ("quant=nf4", "trainer.micro_batch_size=auto")
+    ran(1.5, *auto, setting=setting)
+    assert Forecast(study)(config(*auto)) == pytest.approx(times(1.5, config(*auto)))
+
+
+def test_runs_whose_memory_ran_out_on_the_way_teach_nothing(study: Study, config: Config, ran: Ran) -> None:
+    """Their peak is that of what did not fit."""
+    ran(9.0, ran_out=True)
+    assert Forecast(study)(config()) == vram.estimate(config())
+
+
+def test_runs_of_an_earlier_version_teach_nothing(study: Study, config: Config, ran: Ran) -> None:
+    """They do not tell in which setting they trained."""
+    ran(9.0)
+    file = study.folder / "0/summary.json"
+    summary = json.loads(file.read_text())
+    del summary["setting"]
+    file.write_text(json.dumps(summary))
+    assert Forecast(study)(config()) == vram.estimate(config())
 
 
 def test_failed_trials_teach_nothing(study: Study, config: Config, ran: Ran) -> None:
@@ -188,10 +229,10 @@ def test_without_a_gpu_or_its_folder_a_trial_teaches_nothing(
     ran(2.0)
     parts = vram.parts
 
-    def gone(cfg: ExperimentConfig) -> vram.Estimate:
+    def gone(cfg: ExperimentConfig, setting: Setting | None = None) -> vram.Estimate:
         if cfg.run_dir != "x":
             raise WeightsError("the weights were tidied away")
-        return parts(cfg)
+        return parts(cfg, setting)
 
     monkeypatch.setattr(vram, "parts", gone)
     assert Forecast(study)(config()) == vram.estimate(config())
@@ -206,28 +247,59 @@ def test_a_trial_is_read_once(study: Study, config: Config, ran: Ran, monkeypatc
     assert forecast(config()) == first
 
 
-def test_a_sweep_refuses_what_its_own_peaks_say_does_not_fit(
-    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The closed form lets all three run; the first one takes ten times its batch, so that the largest is left out."""
-    sizes = {rows: compose([*small, "run_dir=x", f"trainer.micro_batch_size={rows}"]) for rows in (1, 2, 4)}
+@pytest.fixture
+def ten_times(monkeypatch: pytest.MonkeyPatch, small: list[str]) -> None:
+    """As on a GPU, where training of one row at a time takes ten times what the closed form says of its batch."""
+    cfg = compose([*small, "run_dir=x", "trainer.micro_batch_size=1"])
+    peak = times(10, cfg, Setting(1, False, 0.0))
+
+    def fold(meter: vram.Meter) -> None:
+        if meter._active[-1:] == ["train"]:
+            meter.peaks["train"] = dict.fromkeys(vram.KINDS, peak)
+
+    monkeypatch.setattr(vram.Meter, "_fold", fold)
+
+
+def searched(small: list[str], folder: Path, limit: float, *sizes: str) -> Study:
+    """A study of micro-batches of these sizes, in this order, each in a trial."""
+    space, _ = Space.read([f"trainer.micro_batch_size=choice({','.join(sizes)})"], {})
+    first = [{"trainer.micro_batch_size": size if size == "auto" else int(size)} for size in sizes]
+    cfg = SweepConfig(n_trials=len(sizes), sampler="random", first=first, vram_limit_gib=limit)
+    return Study.open("toy", folder, cfg, space, ["eval/loss"], [*small, "trainer.activation_checkpointing=false"])
+
+
+def test_a_sweep_refuses_what_its_own_peaks_say_does_not_fit(small: list[str], tmp_path: Path, ten_times: None) -> None:
+    """The closed form lets all run; the first one takes ten times its batch, so that the largest is left out, and the
+    one that may choose its size is not."""
+    fixed = [*small, "run_dir=x", "trainer.activation_checkpointing=false"]
+    sizes = {rows: compose([*fixed, f"trainer.micro_batch_size={rows}"]) for rows in (1, 2, 4)}
     limit = times(30, sizes[1])
     assert times(10, sizes[2]) < limit < times(10, sizes[4])
     assert vram.estimate(sizes[4]) < limit
-
-    def fold(meter: vram.Meter) -> None:
-        """As on a GPU, where training takes ten times what the closed form says of its batch."""
-        if meter._active[-1:] == ["train"]:
-            meter.peaks["train"] = dict.fromkeys(vram.KINDS, times(10, sizes[1]))
-
-    monkeypatch.setattr(vram.Meter, "_fold", fold)
-    space, _ = Space.read(["trainer.micro_batch_size=choice(1,4)"], {})
-    first = [{"trainer.micro_batch_size": rows} for rows in (1, 4)]
-    cfg = SweepConfig(n_trials=2, sampler="random", first=first, vram_limit_gib=limit)
-    study = Study.open("toy", tmp_path / "toy", cfg, space, ["eval/loss"], small)
+    study = searched(small, tmp_path / "toy", limit, "1", "4", "auto")
     search(study, estimate=Forecast(study))
-    complete, refused = study.trials()
-    assert complete.state.name == "COMPLETE"
+    complete, refused, chosen = study.trials()
+    assert (complete.state.name, chosen.state.name) == ("COMPLETE", "COMPLETE")
     assert refused.state.name == "PRUNED"
-    assert "above sweep.vram_limit_gib" in refused.user_attrs["cause"]
+    cause = f"needs at least {times(10, sizes[4]):.1f} GiB, above sweep.vram_limit_gib={limit:g}: not run"
+    assert refused.user_attrs["cause"] == cause
     assert not (study.folder / "1/metrics.jsonl").exists()
+
+
+def test_a_trial_chooses_its_setting_below_the_sweeps_limit(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planner of a run that is not refused is told the limit."""
+    limits: list[float] = []
+    made = Chooser.__init__
+
+    def told(self: Chooser, *args: Any, **kwargs: Any) -> None:
+        limits.append(kwargs["limit"])
+        made(self, *args, **kwargs)
+
+    monkeypatch.setattr(Chooser, "__init__", told)
+    study = searched(small, tmp_path / "toy", 7.5, "auto", "1")
+    search(study)
+    assert limits == [7.5 * 2**30] * 2
+    setting = json.loads((study.folder / "0/summary.json").read_text())["setting"]
+    assert setting == {"micro": 4, "cached": False, "share": 0.0, "ran_out": False}

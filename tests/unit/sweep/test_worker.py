@@ -483,7 +483,7 @@ def test_a_configuration_too_large_is_not_run(sweep: Open, sampler: str) -> None
     found = sweep("lora.r=choice(2,4)", n_trials=2, sampler=sampler, vram_limit_gib=3, first=first)
     search(found, estimate=lambda cfg: float(cfg.lora.r))
     assert states(found) == ["COMPLETE", "PRUNED"]
-    assert found.trials()[1].user_attrs["cause"] == "needs 4.0 GiB, above sweep.vram_limit_gib=3: not run"
+    assert found.trials()[1].user_attrs["cause"] == "needs at least 4.0 GiB, above sweep.vram_limit_gib=3: not run"
     assert not (found.folder / "1/metrics.jsonl").exists()
 
 

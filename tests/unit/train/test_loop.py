@@ -1,18 +1,22 @@
 """The loop: token-correct gradients, resuming, the best weights, and stopping with a reason."""
 
 import copy
+import itertools
 import json
 import math
 import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from ftlab import compose
 from ftlab.config import OPTIMIZERS
@@ -22,14 +26,15 @@ from ftlab.data.splits import Example
 from ftlab.errors import Stopped, TrainingError
 from ftlab.experiment import make_accelerator
 from ftlab.fast.flat import Flat
+from ftlab.fast.plan import Setting
 from ftlab.generate import generate
-from ftlab.models import add_adapter
+from ftlab.models import add_adapter, switch_activation_checkpointing
 from ftlab.train import step as module
 from ftlab.train.batches import flatten
 from ftlab.train.checkpoint import Checkpoints, trainable
 from ftlab.train.loop import Trainer
 from ftlab.train.signals import StopSignal
-from ftlab.train.step import PlainStep
+from ftlab.train.step import PlainStep, Switch
 
 CPU = torch.device("cpu")
 
@@ -70,6 +75,16 @@ class Run:
 Make = Callable[..., Run]
 
 
+def need(tokens: int, scored: int, share: float) -> float:
+    """A byte a token, half of that where layers are computed twice."""
+    return tokens * (1 - 0.5 * share)
+
+
+def switched(model: Any) -> Switch | None:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return partial(switch_activation_checkpointing, base) if isinstance(base, PreTrainedModel) else None
+
+
 @pytest.fixture
 def make(small: list[str], make_llama: Any, tmp_path: Path) -> Make:
     """A trainer of an adapted random model. `scores` answers each evaluation; `at` names the folder."""
@@ -100,7 +115,9 @@ def make(small: list[str], make_llama: Any, tmp_path: Path) -> Make:
             model,
             rows,
             cfg,
-            step=PlainStep(model, cfg.trainer, accelerator, shared, together=flat),
+            step=PlainStep(
+                model, cfg.trainer, accelerator, shared, need=need, together=flat, checkpoint=switched(model)
+            ),
             accelerator=accelerator,
             checkpoints=Checkpoints(tmp_path / at, cfg.trainer.keep, run.warnings.append),
             evaluate=evaluate,
@@ -122,7 +139,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def gradients(run: Run, rows: list[Encoded], micro: int) -> tuple[float, torch.Tensor]:
-    run.trainer.step._micro = micro  # type: ignore[attr-defined]
+    run.trainer.step.setting = Setting(micro, False, 0.0)
     loss = float(run.trainer._gradients(rows))
     grads = [p.grad for p in trainable(run.model).values()]
     return loss, torch.cat([g.flatten().clone() for g in grads if g is not None])
@@ -164,43 +181,135 @@ def test_rows_that_must_not_meet_go_one_by_one(make: Make) -> None:
     assert step.micro == 1
 
 
-def small_gpu(monkeypatch: pytest.MonkeyPatch, fits: int) -> list[list[int]]:
-    """Let passes of more than `fits` rows run out of memory; the row counts and tokens tried."""
-    tried: list[list[int]] = []
+@dataclass
+class SmallGpu:
+    """A GPU as the planner sees it. Passes that need more than `fits` bytes run out of memory; the setting and the row
+    count of every pass that was tried."""
+
+    fits: float
+    tried: list[tuple[Setting, int]] = field(default_factory=list)
+    trainer: Trainer | None = None
+
+    def holds(self, run: Run) -> Run:
+        self.trainer = run.trainer
+        run.trainer.step.chooser.cuda = True
+        return run
+
+    def settings(self) -> list[Setting]:
+        return [setting for setting, _ in itertools.groupby(self.tried, key=lambda one: one[0])]
+
+
+@pytest.fixture
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], SmallGpu]:
     summed = module.summed_loss
+    monkeypatch.setattr("ftlab.fast.plan.available", lambda device: 1e9)
 
-    def limited(model: Any, batch: Any) -> Any:
-        tried.append([len(batch.lengths), batch.input_ids.numel()])
-        if len(batch.lengths) > fits:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        return summed(model, batch)
+    def made(fits: float) -> SmallGpu:
+        gpu = SmallGpu(fits)
 
-    monkeypatch.setattr(module, "summed_loss", limited)
-    return tried
+        def limited(model: Any, batch: Any) -> Any:
+            assert gpu.trainer
+            step = gpu.trainer.step
+            base = model.get_base_model()
+            assert base.is_activation_checkpointing == bool(step.setting.share)
+            gpu.tried.append((step.setting, len(batch.lengths)))
+            if need(batch.input_ids.numel(), 0, step.setting.share) > gpu.fits:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            return summed(model, batch)
 
+        monkeypatch.setattr(module, "summed_loss", limited)
+        return gpu
 
-def test_out_of_memory_halves_the_micro_batch_and_leaves_the_rows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("trainer.global_batch_size=8", "trainer.max_steps=2")
-    wanted = make(*options, "trainer.micro_batch_size=2", at="a")
-    wanted.trainer.train()
-    tried = small_gpu(monkeypatch, 2)
-    run = make(*options, "trainer.micro_batch_size=auto", at="b")
-    run.trainer.train()
-    assert [rows for rows, _ in tried] == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
-    assert sum(tokens for _, tokens in tried[2:6]) == tried[0][1]
-    assert [note for note in run.notes if "out of memory" in note][-1].endswith("rows unchanged")
-    assert torch.equal(run.weights(), wanted.weights())
+    return made
 
 
-@pytest.mark.parametrize(("micro", "remedy"), [("4", "trainer.micro_batch_size=auto"), ("auto", "data.max_length")])
-def test_too_little_memory_ends_with_remedies(
-    make: Make, monkeypatch: pytest.MonkeyPatch, micro: str, remedy: str
+OF_EIGHT = ("trainer.global_batch_size=8", "trainer.max_steps=2", "trainer.micro_batch_size=auto")
+
+
+def test_out_of_memory_goes_to_lighter_settings_and_leaves_the_rows(
+    make: Make, small_gpu: Callable[[float], SmallGpu]
 ) -> None:
-    small_gpu(monkeypatch, 0)
+    """In the planner's order, down to the first that fits; the weights are those of the batch as it was."""
+    wanted = make(*OF_EIGHT, at="a")
+    wanted.trainer.train()
+    gpu = small_gpu(30.0)
+    run = gpu.holds(make(*OF_EIGHT, at="b"))
+    run.trainer.train()
+    planner = run.trainer.step.chooser.planner
+    assert planner
+    needs = [planner.need(setting) for setting in gpu.settings()]
+    assert needs == sorted(set(needs), reverse=True)
+    assert gpu.settings()[0] == Setting(8, False, 0.0)
+    assert gpu.settings()[1] == Setting(8, False, 1.0)
+    last = run.trainer.step.setting
+    assert last.micro < 8
+    assert sum(rows for setting, rows in gpu.tried if setting == last) == 16
+    assert [note for note in run.notes if "out of memory" in note][-1].endswith("rows unchanged")
+    assert (run.weights() - wanted.weights()).norm() <= 1e-5 * wanted.weights().norm()
+    assert run.trainer.step.chooser.ran_out
+    assert not wanted.trainer.step.chooser.ran_out
+
+
+def test_the_model_is_left_without_checkpointing(make: Make, small_gpu: Callable[[float], SmallGpu]) -> None:
+    run = small_gpu(1e9).holds(make(*OF_EIGHT, "trainer.activation_checkpointing=true"))
+    run.trainer.train()
+    assert str(run.trainer.step) == "plain step: PEFT's own forward pass, 8 rows at a time, all layers computed twice"
+    assert not run.model.get_base_model().is_activation_checkpointing
+
+
+def test_the_plain_step_chooses_from_the_memory_that_is_free(
+    make: Make, small_gpu: Callable[[float], SmallGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = small_gpu(1e9)
+    tokens = sum(len(row.input_ids) for row in sorted(ROWS, key=lambda row: len(row.input_ids))[-8:])
+    for free, setting in (
+        (tokens, Setting(8, False, 0.0)),
+        (tokens / 2, Setting(8, False, 1.0)),
+        (0.0, Setting(1, False, 1.0)),
+    ):
+        monkeypatch.setattr("ftlab.fast.plan.available", lambda device, free=free: free)
+        step = gpu.holds(make(*OF_EIGHT)).trainer.step
+        step.choose(sorted(ROWS, key=lambda row: len(row.input_ids)))
+        assert step.setting == setting
+    assert "trainer.micro_batch_size=1, trainer.activation_checkpointing=true" in step.chooser.shortage()
+
+
+def test_a_resumed_optimizers_state_is_not_expected_again(make: Make) -> None:
+    run = make()
+    asked: list[bool] = []
+    choose = run.trainer.step.choose
+
+    def asking(longest: list[Encoded], *, fresh: bool = True) -> None:
+        asked.append(fresh)
+        choose(longest, fresh=fresh)
+
+    run.trainer.step.choose = asking  # type: ignore[method-assign]
+    run.trainer._prepare()
+    run.trainer._step()
+    run.trainer._prepare()
+    assert asked == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named", "unnamed"),
+    [
+        (["trainer.micro_batch_size=4"], ["trainer.micro_batch_size=auto", "quant=nf4"], ["activation_checkpointing"]),
+        (["trainer.micro_batch_size=auto"], ["data.max_length below 128"], ["micro_batch_size=auto", "weight_cache"]),
+        (["trainer.micro_batch_size=1"], ["quant=nf4"], ["micro_batch_size=auto"]),
+        (["quant=nf4"], ["data.max_length"], ["quant=nf4"]),
+        (["trainer.activation_checkpointing=false"], ["trainer.activation_checkpointing=auto"], []),
+        (["lora=pissa"], ["data.max_length"], ["quant=nf4"]),
+        (["trainer.optim=adamw"], ["trainer.optim=paged_adamw_8bit"], []),
+    ],
+)
+def test_too_little_memory_ends_with_remedies_that_are_not_on_yet(
+    make: Make, small_gpu: Callable[[float], SmallGpu], overrides: list[str], named: list[str], unnamed: list[str]
+) -> None:
     with pytest.raises(TrainingError, match="out of GPU memory") as caught:
-        make(f"trainer.micro_batch_size={micro}").trainer.train()
-    assert remedy in str(caught.value)
-    assert "quant=nf4" in str(caught.value)
+        small_gpu(0.0).holds(make(*overrides)).trainer.train()
+    remedies = str(caught.value).split("Try: ")[1]
+    assert all(name in remedies for name in named)
+    assert not any(name in remedies for name in unnamed)
 
 
 # --- the same run again -----------------------------------------------------------------------------------
@@ -250,6 +359,20 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(make: Make, optim: str, at: in
 
     assert timeless([first, again]) == timeless([whole])
     assert (progress.best, progress.tokens) == (wanted.best, wanted.tokens)
+
+
+def test_after_resuming_every_trained_tensor_must_get_a_gradient_too(make: Make) -> None:
+    def loose(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.detach()
+
+    make("trainer.max_steps=2").trainer.train()
+    again = make("trainer.max_steps=3")
+    for name, part in again.model.named_modules():
+        if name.endswith("q_proj"):
+            part.register_forward_hook(loose)
+    again.trainer.restore(again.trainer.checkpoints.newest())  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="no gradient reaches q_proj"):
+        again.trainer.train()
 
 
 def test_a_run_stopped_inside_an_evaluation_owes_it(make: Make) -> None:

@@ -1,10 +1,16 @@
 """Dealing a step's rows to processes, and being alone."""
 
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from ftlab.data.encode import Encoded
-from ftlab.errors import ConfigError
+from ftlab.errors import ConfigError, TrainingError
+from ftlab.train import ranks as module
 from ftlab.train.loop import micro_seed
 from ftlab.train.ranks import Ranks
 
@@ -76,3 +82,78 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match=r"3 processes on a host with 2 GPUs.*--nproc_per_node=2"):
         Ranks(2, 3).check_devices()
+
+
+# --- meeting ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "itself"])
+def test_who_does_not_come_is_not_waited_for_long(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun keeps the store that its processes meet in; else the first process does."""
+    server = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=5), wait_for_workers=False)
+    port = server.port
+    if launcher == "torchrun":
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    else:
+        del server
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "ROLL_CALL", timedelta(seconds=1))
+    with pytest.raises(TrainingError) as caught:
+        Ranks.join()
+    assert ("1, 2 did not come within" if launcher == "torchrun" else "do not meet") in str(caught.value)
+    assert not dist.is_initialized()
+
+
+def test_a_launch_without_an_address_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ConfigError, match=r"MASTER_ADDR.*start them with torchrun"):
+        Ranks.join()
+
+
+def broken(*_: Any, **__: Any) -> None:
+    raise RuntimeError("[pair.cc:535] Connection closed by peer [127.0.0.1]:4711\n0# a C++ frame")
+
+
+@pytest.mark.parametrize(
+    "speak",
+    [
+        lambda ranks, held: ranks.same([held.detach()]),
+        lambda ranks, held: ranks.sum_([held], torch.zeros(())),
+        lambda ranks, held: ranks.sum_([held, held], torch.zeros(())),
+        lambda ranks, held: ranks._gathered("word"),
+    ],
+    ids=["same", "sum of one buffer", "sum of many", "meeting"],
+)
+def test_a_broken_connection_is_one_message(
+    speak: Callable[[Ranks, torch.nn.Parameter], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("broadcast", "all_reduce", "all_gather"):
+        monkeypatch.setattr(dist, name, broken)
+    ranks = Ranks(0, 2)
+    monkeypatch.setattr(ranks, "meet", lambda word=None: [None, None])
+    held = torch.nn.Parameter(torch.ones(3))
+    held.grad = torch.ones(3)
+    with pytest.raises(TrainingError, match=r"gone without a word.*Connection closed by peer") as caught:
+        speak(ranks, held)
+    assert "\n" not in str(caught.value)
+
+
+def test_processes_that_differ_are_told_in_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process sees the same words, its own among them."""
+    mine, other = {"trainer.lr": 0.1, "seed": 0}, {"trainer.lr": 0.2, "seed": 0}
+    ranks = Ranks(0, 3)
+
+    def meet(word: Any) -> list[Any]:
+        if isinstance(word, str):
+            return [word, word, "another digest"]
+        return [{key: str(value) for key, value in tree.items()} for tree in (mine, mine, other)]
+
+    monkeypatch.setattr(ranks, "meet", meet)
+    with pytest.raises(ConfigError, match=r"trainer.lr: 0.1 in process 0, 0.2 in process 2") as caught:
+        ranks.agree(mine)
+    assert "seed" not in str(caught.value)
+    monkeypatch.setattr(ranks, "meet", lambda word: [word] * 3)
+    ranks.agree(mine)

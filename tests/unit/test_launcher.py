@@ -1,0 +1,84 @@
+"""What a launcher asks for and ftlab does not do is refused before anything is loaded; what is harmless is ignored."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., tuple[int, str, str]]
+
+REFUSED = {
+    "ACCELERATE_USE_FSDP=true": "leave out --use_fsdp",
+    "ACCELERATE_USE_DEEPSPEED=true": "leave out --use_deepspeed",
+    "ACCELERATE_USE_MEGATRON_LM=true": "leave out --use_megatron_lm",
+    "ACCELERATE_USE_PARALLELISM_CONFIG=true": "leave out --use_parallelism_config",
+    "ACCELERATE_USE_SAGEMAKER=1": "SageMaker",
+    "ACCELERATE_MIXED_PRECISION=fp8": "there is none such in ftlab",
+    "ACCELERATE_MIXED_PRECISION=bf16": "choose model.dtype=bfloat16",
+    "OMPI_COMM_WORLD_SIZE=2": "start them with torchrun",
+}
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_what_is_not_done_is_refused_at_once(
+    setting: str, cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, value = setting.partition("=")
+    monkeypatch.setenv(name, value)
+    folder = tmp_path / "run"
+    code, out, err = cli(*small, f"run_dir={folder}")
+    assert (code, out) == (2, "")
+    assert setting in err
+    assert REFUSED[setting] in err
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("words", [("predict", "{run}", "question=x", "context=y"), ("eval", "{run}")])
+def test_commands_on_a_run_refuse_it_too(
+    words: tuple[str, ...], cli: Cli, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    code, _, err = cli(*(word.format(run=finished) for word in words))
+    assert code == 2
+    assert "--use_fsdp" in err
+
+
+def test_a_sweep_is_refused_before_its_first_trial(
+    cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    code, _, err = cli("--multirun", *small, "trainer.lr=1e-3,1e-2", f"run_dir={tmp_path / 'sweep'}")
+    assert code == 2
+    assert "ACCELERATE_MIXED_PRECISION=fp8" in err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_what_is_harmless_changes_nothing(
+    fit: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `accelerate launch` says of itself, torch.compile, and accumulation, which accelerate would divide by."""
+    from ftlab import experiment
+
+    asked: list[Any] = []
+    made = experiment.Accelerator
+    monkeypatch.setattr(experiment, "Accelerator", lambda **options: asked.append(made(**options)) or asked[-1])
+    for name, value in {
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_USE_FSDP": "false",
+        "OMPI_COMM_WORLD_SIZE": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    outcome = fit(run_dir=tmp_path / "run")
+    adapter = "adapter/adapter_model.safetensors"
+    assert (outcome.folder / adapter).read_bytes() == (finished / adapter).read_bytes()
+    assert [accelerator.state.dynamo_plugin.backend.value for accelerator in asked] == ["NO"]
+
+
+def test_the_precision_of_the_run_is_no_contradiction(
+    cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert cli("--dry-run", *small, "model.dtype=bfloat16")[0] == 0
