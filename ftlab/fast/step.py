@@ -40,6 +40,7 @@ class FastStep:
         self.longest = -(-max(longest, 512) // 128) * 128  # padding is a row too, of up to 511 tokens
         self.work, self.grad = flat.like(decoder.dtype), flat.like(decoder.dtype)
         self.setting = Setting(1, False, 0.0)
+        self.recaptured: Setting | None = None
         self.chooser = Chooser(cfg, decoder.device, need, self._settle, shares=SHARES, limit=limit)
         decoder.reach(self.longest)
         decoder.attach(flat, self.work, self.grad)
@@ -59,7 +60,8 @@ class FastStep:
 
     def lighten(self) -> str | None:
         """See `Step`."""
-        if self.graphs is not None and len(self.graphs):  # their memory, and a batch without graph beside it
+        if self.graphs is not None and len(self.graphs) and self.recaptured != self.setting:
+            self.recaptured = self.setting  # once: the memory of batches of many shapes may only be in pieces
             self.graphs.drop(forget=True)
             self.chooser.ran_out = True
             return f"{self.setting}, CUDA graphs captured anew"

@@ -199,6 +199,7 @@ def test_graphs_are_given_up_before_a_setting_is(kit: Any, free: Any) -> None:
     before, step.graphs = step.setting, Graphs([1, 2])  # type: ignore[assignment]
     assert "captured anew" in str(step.lighten())
     assert step.setting == before
+    step.graphs.extend([1, 2])  # type: ignore[union-attr]
     assert step.lighten() is not None
     assert step.setting != before
     assert step.chooser.ran_out
