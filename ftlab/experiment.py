@@ -362,8 +362,6 @@ class Experiment:
         self.summary["model"] = {"id": cfg.model.id, "revision": located.revision, "origin": located.origin}
         with self.accelerator.autocast():
             self.flat = not leaks(base, prepared.train.rows, device)
-        if not self.flat:
-            self.terminal.warn("this architecture lets rows of a flat batch see each other: one row a forward pass")
         self.decoder = self._recognised(base)
         return located, base
 
@@ -411,6 +409,9 @@ class Experiment:
         self.flops_per_token = flops_per_token(base, total, self.cfg)
         if self.decoder:
             self.decoder = self._recognised(model)
+        if not self.flat and not self.decoder:  # the fast path keeps rows apart itself
+            why = "LLM.int8() rounds by batch" if self.cfg.quant.load_in_8bit else "this architecture mixes rows"
+            self.terminal.warn(f"rows of a flat batch would see each other ({why}): one row a forward pass")
         if models.adapts_tied_weights(base, model):
             self.terminal.warn(
                 "the output layer shares its weights with the embedding; the adapter changes one of them"

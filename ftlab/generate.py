@@ -1,10 +1,31 @@
 """Batched generation, for evaluation and prediction."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+UNSET: tuple[Any, ...] = (None, False, 0, 0.0, [], {})
+NEUTRAL = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "guidance_scale": 1.0,
+}
+# Settings that do not touch what greedy decoding says, or that ftlab sets itself.
+HARMLESS = {
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("max_length", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
+    *("use_cache", "cache_implementation", "cache_config", "compile_config", "disable_compile", "prefill_chunk_size"),
+    *("length_penalty", "early_stopping", "renormalize_logits", "return_dict_in_generate", "transformers_version"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "low_memory"),
+    *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+    *("assistant_lookbehind", "target_lookbehind", "max_matching_ngram_size", "trust_remote_code"),
+}
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
@@ -97,14 +118,15 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def greedy(model: nn.Module) -> bool:
-    """Whether greedy decoding takes the most likely token each time: the model's own generation settings, which
-    transformers mixes in, may shift the scores before (a penalty on repetition, suppressed tokens)."""
+    """Whether greedy decoding takes the most likely token each time until the end marker: the model's own generation
+    settings, which transformers mixes in, may shift scores or lengths (a penalty on repetition, suppressed tokens)."""
     own = getattr(model, "generation_config", None)
-    neutral = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
-    shifted = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "sequence_bias", "bad_words_ids")
-    return all(getattr(own, name, None) in (None, value) for name, value in neutral.items()) and not any(
-        getattr(own, name, None) for name in shifted
-    )
+    return own is None or all(name in HARMLESS or name.startswith("_") for name in _changed(own))
+
+
+def _changed(settings: GenerationConfig) -> list[str]:
+    """Settings that are on: neither unset nor neutral."""
+    return [name for name, value in settings.to_dict().items() if value != NEUTRAL.get(name) and value not in UNSET]
 
 
 def _until(ids: list[int], end: int) -> list[int]:

@@ -1,10 +1,10 @@
 """python -m ftlab predict run=DIR context=TEXT question=TEXT: SQL from a tuned run, alone on stdout."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ftlab import lines
 from ftlab.commands import check_keys
 from ftlab.composition import typed_from_tree
 from ftlab.config import ExperimentConfig
@@ -18,7 +18,7 @@ def main(arguments: dict[str, str]) -> int:
     """Print one answer a question. `input=FILE` reads JSON lines of {question, context} instead.
 
     Raises:
-        InputError: a missing argument, or a folder without a finished run.
+        InputError: a missing argument, a file that cannot be used, or a folder without a finished run.
         TrainingError: too little GPU memory.
     """
     check_keys("predict", arguments, KEYS)
@@ -30,7 +30,10 @@ def main(arguments: dict[str, str]) -> int:
     new_tokens = _positive(arguments, "max_new_tokens", cfg.eval.max_new_tokens)
     cfg = replace(cfg, eval=replace(cfg.eval, max_new_tokens=new_tokens))
     asked = _asked(arguments, "{context}" in cfg.data.prompt)
-    print("\n".join(_answers(folder, cfg, asked)))
+    answers = _answers(folder, cfg, asked)
+    if "input" in arguments:  # a line a question, whatever the model says
+        answers = [" ".join(answer.splitlines()) for answer in answers]
+    print("\n".join(answers))
     return 0
 
 
@@ -64,16 +67,11 @@ def _asked(arguments: dict[str, str], needs_context: bool) -> list[tuple[str, st
 
 def _questions(file: Path) -> list[tuple[str, str]]:
     asked = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"input={file} cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            asked.append((str(row["question"]), str(row.get("context", ""))))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f'{file}:{number}: not a JSON object with "question" (and "context")') from None
+    for number, row in lines.read(file):
+        question, context = row.get("question"), row.get("context", "")
+        if not isinstance(question, str) or not isinstance(context, str):
+            raise InputError(f'{file}:{number}: needs "question" (and "context"), each a text')
+        asked.append((question, context))
     if not asked:
         raise InputError(f"input={file} holds no question")
     return asked

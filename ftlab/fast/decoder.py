@@ -150,6 +150,8 @@ class Layer:
         _built_of(mlp, *MLP_PARTS)
         if getattr(config, "attention_dropout", 0.0):
             raise Unrecognised("dropout inside attention")
+        if not getattr(attention, "use_rope", True):
+            raise Unrecognised("a layer without rotary embedding")
         self.number = number
         self.qkv = LinearGroup([attention.q_proj, attention.k_proj, attention.v_proj], dtype, scratch)
         self.out = LinearGroup([attention.o_proj], dtype, scratch)
@@ -308,8 +310,8 @@ class Decoder:
 
     @property
     def capturable(self) -> bool:
-        """Whether a forward pass asks nothing of the host; LLM.int8() does, to find its outliers."""
-        return not any(isinstance(group.frozen, Int8) for group in self.groups)
+        """Whether a forward pass asks nothing of the host; LLM.int8() does, to find its outliers, unless merged."""
+        return not any(isinstance(group.frozen, Int8) and not group.is_merged for group in self.groups)
 
     # --- training ----------------------------------------------------------------------------------------------
 
@@ -505,8 +507,11 @@ def _ropes(rotary: Any, kinds: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _adapters_known(causal: nn.Module, decoder: "Decoder") -> None:
-    """Every trained tensor must be an adapter that this decoder computes with."""
-    known = {id(parameter) for group in decoder.parameters() for parameter in group}
+    """Every trained tensor must be an adapter that this decoder computes with, and every such adapter be trained."""
+    adapters = [parameter for group in decoder.parameters() for parameter in group]
+    if any(parameter.requires_grad for parameter in adapters) and not all(p.requires_grad for p in adapters):
+        raise Unrecognised("adapters of which some are not trained")
+    known = {id(parameter) for parameter in adapters}
     for name, parameter in causal.named_parameters():
         if parameter.requires_grad and id(parameter) not in known:
             raise Unrecognised(f"{name}, which is trained and is no LoRA matrix")

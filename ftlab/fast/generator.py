@@ -237,7 +237,7 @@ class Batch:
     def step(self) -> None:
         """One more token for every row that goes on."""
         width = self._width()
-        if not self.cuda:
+        if not self.cuda or not self.decoder.capturable:
             self._decode(width)
         elif width in self.graphs:
             self.graphs[width].replay()

@@ -148,6 +148,11 @@ class LinearGroup:
 
     # --- merged ------------------------------------------------------------------------------------------------
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether this happens inside `merged`."""
+        return self._merged is not None
+
     def merged_bytes(self) -> int:
         """Memory that merging takes."""
         shares = isinstance(self.frozen, Dense) and not self.adapters

@@ -13,10 +13,12 @@ from ftlab.fast.frozen import Int8, Unrecognised
 
 # Tokens of the rows on which the two are compared.
 ROWS = (9, 17)
-# How far what one layer adds may differ, as a part of its size, and how far the residual stream may, as a part of its
-# own: rounding in another order. Other architectures differ by tens of per cent.
+# How far what one layer adds to a token may differ, as a part of its size, and how far the token's residual stream may,
+# as a part of its own: rounding in another order. Other architectures differ by tens of per cent.
 APART = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 STREAM_APART = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+# What reading an unknown model may raise; the fast path then leaves it alone.
+STRANGE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 
 def fast_path(model: nn.Module, autocast: Any) -> tuple[Decoder | None, str | None]:
@@ -32,7 +34,7 @@ def fast_path(model: nn.Module, autocast: Any) -> tuple[Decoder | None, str | No
         return None, str(reason)
     except torch.cuda.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except STRANGE as error:
         return None, f"which fails on this model or machine: {(str(error) or type(error).__name__).splitlines()[0]}"
     return decoder, None
 
@@ -42,7 +44,7 @@ def adapter_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     that an optimizer's state fits."""
     try:
         return Decoder(model).parameters()
-    except Unrecognised:
+    except (Unrecognised, *STRANGE):
         return [[parameter] for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -110,14 +112,19 @@ def _own_states(
 
 
 def _same(decoder: Decoder, part: str, found: Tensor, wanted: Tensor, before: Tensor) -> None:
-    difference = float((found.float() - wanted.float()).norm())
-    added, whole = float((wanted.float() - before.float()).norm()), float(wanted.float().norm())
+    """Raises Unrecognised where `found` [tokens, width] is not `wanted`. Each token is measured by itself: in trained
+    models one alone may be a hundred times as large as all others, and would hide them."""
+    difference, added, whole = (
+        (one.float() - other).norm(dim=1)
+        for one, other in ((found, wanted.float()), (wanted, before.float()), (wanted, 0.0))
+    )
     dtypes = [decoder.dtype, *(weight.dtype for weight in decoder.packed())]
     if any(isinstance(group.frozen, Int8) for group in decoder.groups):
         dtypes.append(torch.bfloat16)  # its outliers are chosen by the batch
     allowed = max(APART[dtype] for dtype in dtypes) * added + max(STREAM_APART[dtype] for dtype in dtypes) * whole
-    if not difference <= allowed:
-        apart = difference / max(added, 1e-30)
+    excess = float((difference / allowed.clamp(min=1e-30)).square().mean().sqrt())
+    if not excess <= 1:
+        apart = float((difference / added.clamp(min=1e-30)).square().mean().sqrt())
         raise Unrecognised(
             f"an architecture that computes something else than its parts say ({part}: {apart:.1%} apart)"
         )

@@ -44,19 +44,15 @@ class Aside:
 
     def turn(self) -> None:
         """A layer is done: from here on the main stream has waited for the work of the layer before."""
-        if not self.cuda:
-            return
         self._settle()
-        self._before = side_stream(self.device).record_event(), self._held
-        self._held = []
+        if self._held:  # else the side stream may not be part of a capture, which then must not wait for it
+            self._before = side_stream(self.device).record_event(), self._held
+            self._held = []
 
     def join(self) -> None:
         """From here on the main stream has waited for all of it."""
-        if not self.cuda:
-            return
+        self.turn()
         self._settle()
-        torch.cuda.current_stream(self.device).wait_stream(side_stream(self.device))
-        self._held = []
 
     def _settle(self) -> None:
         if self._before is not None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from ftlab import generate as module
-from ftlab.generate import generate, generation_config
+from ftlab.generate import generate, generation_config, greedy
 
 PROMPTS = [list(range(start, start + length)) for start, length in ((60, 9), (40, 3), (70, 20), (33, 5), (90, 1))]
 
@@ -107,3 +108,35 @@ def test_one_prompt_that_does_not_fit_is_an_error(
 def test_settings_are_greedy_and_carry_the_tokenizers_markers(byte_tokens: Any) -> None:
     made = generation_config(byte_tokens, 7)
     assert (made.do_sample, made.max_new_tokens, made.eos_token_id) == (False, 7, byte_tokens.eos_token_id)
+
+
+SHIFTING = {
+    "repetition_penalty": 1.1,
+    "no_repeat_ngram_size": 2,
+    "encoder_no_repeat_ngram_size": 2,
+    "min_length": 3,
+    "min_new_tokens": 3,
+    "max_time": 1.0,
+    "forced_eos_token_id": 1,
+    "exponential_decay_length_penalty": (2, 1.1),
+    "guidance_scale": 2.0,
+    "suppress_tokens": [3],
+    "stop_strings": ["x"],
+    "num_beams": 2,
+    "unheard_of": 1,
+}
+
+
+@pytest.mark.parametrize("name", SHIFTING)
+def test_settings_of_the_models_own_that_change_greedy_answers_are_known(model: Any, name: str) -> None:
+    model.generation_config = GenerationConfig()
+    assert greedy(model)
+    setattr(model.generation_config, name, SHIFTING[name])
+    assert not greedy(model)
+
+
+def test_settings_of_sampling_change_no_greedy_answer(model: Any) -> None:
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.6, top_p=0.9, top_k=20, eos_token_id=[1, 2]
+    )
+    assert greedy(model)

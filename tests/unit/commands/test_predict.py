@@ -33,6 +33,17 @@ def test_many_questions_come_from_a_file(cli: Any, finished: Path, tmp_path: Pat
     assert out.count("\n") == 5
 
 
+def test_each_question_of_a_file_has_one_line(
+    cli: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stands in a question, between the rows, or in an answer."""
+    file = tmp_path / "ask.jsonl"
+    rows = [json.dumps({"question": text}, ensure_ascii=False) for text in ("a\u2028b", "c\u0085d")]
+    file.write_text("\ufeff" + "\n\n".join(rows) + "\n", encoding="utf-8")
+    monkeypatch.setattr("ftlab.evaluate.answer", lambda *_: ["SELECT 1\nFROM t", "SELECT 2"])
+    assert cli("predict", str(finished), f"input={file}")[:2] == (0, "SELECT 1 FROM t\nSELECT 2\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -42,10 +53,11 @@ def test_many_questions_come_from_a_file(cli: Any, finished: Path, tmp_path: Pat
         (["question=x", "context=y", "max_new_tokens=ten"], "max_new_tokens=ten"),
         (["question=x", "context=y", "temperature=1"], "temperature= is no argument"),
         (["input=absent.jsonl"], "absent.jsonl"),
-        (["input={broken}"], "2: not a JSON object"),
-        (["input={list}"], "1: not a JSON object"),
+        (["input={broken}"], "broken:2: broken JSON"),
+        (["input={list}"], "list:1: no JSON object"),
+        (["input={null}"], 'null:1: needs "question"'),
         (["input={empty}"], "no question"),
-        (["input={latin}"], "cannot be read"),
+        (["input={latin}"], "latin:1: UTF-16"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
@@ -53,6 +65,7 @@ def test_what_is_missing_or_wrong_is_said(
     cli: Any, finished: Path, tmp_path: Path, words: list[str], said: str
 ) -> None:
     texts = {"broken": b'{"question": "a"}\n{"quest', "list": b"[1]\n", "empty": b"", "latin": b"\xff\xfe\n"}
+    texts["null"] = b'{"question": null}\n'
     for name, text in texts.items():
         (tmp_path / name).write_bytes(text)
     paths = {name: str(tmp_path / name) for name in texts}

@@ -97,8 +97,12 @@ def test_8_bit_gradients_are_those_of_pefts_own_forward(kit: Any) -> None:
     assert found.error(expected) <= 0.2  # an activation rounded to its neighbour is one part of 127
 
 
-def test_8_bit_cannot_be_captured_and_the_rest_can(kit: Any) -> None:
-    assert not Decoder(in_8_bit(kit.make())).capturable
+def test_8_bit_cannot_be_captured_unless_merged_and_the_rest_can(kit: Any) -> None:
+    decoder = Decoder(in_8_bit(kit.make()))
+    assert not decoder.capturable
+    with decoder.merged():
+        assert decoder.capturable
+    assert not decoder.capturable
     assert Decoder(in_4_bit(kit.make())).capturable
 
 

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 
 from ftlab import models
 from ftlab.config import LoraConfig
-from ftlab.fast.recognise import fast_path
+from ftlab.fast.recognise import ROWS, adapter_groups, fast_path
 
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}
 # Architectures that share some of Llama's parts, and the part that tells them apart.
@@ -235,6 +235,43 @@ def test_layers_that_add_nothing_are_known(kit: Any) -> None:
     layer.self_attn.o_proj.weight.data.zero_()
     layer.mlp.down_proj.weight.data.zero_()
     assert recognised(model)
+
+
+def test_one_token_that_is_larger_than_all_others_hides_nothing(kit: Any) -> None:
+    """Trained models have such tokens; beside one, whatever the others lack is small."""
+    model = kit.make()
+    large = int(torch.randint(kit.vocabulary, (ROWS[0],), generator=torch.Generator().manual_seed(0))[0])
+    model.model.embed_tokens.weight.data[large] *= 1e5
+    assert recognised(model)
+    model.model.layers[1].mlp.register_forward_hook(lambda module, given, result: result * 1.05)
+    assert f"{ELSE} (layer 1" in reason(model)
+
+
+def smollm3(rotated: list[int]) -> Any:
+    shape = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "pad_token_id": 0}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None}
+    config = AutoConfig.for_model("smollm3", **shape, **heads, no_rope_layers=rotated)
+    return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+
+def test_layers_without_rotary_embedding() -> None:
+    assert "without rotary embedding" in reason(smollm3([1, 0, 1]))
+    assert recognised(smollm3([1, 1, 1]))
+
+
+def test_a_model_that_cannot_be_read_still_has_its_adapters(kit: Any) -> None:
+    """The plain path trains it."""
+    model = kit.adapt(kit.make())
+    del model.get_base_model().model.layers[0].self_attn.scaling
+    assert "scaling" in reason(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert [id(one) for (one,) in adapter_groups(model)] == [id(one) for one in trained]
+
+
+def test_adapters_of_which_some_are_not_trained(kit: Any) -> None:
+    model = kit.adapt(kit.make())
+    next(p for name, p in model.named_parameters() if "lora_A" in name).requires_grad_(False)
+    assert "not trained" in reason(model)
 
 
 def test_queries_scaled_by_their_position(kit: Any) -> None:
