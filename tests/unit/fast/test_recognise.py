@@ -241,7 +241,7 @@ def test_one_token_that_is_larger_than_all_others_hides_nothing(kit: Any) -> Non
     """Trained models have such tokens; beside one, whatever the others lack is small."""
     model = kit.make()
     large = int(torch.randint(kit.vocabulary, (ROWS[0],), generator=torch.Generator().manual_seed(0))[0])
-    model.model.embed_tokens.weight.data[large] *= 1e5
+    model.model.embed_tokens.weight.data[large] *= 1e7
     assert recognised(model)
     model.model.layers[1].mlp.register_forward_hook(lambda module, given, result: result * 1.05)
     assert f"{ELSE} (layer 1" in reason(model)
