@@ -27,7 +27,7 @@ from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
 from ftlab.data.encode import Encoded, EncodedSet, encode
-from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped, TrainingError
+from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
 from ftlab.fast.decoder import Decoder
 from ftlab.fast.flat import Flat
@@ -38,6 +38,7 @@ from ftlab.generate import generation_config
 from ftlab.launcher import check_launch
 from ftlab.report import report, report_finished, report_pruned
 from ftlab.run_dir import RunDir
+from ftlab.shortage import lighter, within_memory
 from ftlab.terminal import Terminal
 from ftlab.trackers.jsonl import JsonlTracker
 from ftlab.train.batches import Plan
@@ -768,47 +769,6 @@ def make_accelerator(cfg: ExperimentConfig) -> Accelerator:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, dynamo_backend="no")
     accelerator.gradient_accumulation_steps = 1  # accelerate would take it from the environment and divide gradients
     return accelerator
-
-
-@contextmanager
-def within_memory(phase: str, *ways: str) -> Iterator[None]:
-    """A part of a run or command that may run out of GPU memory, which then ends with one message. `ways` are settings
-    with which it takes less.
-
-    Raises:
-        TrainingError: the phase, what torch says of the memory, and what needs less.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        told = models.first_line(error)
-        if "out of memory" not in told and "ALLOC_FAILED" not in told:  # not torch's own allocator alone says so
-            raise
-        figures, _, rest = told.partition(" is free")
-        raise TrainingError(
-            f"out of GPU memory in the phase {phase} ({figures}{' is free' * bool(rest)}). "
-            f"Try: {', '.join([*ways, 'a GPU that nothing else uses'])}"
-        ) from None
-
-
-def lighter(cfg: ExperimentConfig, phase: str, *, trained: bool = False) -> list[str]:
-    """Settings with which a phase of a run takes less memory; of a finished one (`trained`) those that can still
-    change. Smaller batches of an evaluation are not among them: it has tried them before it fails."""
-    ways = []
-    pissa = str(cfg.lora.init_lora_weights).startswith("pissa") and not trained  # which changes the base's weights
-    if cfg.lora.r == 0 and not trained:
-        ways.append("lora=r16 (all weights are trained)")
-    elif cfg.lora.r and not cfg.quant.load_in_4bit and not pissa:
-        ways.append("quant=nf4")
-    if phase == "train" and cfg.trainer.optim == "adamw":
-        ways.append("trainer.optim=paged_adamw_8bit")
-    if phase == "train" and cfg.lora.r > 8:
-        ways.append("lora=r8")
-    if phase == "train" or phase.startswith("evaluate"):
-        ways.append(f"a smaller data.max_length={cfg.data.max_length}")
-    if phase.startswith("evaluate"):
-        ways.append(f"a smaller eval.max_new_tokens={cfg.eval.max_new_tokens}")
-    return ways if trained else [*ways, "a smaller model"]
 
 
 def load_finished(

@@ -15,6 +15,7 @@ from ftlab.config import ExperimentConfig
 from ftlab.errors import InputError
 from ftlab.redact import redact_tree
 from ftlab.run_dir import RunDir, find_run, finite, tree_of, write_atomic
+from ftlab.shortage import lighter, within_memory
 
 GROUPS = ("data", "eval", "quant")
 NODES = ("data.", "eval.", "quant.", "model.dtype", "model.attn_implementation", "model.id", "model.revision")
@@ -82,7 +83,7 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
 def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict[str, str]) -> int:
     from ftlab import data
     from ftlab.evaluate import Split, check_rows_dir, prediction_rows
-    from ftlab.experiment import lighter, load_finished, make_accelerator, quiet, within_memory
+    from ftlab.experiment import load_finished, make_accelerator, quiet
     from ftlab.terminal import Terminal
     from ftlab.train.loss import leaks
 

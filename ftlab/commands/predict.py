@@ -10,6 +10,7 @@ from ftlab.composition import typed_from_tree
 from ftlab.config import ExperimentConfig
 from ftlab.errors import InputError
 from ftlab.run_dir import RunDir, find_run, tree_of
+from ftlab.shortage import within_memory
 
 KEYS = ("run", "question", "context", "max_new_tokens", "input")
 
@@ -40,7 +41,7 @@ def main(arguments: dict[str, str]) -> int:
 def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]) -> list[str]:
     from ftlab.data.prompts import prompt_ids
     from ftlab.evaluate import answer, ready
-    from ftlab.experiment import load_finished, make_accelerator, quiet, within_memory
+    from ftlab.experiment import load_finished, make_accelerator, quiet
 
     quiet()
     accelerator = make_accelerator(cfg)
@@ -48,7 +49,7 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]
     if reason:
         print(f"slower path, {reason}", file=sys.stderr)
     prompts = [prompt_ids(tokenizer, cfg.data.prompt, question, context) for question, context in asked]
-    fewer = f"a smaller max_new_tokens={cfg.eval.max_new_tokens}"
+    fewer = f"a max_new_tokens below {cfg.eval.max_new_tokens}"
     with within_memory("predict", fewer), ready(model, decoder, accelerator) as fast:
         return answer(model, fast, tokenizer, prompts, cfg.eval)
 

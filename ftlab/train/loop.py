@@ -15,6 +15,7 @@ from torch import nn
 from ftlab.config import OBJECTIVES, ExperimentConfig
 from ftlab.data.encode import Encoded
 from ftlab.errors import Stopped, TrainingError
+from ftlab.shortage import lighter
 from ftlab.train.batches import Plan, micro_batches
 from ftlab.train.checkpoint import Checkpoint, Checkpoints, rng_state
 from ftlab.train.optim import build_optimizer, build_schedule
@@ -265,23 +266,11 @@ class Trainer:
 
     def _too_large(self, told: str) -> TrainingError:
         first = told.splitlines()[0].split(". GPU ")[0]
+        ways = [*self.step.chooser.remedies(self.step.setting), *lighter(self.cfg, "train")]
         return TrainingError(
             f"out of GPU memory with trainer.micro_batch_size={self.step.micro} ({first}). "
-            f"{self.step.chooser.shortage()}Try: {', '.join(self._remedies())}"
+            f"{self.step.chooser.shortage()}Try: {', '.join(ways)}"
         )
-
-    def _remedies(self) -> list[str]:
-        """What would take less memory and is not on yet."""
-        cfg = self.cfg
-        ways = self.step.chooser.remedies(self.step.setting)
-        ways.append(f"a data.max_length below {cfg.data.max_length}")
-        if cfg.lora.r == 0:
-            ways.append("lora=r16 instead of training all weights")
-        elif not cfg.quant.load_in_4bit and not str(cfg.lora.init_lora_weights).startswith("pissa"):
-            ways.append("quant=nf4")
-        if cfg.trainer.optim == "adamw":
-            ways.append("trainer.optim=paged_adamw_8bit")
-        return ways
 
     # --- records, evaluation, checkpoints -------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ PACKAGE = Path(ftlab.__file__).parent
 # The row type and the prompt are the words in which the parts speak of data.
 SHARED = {"ftlab.data.encode", "ftlab.data.prompts", "ftlab.data.splits"}
 SQL = {f"ftlab.sql.{file.stem}" for file in (PACKAGE / "sql").glob("*.py")} | {"ftlab.sql"}
-BASICS = {"ftlab.errors", "ftlab.config", "ftlab.redact", "ftlab.quiet"}
+BASICS = {"ftlab.errors", "ftlab.config", "ftlab.redact", "ftlab.quiet", "ftlab.shortage"}
 
 # Module or package -> the modules of ours that it may import, its own apart.
 MAY_IMPORT = {
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "ftlab.vram": BASICS | {"ftlab.models", "ftlab.weights", "ftlab.fast.plan"},
     "ftlab.sql": set(),
     "ftlab.config": {"ftlab.errors"},
+    "ftlab.shortage": {"ftlab.errors", "ftlab.config"},
     "ftlab.weights": BASICS,
     "ftlab.models": BASICS | {"ftlab.weights"},
     "ftlab.data": BASICS,
@@ -47,6 +48,7 @@ MAY_IMPORT = {
 # No module of these may import, at any depth of code, the libraries beside it.
 WITHOUT = {
     "ftlab.config": {"torch", "transformers", "peft"},
+    "ftlab.shortage": {"torch", "transformers", "peft"},
     "ftlab.composition": {"torch", "transformers", "peft"},
     "ftlab.run_dir": {"torch", "transformers", "peft"},
     "ftlab.redact": {"torch", "hydra"},

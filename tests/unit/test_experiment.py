@@ -26,6 +26,7 @@ from ftlab.errors import (
     TrainingError,
     WeightsError,
 )
+from ftlab.shortage import lighter
 
 Fit = Callable[..., Any]
 
@@ -438,9 +439,9 @@ TOLD = "Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB of 
     ("where", "phase", "remedies"),
     [
         ("ftlab.models.load_base", "load", ["quant=nf4", "a smaller model"]),
-        ("ftlab.fast.scoring.answers", "evaluate base on validation", ["quant=nf4", "data.max_length=128"]),
+        ("ftlab.fast.scoring.answers", "evaluate base on validation", ["quant=nf4", "data.max_length below 128"]),
         ("ftlab.models.add_adapter", "adapter", ["quant=nf4"]),
-        ("torch.optim.AdamW.step", "train", ["trainer.optim=paged_adamw_8bit", "data.max_length=128"]),
+        ("torch.optim.AdamW.step", "train", ["trainer.optim=paged_adamw_8bit", "data.max_length below 128"]),
         ("ftlab.models.save_result", "save", ["quant=nf4"]),
     ],
 )
@@ -486,7 +487,7 @@ def test_another_error_of_torch_stays_itself(fit: Fit, monkeypatch: pytest.Monke
 def test_what_has_all_weights_trained_or_is_small_already_is_not_told_to_be_smaller(make_base: Any) -> None:
     def ways(*overrides: str, trained: bool = False) -> str:
         cfg = compose(["model=tiny", f"model.id={make_base()}", "run_dir=x", *overrides])
-        return ", ".join(module.lighter(cfg, "train", trained=trained))
+        return ", ".join(lighter(cfg, "train", trained=trained))
 
     assert "quant=nf4" not in ways("quant=nf4")
     assert "quant=nf4" not in ways("lora=none", "quant=none")

@@ -1,0 +1,48 @@
+"""Short of GPU memory: one message instead of a traceback, with the settings that take less."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ftlab.config import ExperimentConfig
+from ftlab.errors import TrainingError
+
+
+@contextmanager
+def within_memory(phase: str, *ways: str) -> Iterator[None]:
+    """A part of a run or command that may run out of GPU memory, which then ends with one message. `ways` are settings
+    with which it takes less.
+
+    Raises:
+        TrainingError: the phase, what torch says of the memory, and what needs less.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error).strip().partition("\n")[0]
+        if "out of memory" not in told and "ALLOC_FAILED" not in told:  # not torch's own allocator alone says so
+            raise
+        figures, _, rest = told.partition(" is free")
+        raise TrainingError(
+            f"out of GPU memory in the phase {phase} ({figures}{' is free' * bool(rest)}). "
+            f"Try: {', '.join([*ways, 'a GPU that nothing else uses'])}"
+        ) from None
+
+
+def lighter(cfg: ExperimentConfig, phase: str, *, trained: bool = False) -> list[str]:
+    """Settings, not on yet, with which a phase of a run takes less memory; of a finished one (`trained`) those that can
+    still change. Smaller batches are not among them: these have been tried before a phase fails."""
+    ways = []
+    pissa = str(cfg.lora.init_lora_weights).startswith("pissa") and not trained  # which changes the base's weights
+    if phase == "train" or phase.startswith("evaluate"):
+        ways.append(f"a data.max_length below {cfg.data.max_length}")
+    if phase.startswith("evaluate"):
+        ways.append(f"an eval.max_new_tokens below {cfg.eval.max_new_tokens}")
+    if cfg.lora.r == 0 and not trained:
+        ways.append("lora=r16 instead of training all weights")
+    elif cfg.lora.r and not cfg.quant.load_in_4bit and not pissa:
+        ways.append("quant=nf4")
+    if phase == "train" and cfg.trainer.optim == "adamw":
+        ways.append("trainer.optim=paged_adamw_8bit")
+    if phase == "train" and cfg.lora.r > 8:
+        ways.append("lora=r8")
+    return ways if trained else [*ways, "a smaller model"]
