@@ -92,7 +92,7 @@ def test_hopeless_trials_are_pruned_and_failed_ones_do_not_end_the_sweep(
     assert all("loss" in str(row.cause) or "nan" in str(row.cause) for row in failed)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_sweep_goes_on_to_the_exact_total(
     workers: int, ftlab: Ftlab, small: list[str], tmp_path: Path
 ) -> None:
