@@ -56,3 +56,8 @@ class Stopped(FtlabError):
     """A signal stopped the run; a complete checkpoint lies on disk."""
 
     exit_code = 75
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

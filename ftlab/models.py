@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from ftlab.config import ExperimentConfig, LoraConfig, ModelConfig, QuantConfig
-from ftlab.errors import ConfigError, WeightsError
+from ftlab.errors import ConfigError, WeightsError, first_line
 from ftlab.weights import Located, find
 
 # A linear layer belongs to attention or to the MLP by the name of the module that holds it.
@@ -392,6 +392,8 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
     try:
         model = get_peft_model(base, config)
         saved = load_file(str(folder / "adapter_model.safetensors"))
+    except torch.cuda.OutOfMemoryError:
+        raise
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{folder}: the adapter does not fit this base: {first_line(error)}") from None
     expected = {
@@ -484,8 +486,3 @@ def count(model: nn.Module) -> tuple[int, int]:
         total += numbers
         trainable += numbers if parameter.requires_grad else 0
     return trainable, total
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ftlab.config import ExperimentConfig
-from ftlab.errors import TrainingError
+from ftlab.errors import TrainingError, first_line
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def within_memory(phase: str, *ways: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = str(error).strip().partition("\n")[0]
+        told = first_line(error)
         if "out of memory" not in told and "ALLOC_FAILED" not in told:  # not torch's own allocator alone says so
             raise
         figures, _, rest = told.partition(" is free")

@@ -17,6 +17,7 @@ from torch.nn import functional
 from ftlab.errors import DataError
 from ftlab.fast import ops
 from ftlab.fast.attention import attend_row, inside
+from ftlab.fast.frozen import free_bytes
 from ftlab.fast.streams import side_stream
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ class Generator:
             return wanted
         shapes = [layer.attention for layer in self.decoder.layers]
         row = sum(2 * reach * shape.kv_heads * shape.head_dim for shape in shapes) * self.decoder.dtype.itemsize
-        unused = torch.cuda.memory_reserved(self.decoder.device) - torch.cuda.memory_allocated(self.decoder.device)
-        free = torch.cuda.mem_get_info(self.decoder.device)[0] + unused
-        return max(1, min(wanted, int(CACHE_SHARE * free) // row))
+        return max(1, min(wanted, int(CACHE_SHARE * free_bytes(self.decoder.device)) // row))
 
 
 class Progress:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ftlab.fast.layout import Layout
 from ftlab.fast.streams import graph_stream
 
-# Graphs at most: capturing one takes about half a second and some megabytes of the driver's.
+# Graphs at most: each takes some memory of the driver's, and time to capture.
 MOST = 32
 # A shape that came so many times as often as the rarest one captured takes its place.
 OFTENER = 2

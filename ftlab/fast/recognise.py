@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftlab.errors import first_line
 from ftlab.fast import ops
 from ftlab.fast.attention import inside
 from ftlab.fast.decoder import Attend, Decoder
@@ -35,7 +36,7 @@ def fast_path(model: nn.Module, autocast: Any) -> tuple[Decoder | None, str | No
     except torch.cuda.OutOfMemoryError:
         raise
     except STRANGE as error:
-        return None, f"which fails on this model or machine: {(str(error) or type(error).__name__).splitlines()[0]}"
+        return None, f"which fails on this model or machine: {first_line(error)}"
     return decoder, None
 
 

@@ -191,13 +191,13 @@ class Trainer:
             except torch.cuda.OutOfMemoryError as error:
                 told = str(error)
             torch.cuda.empty_cache()  # only now that the error's frames have let go of the batch
-            lighter = self.step.lighten()
-            if lighter is None:
+            changed = self.step.lighten()
+            if changed is None:
                 raise self._too_large(told)
             if rng:
                 torch.set_rng_state(rng["cpu"])
                 torch.cuda.set_rng_state_all(rng["cuda"])
-            self.note(f"out of memory: going on with {lighter}, the step's rows unchanged")
+            self.note(f"out of memory: going on with {changed}, the step's rows unchanged")
 
     def _accumulate(self, rows: list[Encoded], trained: int) -> torch.Tensor:
         total = torch.zeros((), device=self.device)

@@ -67,6 +67,8 @@ def leaks(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
         logits = second(before, row)
         neighbour = (second(before[:1] * len(before), row) - logits).abs().max()
         own = (second(before, [row[-1], *row[1:]]) - logits).abs().max()
+    except torch.cuda.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, IndexError, RuntimeError):
         return True
     finally:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from ftlab.data.encode import Encoded
-from ftlab.errors import ConfigError, FtlabError, TrainingError
+from ftlab.errors import ConfigError, FtlabError, TrainingError, first_line
 
 # Until all have come that the launcher said it starts: each imports its libraries first, at worst over a network.
 ROLL_CALL = timedelta(minutes=10)
@@ -241,7 +241,7 @@ def _roll_call() -> tuple[Any, int, int]:
             "or accelerate launch, or unset RANK for a single one"
         ) from None
     except RuntimeError as error:
-        raise TrainingError(f"the processes of this launch do not meet: {_first_line(error)}") from None
+        raise TrainingError(f"the processes of this launch do not meet: {first_line(error)}") from None
     names = [f"ftlab/{other}" for other in range(world)]
     store.set(names[rank], "here")
     try:
@@ -265,12 +265,8 @@ def _connected() -> Iterator[None]:
     except RuntimeError as error:
         raise TrainingError(
             "another process of this launch has gone without a word, as when the system kills it "
-            f"({_first_line(error)}): see the launcher's output. The same command resumes"
+            f"({first_line(error)}): see the launcher's output. The same command resumes"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _read(text: bytes) -> Any:

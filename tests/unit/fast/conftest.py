@@ -1,7 +1,11 @@
 """Tiny random models of each family with adapters that are not zero; their gradients by the fast step and by PEFT."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -169,3 +173,23 @@ def kit() -> Any:
         "fast": fast,
     }
     return SimpleNamespace(**functions, families=list(FAMILIES), linears=LINEARS, vocabulary=VOCABULARY)
+
+
+@pytest.fixture
+def interpreted(root: Path) -> Callable[[Path], None]:
+    """Runs the tests of a file in a pytest of their own, where Triton's kernels are interpreted: Triton decides that
+    when it is imported."""
+
+    def run(file: Path) -> None:
+        ran = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
+            cwd=root,
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stdout
+
+    return run

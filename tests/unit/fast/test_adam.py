@@ -4,8 +4,7 @@ Triton decides when it is imported whether it interprets, so this file runs itse
 """
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,15 @@ from ftlab.train.optim import build_optimizer
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs inside test_the_kernel_in_tritons_interpreter")
+inside = pytest.mark.skipif(not INTERPRETED, reason="runs inside test_the_kernel_in_tritons_interpreter")
 
 CODES, LARGEST = ("state1", "state2"), ("absmax1", "absmax2")
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.995), "eps": 1e-8}
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is what runs this")
-def test_the_kernel_in_tritons_interpreter(root: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        cwd=root,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout
+def test_the_kernel_in_tritons_interpreter(interpreted: Callable[[Path], None]) -> None:
+    interpreted(Path(__file__))
 
 
 def maps() -> tuple[Tensor, Tensor]:
@@ -124,7 +114,7 @@ def stepped(made: Any, p: torch.nn.Parameter, steps: range) -> Any:
     return made.state[p]
 
 
-@interpreted
+@inside
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("n", [4096, 5000, 4096 + 256])
 def test_twenty_steps_are_the_algorithms(n: int, weight_decay: float) -> None:
@@ -156,7 +146,7 @@ def test_twenty_steps_are_the_algorithms(n: int, weight_decay: float) -> None:
         assert state["step"] == step + 1
 
 
-@interpreted
+@inside
 def test_a_nan_or_infinity_moves_nothing_but_the_others() -> None:
     p = parameter(4096)
     made, values = optimizer("AdamW8bit", p, ours=True, weight_decay=0.1), p.detach().clone()
@@ -169,7 +159,7 @@ def test_a_nan_or_infinity_moves_nothing_but_the_others() -> None:
     assert made.state[p]["absmax1"].isfinite().all()
 
 
-@interpreted
+@inside
 @pytest.mark.parametrize("which", ["signed", "unsigned", "even", "even, from 0"])
 def test_every_value_gets_the_nearest_code(which: str) -> None:
     import triton
@@ -207,7 +197,7 @@ def test_every_value_gets_the_nearest_code(which: str) -> None:
     assert out[x == 1].eq(255).all()
 
 
-@interpreted
+@inside
 def test_close_to_bitsandbytes_own_cpu_steps() -> None:
     """Which find the codes of small moments only roughly; without decay, as theirs comes before the update."""
     p, q = parameter(4096), parameter(4096)
@@ -226,7 +216,7 @@ def test_close_to_bitsandbytes_own_cpu_steps() -> None:
             assert (apart > 3e-5).float().mean() < 0.05
 
 
-@interpreted
+@inside
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("kind", ["AdamW8bit", "PagedAdamW8bit"])
 @pytest.mark.parametrize("ours_first", [True, False])
@@ -249,7 +239,7 @@ def test_a_checkpoint_of_one_goes_on_in_the_other(kind: str, ours_first: bool, t
     torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
 
 
-@interpreted
+@inside
 def test_several_tensors_are_stepped_as_each_alone() -> None:
     from bitsandbytes.optim import AdamW8bit
 
