@@ -121,14 +121,14 @@ def run_in(
         report_pruned(folder, pruned, terminal)
         tell_before(folder, trial)
         return Outcome(float(pruned["objective"]["value"]), pruned, folder.path)
-    with StopSignal().caught() as stop:
+    with (ranks.stop if ranks else StopSignal()).caught() as stop:
         return Experiment(composition, folder, terminal, stop, trial, ranks).run()
 
 
 def follow(composition: Composition, ranks: Ranks) -> None:
     """The part of every process but the first: quiet, and without records of its own."""
     folder = RunDir(composition.config.run_dir)
-    with open(os.devnull, "w") as nowhere, StopSignal().caught() as stop, warnings.catch_warnings():
+    with open(os.devnull, "w") as nowhere, ranks.stop.caught() as stop, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Experiment(composition, folder, Terminal(nowhere), stop, ranks=ranks).follow()
 

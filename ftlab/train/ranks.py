@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ftlab.data.encode import Encoded
 from ftlab.errors import ConfigError, FtlabError, TrainingError, first_line
+from ftlab.train.signals import StopSignal
 
 # Until all have come that the launcher said it starts: each imports its libraries first, at worst over a network.
 ROLL_CALL = timedelta(minutes=10)
@@ -52,6 +53,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, world: int = 1, store: Any = None) -> None:
         self.rank, self.world, self.store = rank, world, store
+        self.stop = StopSignal()
 
     @classmethod
     def join(cls) -> "Ranks":
@@ -279,21 +281,29 @@ def _read(text: bytes) -> Any:
 
 def together(work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -> int:
     """Do this process's part of a launch of several, and end with the others; the exit code. `show` tells the user of
-    an error, in one process."""
-    ranks, code = Ranks.join(), 0
+    an error, in one process. A launcher that has seen one process die sends SIGTERM to all others at once: they heed
+    it, as any wish to stop, but not before they have said what there is to say."""
+    ranks = Ranks.join()
+    with ranks.stop.caught():
+        code = _to_the_end(ranks, work, show)
+        ranks.leave()
+    return code
+
+
+def _to_the_end(ranks: Ranks, work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -> int:
+    """The exit code of this process's part, once the others have heard of it."""
     try:
         ranks.check_devices()
         work(ranks)
         ranks.end(0)
     except Elsewhere as error:
-        code = error.exit_code
+        return error.exit_code
     except FtlabError as error:
-        code = error.exit_code
-        if ranks.end(code, error):
+        if ranks.end(error.exit_code, error):
             show(error)
+        return error.exit_code
     except Exception as error:
-        code = 1
-        if ranks.end(code, error):
+        if ranks.end(1, error):
             traceback.print_exc()
-    ranks.leave()
-    return code
+        return 1
+    return 0

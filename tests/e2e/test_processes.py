@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone")
 TOGETHER = "adapter/adapter_model.safetensors"
 
-# Runs a command line in which process 1, or FAILING, fails at its third batch, in the way that FAIL names.
+# Runs a command line in which process 1, or FAILING, fails at its third batch, in the way that FAIL names. The others
+# take longer to say so than the launcher takes to see a process die, and to send the rest SIGTERM.
 FAILING = """
-import os, sys
+import os, sys, time
 from ftlab.__main__ import main
 from ftlab.errors import TrainingError
 from ftlab.fast.step import FastStep
+from ftlab.train.ranks import Ranks
 
 accumulate, calls = FastStep.accumulate, []
 
@@ -33,6 +35,12 @@ def failing(*arguments, **options):
         raise TrainingError("no luck") if os.environ["FAIL"] == "user" else ValueError("a mistake")
     return accumulate(*arguments, **options)
 
+def slow(ranks):
+    told = first_to_tell(ranks)
+    time.sleep(0.5)
+    return told
+
+first_to_tell, Ranks._first_to_tell = Ranks._first_to_tell, slow
 if os.environ["RANK"] == os.environ.get("FAILING", "1"):
     FastStep.accumulate = failing
 sys.exit(main(sys.argv[1:]))
