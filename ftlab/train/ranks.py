@@ -3,20 +3,24 @@
 `torchrun` and `accelerate launch` start them and tell each its rank. All run the same loop on their share of each
 step's rows; the first one (rank 0) decides and keeps all records. They speak in *meetings*, which all attend in the
 same order, over gloo on the host; only gradients go from GPU to GPU. A process that comes to its end, well or not, says
-so in its next meeting, and the others hear of it in theirs: nobody waits for one that has gone.
+so in its next meeting, and the others hear of it in theirs: nobody waits for one that has gone. One that the system has
+killed is told by its closed connection, which gloo misses at times, and by its host.
 """
 
 import hashlib
 import json
 import os
+import platform
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -28,8 +32,10 @@ from ftlab.train.signals import StopSignal
 
 # Until all have come that the launcher said it starts: each imports its libraries first, at worst over a network.
 ROLL_CALL = timedelta(minutes=10)
-# An evaluation by the first process may take hours; a process that dies is noticed at once, by its closed connection.
+# An evaluation by the first process may take hours.
 PATIENCE = timedelta(days=7)
+# How often those who wait for a message see whether all of their host are still there.
+LOOK = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,13 @@ class Elsewhere(FtlabError):
 
 
 class Ranks:
-    """This process among `world` of them; alone by default, without torch.distributed."""
+    """This process among `world` of them; alone by default, without torch.distributed. `neighbours` are the numbers by
+    which its host knows the others there."""
 
-    def __init__(self, rank: int = 0, world: int = 1, store: Any = None) -> None:
-        self.rank, self.world, self.store = rank, world, store
+    def __init__(self, rank: int = 0, world: int = 1, store: Any = None, neighbours: Iterable[int] = ()) -> None:
+        self.rank, self.world, self.store, self.neighbours = rank, world, store, list(neighbours)
         self.stop = StopSignal()
+        self.lost = False  # whether another process has gone without a word
 
     @classmethod
     def join(cls) -> "Ranks":
@@ -65,10 +73,12 @@ class Ranks:
         """
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with warnings.catch_warnings(action="ignore"):
-            store, rank, world = _roll_call()
-            with _connected():
-                dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
-        return cls(rank, world, store)
+            ranks = cls(*_roll_call())
+            with ranks._connected():
+                dist.init_process_group(
+                    backend, store=ranks.store, rank=ranks.rank, world_size=ranks.world, timeout=PATIENCE
+                )
+        return ranks
 
     @property
     def first(self) -> bool:
@@ -116,9 +126,9 @@ class Ranks:
         if self.alone:
             return
         self.meet()
-        with _connected():
+        with self._connected():
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                self._say(dist.broadcast, tensor, 0, host=tensor.device.type == "cpu")
 
     def sum_(self, parameters: list[nn.Parameter], loss: Tensor) -> None:
         """Add up everybody's gradients and losses, in place. All have computed theirs before anything is sent, since
@@ -126,19 +136,19 @@ class Ranks:
         if self.alone:
             return
         self.meet()
-        with _connected():
+        with self._connected():
             if len(parameters) == 1 and parameters[0].grad is not None:
-                dist.all_reduce(parameters[0].grad)
+                self._sum(parameters[0].grad)
             else:
                 self._sum_many(parameters)
-            dist.all_reduce(loss)
+            self._sum(loss)
 
     def _sum_many(self, parameters: list[nn.Parameter]) -> None:
         """Through one float32 bucket; what has a gradient in no process has none afterwards."""
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         there = torch.tensor([float(p.grad is not None) for p in parameters], device=grads[0].device)
         bucket = torch.cat([there, *(grad.flatten().float() for grad in grads)])
-        dist.all_reduce(bucket)
+        self._sum(bucket)
         found, *sums = torch.split(bucket, [len(grads), *(grad.numel() for grad in grads)])
         for parameter, grad, total, known in zip(parameters, grads, sums, found.tolist(), strict=True):
             parameter.grad = grad.copy_(total.view_as(grad)) if known else None
@@ -196,24 +206,60 @@ class Ranks:
         if self.alone:
             return [word]
         data = b"" if word is None else json.dumps({"end": vars(word)} if isinstance(word, End) else [word]).encode()
-        with _connected():
+        with self._connected():
             longest = torch.tensor([len(data)])
-            dist.all_reduce(longest, dist.ReduceOp.MAX)
+            self._sum(longest, dist.ReduceOp.MAX)
             if not longest:
                 return [None] * self.world
             mine = torch.frombuffer(bytearray(data.ljust(int(longest))), dtype=torch.uint8)
             everybody = [torch.empty_like(mine) for _ in range(self.world)]
-            dist.all_gather(everybody, mine)
+            self._say(dist.all_gather, everybody, mine, host=True)
         return [_read(bytes(said.tolist())) for said in everybody]
+
+    def _sum(self, tensor: Tensor, how: Any = dist.ReduceOp.SUM) -> None:
+        self._say(dist.all_reduce, tensor, how, host=tensor.device.type == "cpu")
+
+    def _say(self, message: Callable[..., Any], *arguments: Any, host: bool) -> None:
+        """Send a message, and wait until all have come; what goes from GPU to GPU the host does not wait for.
+
+        Raises:
+            RuntimeError: some never will.
+        """
+        work = message(*arguments, async_op=host)
+        while host and not work.is_completed():
+            with suppress(RuntimeError):  # not yet, or never: the wait below says why
+                work.wait(LOOK)
+            if not work.is_completed() and not all(map(_alive, self.neighbours)):
+                raise RuntimeError("its host no longer has it")
+        if host:
+            work.wait()
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Messages between processes, which end with an error where another one has gone."""
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.lost = True
+            raise TrainingError(
+                "another process of this launch has gone without a word, as when the system kills it "
+                f"({first_line(error)}): see the launcher's output. The same command resumes"
+            ) from None
 
     # --- the end ----------------------------------------------------------------------------------------------
 
     def end(self, code: int, error: BaseException | None = None) -> bool:
-        """Say that this process has come to its end; whether it is the one to say so to the user."""
+        """Say that this process has come to its end; whether it is the one to say so to the user.
+
+        Where one is lost nobody is waited for: one that is left may wait itself, for the rest of the message in which
+        this process met the loss, and hears of it when this process has gone too.
+        """
         last = End(code, f"{type(error).__name__}: {error}" if error else "")
-        try:
-            words = self._gathered(last)
-        except TrainingError:
+        with suppress(TrainingError):
+            words = [] if self.lost else self._gathered(last)
+        if self.lost:
             return self._first_to_tell()
         return next((r for r, said in enumerate(words) if isinstance(said, End) and said.code), -1) == self.rank
 
@@ -226,15 +272,15 @@ class Ranks:
 
     def leave(self) -> None:
         """Wait until everybody has said what there is to say: launchers end the others as soon as one fails."""
-        try:
-            self._gathered(None)
-        except TrainingError:
-            return
-        dist.destroy_process_group()
+        with suppress(TrainingError):
+            if not self.lost:
+                self._gathered(None)
+                dist.destroy_process_group()
 
 
-def _roll_call() -> tuple[Any, int, int]:
-    """A store common to all processes, this one's rank, and how many they are, once all have come."""
+def _roll_call() -> tuple[int, int, Any, list[int]]:
+    """This process's rank, how many they are, a store common to all, and the others of this host, once all have
+    come."""
     try:
         store, rank, world = next(rendezvous("env://", timeout=ROLL_CALL))
     except ValueError as error:
@@ -245,7 +291,8 @@ def _roll_call() -> tuple[Any, int, int]:
     except RuntimeError as error:
         raise TrainingError(f"the processes of this launch do not meet: {first_line(error)}") from None
     names = [f"ftlab/{other}" for other in range(world)]
-    store.set(names[rank], "here")
+    here = _place()
+    store.set(names[rank], f"{os.getpid()} {here}")
     try:
         store.wait(names, ROLL_CALL)
     except RuntimeError:
@@ -254,21 +301,23 @@ def _roll_call() -> tuple[Any, int, int]:
             f"of {world} processes that this launch should have, {', '.join(missing)} did not come within "
             f"{ROLL_CALL.total_seconds() / 60:g} minutes: see what the launcher says of them"
         ) from None
-    return store, rank, world
+    came = [store.get(name).decode().split(" ", 1) for name in names]
+    return rank, world, store, [int(pid) for pid, place in came if place == here and int(pid) != os.getpid()]
 
 
-@contextmanager
-def _connected() -> Iterator[None]:
-    """Messages between processes, which end with an error where another one has gone."""
+def _place() -> str:
+    """What processes have in common that know each other by number: a system's boot, and a namespace of it."""
     try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise TrainingError(
-            "another process of this launch has gone without a word, as when the system kills it "
-            f"({first_line(error)}): see the launcher's output. The same command resumes"
-        ) from None
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # elsewhere than in Linux
+        return platform.node()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _read(text: bytes) -> Any:

@@ -19,8 +19,8 @@ TOGETHER = "adapter/adapter_model.safetensors"
 # Runs a command line in which process 1, or FAILING, fails at its third batch, in the way that FAIL names. The others
 # take longer to say so than the launcher takes to see a process die, and to send the rest SIGTERM.
 FAILING = """
-import os, sys, time
-from ftlab.__main__ import main
+import os, time
+from ftlab.__main__ import entry
 from ftlab.errors import TrainingError
 from ftlab.fast.step import FastStep
 from ftlab.train.ranks import Ranks
@@ -43,7 +43,7 @@ def slow(ranks):
 first_to_tell, Ranks._first_to_tell = Ranks._first_to_tell, slow
 if os.environ["RANK"] == os.environ.get("FAILING", "1"):
     FastStep.accumulate = failing
-sys.exit(main(sys.argv[1:]))
+entry()
 """
 
 
