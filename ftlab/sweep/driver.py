@@ -28,10 +28,10 @@ from optuna.exceptions import StorageInternalError
 from ftlab.composition import composition, quoted
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError, FtlabError, Stopped, TrainingError
+from ftlab.process import this_host
 from ftlab.sweep import samplers
 from ftlab.sweep.identity import configuration
 from ftlab.sweep.join import Order, join, rungs_of
-from ftlab.sweep.owners import this_host
 from ftlab.sweep.probe import check_values
 from ftlab.sweep.space import Space
 from ftlab.sweep.storage import explained, networked, set_password_aside

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ftlab.errors import ConfigError, RunDirError
+from ftlab.process import Process
 from ftlab.redact import redact
 from ftlab.run_dir import write_atomic
 from ftlab.sweep import best as best_file
@@ -17,7 +18,6 @@ from ftlab.sweep import page, records, tables
 from ftlab.sweep.best import Recipe
 from ftlab.sweep.entry import Entry, Parameter, State, best_of, front, text
 from ftlab.sweep.figures import Sweep
-from ftlab.sweep.owners import Owner
 from ftlab.sweep.page import Page
 from ftlab.sweep.statistics import against, importance, saved
 from ftlab.terminal import Terminal
@@ -266,7 +266,7 @@ def _entry(study: "Study", row: "TrialRow", trial: "FrozenTrial", rows: Mapping[
         folder=runs[0].path if runs else None,
         started=trial.datetime_start.timestamp() if ran and trial.datetime_start else None,
         ended=trial.datetime_complete.timestamp() if ran and trial.datetime_complete else None,
-        worker=_worker(Owner.read(trial.user_attrs.get("owner"))),
+        worker=_worker(Process.read(trial.user_attrs.get("owner"))),
         cause=row.cause or "",
         peak_gib=attrs.get("vram_peak_gib") or None,
         note="" if row.distinct else f"as {same_as}",
@@ -277,7 +277,7 @@ def _entry(study: "Study", row: "TrialRow", trial: "FrozenTrial", rows: Mapping[
     return records.completed(entry, runs, study.objectives[0], study.cfg.seeds, deviation)
 
 
-def _worker(owner: Owner | None) -> str:
+def _worker(owner: Process | None) -> str:
     return f"{owner.host.partition('/')[0]} {owner.pid}" if owner else "unknown"
 
 

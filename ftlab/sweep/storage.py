@@ -29,8 +29,8 @@ from sqlalchemy import URL, make_url, select
 from sqlalchemy.orm import Session
 
 from ftlab.errors import InputError
+from ftlab.process import Process
 from ftlab.redact import redact
-from ftlab.sweep.owners import Owner
 
 LOCK_TIMEOUT_S = 60
 PASSWORD = "FTLAB_STORAGE_PASSWORD"  # PostgreSQL also finds one in PGPASSWORD and ~/.pgpass
@@ -62,7 +62,7 @@ class OwnedStorage(RDBStorage):
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         if template_trial is None:
-            template_trial = create_trial(state=TrialState.RUNNING, user_attrs={"owner": Owner.me().record()})
+            template_trial = create_trial(state=TrialState.RUNNING, user_attrs={"owner": Process.me().record()})
             template_trial.datetime_start = datetime.now()
         return super()._create_new_trial(study_id, template_trial)
 
@@ -71,7 +71,7 @@ class OwnedStorage(RDBStorage):
             return super().set_trial_state_values(trial_id, state, values)
         # Several workers may reach for a waiting trial. Each leaves its claim first, so that whoever gets it and
         # dies before it says so was one of those.
-        owner = Owner.me().record()
+        owner = Process.me().record()
         self.set_trial_system_attr(trial_id, f"{_CLAIM}{owner['host']}:{owner['pid']}:{owner['started']}", owner)
         got = super().set_trial_state_values(trial_id, state, values)
         if got:
@@ -95,10 +95,10 @@ class OwnedStorage(RDBStorage):
             return [int(trial.trial_id) for trial in trials if trial.datetime_start and trial.datetime_start < before]
 
 
-def owners(trial: FrozenTrial) -> list[Owner]:
+def owners(trial: FrozenTrial) -> list[Process]:
     """The running trial's owner; where it has not said so yet, all who reached for it."""
     nodes = [trial.user_attrs["owner"]] if "owner" in trial.user_attrs else list(claims(trial).values())
-    return [owner for owner in map(Owner.read, nodes) if owner]
+    return [owner for owner in map(Process.read, nodes) if owner]
 
 
 def claims(trial: FrozenTrial) -> dict[str, Any]:

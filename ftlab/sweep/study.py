@@ -33,11 +33,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ftlab.config import SweepConfig
 from ftlab.errors import ConfigError, InputError
+from ftlab.process import Process
 from ftlab.redact import redact
 from ftlab.run_dir import write_atomic
 from ftlab.sweep import identity, samplers, storage
 from ftlab.sweep.entry import best_of, costs, finite, front
-from ftlab.sweep.owners import Owner
 from ftlab.sweep.samplers import failed, own, point_of
 from ftlab.sweep.space import Space, Value
 from ftlab.sweep.storage import OwnedStorage, owners
@@ -299,7 +299,7 @@ class Study:
     def _dead(self, trial: FrozenTrial, silent: set[int], idle: bool) -> bool:
         known = owners(trial)
         here = [owner for owner in known if owner.here()]
-        if idle and here and all(owner == Owner.me() for owner in known):
+        if idle and here and all(owner == Process.me() for owner in known):
             return True
         if any(not owner.dead() for owner in here):
             return False

@@ -10,17 +10,15 @@ killed is told by its closed connection, which gloo misses at times, and by its 
 import hashlib
 import json
 import os
-import platform
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -28,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ftlab.data.encode import Encoded
 from ftlab.errors import ConfigError, FtlabError, TrainingError, first_line
+from ftlab.process import Process
 from ftlab.train.signals import StopSignal
 
 # Until all have come that the launcher said it starts: each imports its libraries first, at worst over a network.
@@ -55,11 +54,11 @@ class Elsewhere(FtlabError):
 
 
 class Ranks:
-    """This process among `world` of them; alone by default, without torch.distributed. `neighbours` are the numbers by
-    which its host knows the others there."""
+    """This process among `world` of them; alone by default, without torch.distributed. `others` are those
+    that may be known to be gone."""
 
-    def __init__(self, rank: int = 0, world: int = 1, store: Any = None, neighbours: Iterable[int] = ()) -> None:
-        self.rank, self.world, self.store, self.neighbours = rank, world, store, list(neighbours)
+    def __init__(self, rank: int = 0, world: int = 1, store: Any = None, others: Iterable[Process] = ()) -> None:
+        self.rank, self.world, self.store, self.others = rank, world, store, list(others)
         self.stop = StopSignal()
         self.lost = False  # whether another process has gone without a word
 
@@ -229,7 +228,7 @@ class Ranks:
         while host and not work.is_completed():
             with suppress(RuntimeError):  # not yet, or never: the wait below says why
                 work.wait(LOOK)
-            if not work.is_completed() and not all(map(_alive, self.neighbours)):
+            if not work.is_completed() and any(other.dead() for other in self.others):
                 raise RuntimeError("its host no longer has it")
         if host:
             work.wait()
@@ -243,9 +242,10 @@ class Ranks:
             raise
         except RuntimeError as error:
             self.lost = True
+            told = re.sub(r"^\[\S+\] ", "", first_line(error))  # without the line of gloo's own source
             raise TrainingError(
                 "another process of this launch has gone without a word, as when the system kills it "
-                f"({first_line(error)}): see the launcher's output. The same command resumes"
+                f"({told}): see the launcher's output. The same command resumes"
             ) from None
 
     # --- the end ----------------------------------------------------------------------------------------------
@@ -278,9 +278,8 @@ class Ranks:
                 dist.destroy_process_group()
 
 
-def _roll_call() -> tuple[int, int, Any, list[int]]:
-    """This process's rank, how many they are, a store common to all, and the others of this host, once all have
-    come."""
+def _roll_call() -> tuple[int, int, Any, list[Process]]:
+    """This process's rank, how many they are, a store common to all, and who the others are, once all have come."""
     try:
         store, rank, world = next(rendezvous("env://", timeout=ROLL_CALL))
     except ValueError as error:
@@ -291,8 +290,7 @@ def _roll_call() -> tuple[int, int, Any, list[int]]:
     except RuntimeError as error:
         raise TrainingError(f"the processes of this launch do not meet: {first_line(error)}") from None
     names = [f"ftlab/{other}" for other in range(world)]
-    here = _place()
-    store.set(names[rank], f"{os.getpid()} {here}")
+    store.set(names[rank], json.dumps(Process.me().record()))
     try:
         store.wait(names, ROLL_CALL)
     except RuntimeError:
@@ -301,23 +299,8 @@ def _roll_call() -> tuple[int, int, Any, list[int]]:
             f"of {world} processes that this launch should have, {', '.join(missing)} did not come within "
             f"{ROLL_CALL.total_seconds() / 60:g} minutes: see what the launcher says of them"
         ) from None
-    came = [store.get(name).decode().split(" ", 1) for name in names]
-    return rank, world, store, [int(pid) for pid, place in came if place == here and int(pid) != os.getpid()]
-
-
-def _place() -> str:
-    """What processes have in common that know each other by number: a system's boot, and a namespace of it."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # elsewhere than in Linux
-        return platform.node()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    came = [Process(**json.loads(store.get(name))) for name in names]
+    return rank, world, store, came[:rank] + came[rank + 1 :]
 
 
 def _read(text: bytes) -> Any:

@@ -18,13 +18,13 @@ import optuna
 import pytest
 from optuna.trial import Trial, TrialState
 
+from ftlab import process as process_module
 from ftlab.composition import composition
 from ftlab.config import SweepConfig
 from ftlab.errors import ConfigError, FtlabError, InputError
+from ftlab.process import Process
 from ftlab.sweep import identity, samplers, storage
-from ftlab.sweep import owners as owners_module
 from ftlab.sweep.join import Order
-from ftlab.sweep.owners import Owner
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study, folder_name
 
@@ -527,7 +527,7 @@ def test_a_killed_grid_trial_keeps_its_point(opened: Callable[..., Study], tmp_p
 def test_a_trial_killed_before_it_said_who_runs_it_is_found(opened: Callable[..., Study]) -> None:
     study = opened(n_trials=2, first=[{"lora.r": 4}])
     gone = subprocess.Popen(["true"])
-    owner = Owner(owners_module.this_host(), gone.pid, "1")
+    owner = Process(process_module.this_host(), gone.pid, "1")
     gone.wait()
     backend = study._backend
     waiting = study.trials()[0]._trial_id
@@ -562,17 +562,17 @@ def test_what_this_process_left_by_replacing_itself_is_reaped_when_it_is_idle(op
 
 
 def test_a_pid_that_was_given_out_again_is_dead() -> None:
-    me = Owner.me()
+    me = Process.me()
     assert not me.dead()
-    assert Owner(me.host, me.pid, "1").dead()
-    assert not Owner("elsewhere", me.pid, "1").dead()
+    assert Process(me.host, me.pid, "1").dead()
+    assert not Process("elsewhere", me.pid, "1").dead()
 
 
 @asks_by_hand
 def test_silence_of_another_host_is_death_after_the_grace(opened: Callable[..., Study]) -> None:
     study = opened(n_trials=2, heartbeat_s=1, grace_s=1)
     trial = study.optuna.ask()
-    trial.set_user_attr("owner", Owner("elsewhere", 1, "1").record())
+    trial.set_user_attr("owner", Process("elsewhere", 1, "1").record())
     assert study.reap() == []
     time.sleep(1.1)
     assert study.reap() == [0]

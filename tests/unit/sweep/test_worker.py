@@ -19,10 +19,10 @@ from optuna.trial import Trial, TrialState
 
 from ftlab.config import SweepConfig
 from ftlab.errors import Stopped, TrainingError
+from ftlab.process import Process, _started, this_host
 from ftlab.sweep import worker as module
 from ftlab.sweep.events import Event
 from ftlab.sweep.limits import Memory, Overdue, time_limit
-from ftlab.sweep.owners import Owner, _started, this_host
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
 from ftlab.sweep.trial import Trials, search, value_of
@@ -197,7 +197,7 @@ def test_a_configuration_under_way_elsewhere_is_waited_for(study: Open) -> None:
     found = study("lora.r=choice(4,8)", n_trials=2)
     other = found.optuna.ask()
     value = other.suggest_categorical("lora.r", (4, 8))
-    elsewhere = Owner(this_host(), os.getppid(), _started(os.getppid()) or "")
+    elsewhere = Process(this_host(), os.getppid(), _started(os.getppid()) or "")
     other.set_user_attr("owner", elsewhere.record())
     found.optuna.enqueue_trial({"lora.r": value})
     runs = []

@@ -1,6 +1,5 @@
 """Dealing a step's rows to processes, and being alone."""
 
-import os
 import subprocess
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,6 +11,7 @@ import torch.distributed as dist
 
 from ftlab.data.encode import Encoded
 from ftlab.errors import ConfigError, TrainingError
+from ftlab.process import Process, _started, this_host
 from ftlab.train import ranks as module
 from ftlab.train.loop import micro_seed
 from ftlab.train.ranks import Ranks
@@ -138,7 +138,7 @@ def test_a_broken_connection_is_one_message(
     monkeypatch.setattr(ranks, "meet", lambda word=None: [None, None])
     held = torch.nn.Parameter(torch.ones(3))
     held.grad = torch.ones(3)
-    with pytest.raises(TrainingError, match=r"gone without a word.*Connection closed by peer") as caught:
+    with pytest.raises(TrainingError, match=r"gone without a word.*\(Connection closed by peer") as caught:
         speak(ranks, held)
     assert "\n" not in str(caught.value)
 
@@ -186,18 +186,20 @@ class Message:
 def test_a_message_of_one_that_has_gone_is_not_waited_for(reaped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """gloo does not always see a connection close: one wait in forty, of processes killed amid their messages."""
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: Message(10**9))
-    process = subprocess.Popen(["true"])
+    process = subprocess.Popen(["sleep", "100"])
+    one = Process(this_host(), process.pid, _started(process.pid) or "")
+    process.kill()
     if reaped:
         process.wait()
     with pytest.raises(TrainingError, match="gone without a word"):
-        Ranks(0, 2, neighbours=[process.pid]).meet()
+        Ranks(0, 2, others=[one]).meet()
     process.wait()
 
 
 def test_one_that_is_busy_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     message = Message(5)
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: message)
-    assert Ranks(0, 2, neighbours=[os.getppid()]).meet() == [None, None]
+    assert Ranks(0, 3, others=[Process.me(), Process("elsewhere", 1, "1")]).meet() == [None] * 3
     assert message.looks < 1
 
 

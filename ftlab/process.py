@@ -1,4 +1,4 @@
-"""Who runs a trial, and whether that process still lives."""
+"""Processes of this host and of others, and whether one still lives."""
 
 import os
 import socket
@@ -11,33 +11,33 @@ PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
-class Owner:
-    """A process: `started` tells it from a later one with the same pid (clock ticks since boot; empty where the
-    system does not say)."""
+class Process:
+    """A process, as others may know it: `started` tells it from a later one with the same pid (clock ticks since
+    boot; empty where the system does not say)."""
 
     host: str
     pid: int
     started: str
 
     @classmethod
-    def me(cls) -> "Owner":
+    def me(cls) -> "Process":
         """This process."""
         return cls(this_host(), os.getpid(), _started(os.getpid()) or "")
 
     @classmethod
-    def read(cls, node: Any) -> "Owner | None":
-        """The counterpart of `record`; None where a trial has no such record."""
+    def read(cls, node: Any) -> "Process | None":
+        """The counterpart of `record`; None where there is no such record."""
         try:
             return cls(str(node["host"]), int(node["pid"]), str(node["started"]))
         except (KeyError, TypeError, ValueError):
             return None
 
     def record(self) -> dict[str, Any]:
-        """The owner as JSON."""
+        """The process as JSON."""
         return asdict(self)
 
     def here(self) -> bool:
-        """Whether this process can see the owner's."""
+        """Whether this process can see that one."""
         return self.host == this_host()
 
     def dead(self) -> bool:
