@@ -8,7 +8,7 @@ FtlabError               1   the run failed
 │   └── RunDirError      2   the run folder: locked, of another configuration, not writable
 ├── TrainingError        1   training cannot go on (NaN loss, too little memory)
 ├── Pruned               1   a sweep gives a trial up; its run ends with the status pruned, without an error
-└── Stopped             75   stopped by a signal after a complete checkpoint; the same command resumes
+└── Stopped             75   stopped by a signal; the same command resumes from the last checkpoint
 """
 
 
@@ -53,7 +53,7 @@ class Pruned(FtlabError):
 
 
 class Stopped(FtlabError):
-    """A signal stopped the run; a complete checkpoint lies on disk."""
+    """A signal stopped the run; a complete checkpoint lies on disk, once training began."""
 
     exit_code = 75
 

@@ -237,7 +237,7 @@ class Experiment:
     def _run(self) -> Outcome:
         cfg = self.cfg
         self.terminal.config(self.composition.tree, self.composition.changed)
-        with self._phase("data"), self.ranks.first_before_others():
+        with self._phase("data"), self._at_once(), self.ranks.first_before_others():
             prepared = prepare(cfg)
         self.ranks.agree({"the data's sha256": prepared.splits.sha256})
         self._begin()
@@ -245,10 +245,10 @@ class Experiment:
         resumed = self.checkpoints.newest()
         self.ranks.of_first(lambda: resumed and resumed.step)
         self._open_tracker(resumed)
-        with self._phase("load"):
+        with self._phase("load"), self._at_once():
             located, base = self._load_base(prepared)
         base_scores = None if self.trial else self._base_scores(base, prepared)
-        with self._within_memory("adapter"):
+        with self._within_memory("adapter"), self._at_once():
             self.model = model = self._adapted(base)
         with self.terminal.phase("train"), self.meter.phase("train"), self._within_memory("train"):
             tuned_validation = self._train(model, prepared, resumed)
@@ -570,6 +570,10 @@ class Experiment:
                 self._heed_stop(done)
 
             return split.score(model, self.decoder, self.accelerator, self.flat, on_rows)
+
+    def _at_once(self) -> AbstractContextManager[None]:
+        """Where a signal need not wait; of several processes none may leave a meeting before its end."""
+        return self.stop.at_once() if self.ranks.alone else nullcontext()
 
     def _heed_stop(self, done: int) -> None:
         if self.stop:

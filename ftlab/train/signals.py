@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop after the step under way."""
+"""SIGTERM and SIGINT as a wish to stop: after the step under way, or at once where nothing is under way."""
 
 import signal
 import threading
@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ftlab.errors import Stopped
+
 
 class StopSignal:
     """`stop` is the name of the signal that came, or empty. A second signal changes nothing."""
 
     def __init__(self) -> None:
         self.name = ""
+        self.prompt = False
 
     def __bool__(self) -> bool:
         return bool(self.name)
@@ -29,5 +32,25 @@ class StopSignal:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block a signal ends the run, which has done nothing yet that would be lost.
+
+        Raises:
+            Stopped: one came, here or before.
+        """
+        try:
+            self.prompt = True
+            if self:
+                raise KeyboardInterrupt
+            yield
+        except KeyboardInterrupt:
+            raise Stopped(f"{self.name or 'SIGINT'}: stopped before training") from None
+        finally:
+            self.prompt = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = self.name or signal.Signals(number).name
+        if self.prompt:  # no Exception: libraries answer those by another attempt
+            self.prompt = False
+            raise KeyboardInterrupt

@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,28 @@ def test_an_interrupted_run_ends_bit_identical(fit: Fit, kind: str, tmp_path: Pa
     assert again.summary["base"] == whole.summary["base"]
     rows = [(tmp_path / name / "predictions.jsonl").read_bytes() for name in ("cut", "whole")]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("part", ["load_base", "add_adapter"])
+def test_while_weights_are_made_ready_a_signal_ends_the_run_at_once(
+    part: str, fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A download may take an hour, and the end of it is not waited for, nor for another try of it."""
+    made = getattr(module.models, part)
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        for _ in range(2):
+            with suppress(Exception):
+                os.kill(os.getpid(), 2)
+                time.sleep(0.1)
+        pytest.fail("was waited for")
+
+    monkeypatch.setattr(module.models, part, slow)
+    with pytest.raises(Stopped, match="SIGINT: stopped before training"):
+        fit()
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
+    monkeypatch.setattr(module.models, part, made)
+    assert fit().summary["status"] == "finished"
 
 
 def test_stopped_during_the_last_scoring_the_run_resumes_there(fit: Fit, terminal: Any, tmp_path: Path) -> None:

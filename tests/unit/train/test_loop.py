@@ -4,9 +4,7 @@ import copy
 import itertools
 import json
 import math
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -538,23 +536,6 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_update(make: Make
     with pytest.raises(TrainingError, match=r"gradient norm=\w+ at step 1; no checkpoint"):
         run.trainer.train()
     assert torch.equal(run.weights(), before)
-
-
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    yield
-    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-
-
-@pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_changes_nothing(number: signal.Signals) -> None:
-    with StopSignal().caught() as stop:
-        assert not stop
-        os.kill(os.getpid(), number)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.name == number.name
 
 
 # --- what is learnt ---------------------------------------------------------------------------------------

@@ -1,0 +1,60 @@
+"""Signals as a wish to stop."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from ftlab.errors import Stopped
+from ftlab.train.signals import StopSignal
+
+pytestmark = pytest.mark.usefixtures("handlers")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_changes_nothing(number: signal.Signals) -> None:
+    with StopSignal().caught() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == number.name
+
+
+def attempts(number: signal.Signals) -> None:
+    with suppress(Exception):
+        os.kill(os.getpid(), number)
+    pytest.fail("went on")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_where_nothing_would_be_lost_a_signal_is_heeded_at_once(number: signal.Signals) -> None:
+    """Libraries that try again after an exception do not keep the run."""
+    with StopSignal().caught() as stop:
+        with pytest.raises(Stopped, match=f"{number.name}: stopped before training"), stop.at_once():
+            attempts(number)
+        os.kill(os.getpid(), number)  # what cleans up is left alone
+        assert stop.name == number.name
+
+
+def test_a_signal_before_is_heeded_too() -> None:
+    with StopSignal().caught() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Stopped), stop.at_once():
+            pytest.fail("began")
+
+
+def test_behind_the_block_a_signal_waits_again() -> None:
+    with StopSignal().caught() as stop:
+        with stop.at_once():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == "SIGTERM"
