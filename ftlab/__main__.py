@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftlab.commands import plain_arguments
-from ftlab.errors import FtlabError, InputError
+from ftlab.errors import FtlabError, InputError, Stopped
 from ftlab.launcher import check_launch
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 def entry() -> None:
     """The console script."""
     code = main(sys.argv[1:])
-    if launched() > 1:  # all is written and said; threads of gloo can abort the interpreter while it takes itself down
+    # All is written and said. Threads of gloo can abort the interpreter while it takes itself down, and it would wait
+    # for those of a download that a signal ended.
+    if launched() > 1 or code == Stopped.exit_code:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -72,7 +74,8 @@ def main(words: Sequence[str]) -> int:
     except FtlabError as error:
         return failed(error)
     except KeyboardInterrupt:
-        print("ftlab: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # a launcher's processes are all interrupted
+            print("ftlab: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -128,9 +128,8 @@ def run_in(
 def follow(composition: Composition, ranks: Ranks) -> None:
     """The part of every process but the first: quiet, and without records of its own."""
     folder = RunDir(composition.config.run_dir)
-    with open(os.devnull, "w") as nowhere, ranks.stop.caught() as stop, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        Experiment(composition, folder, Terminal(nowhere), stop, ranks=ranks).follow()
+    with open(os.devnull, "w") as nowhere, warnings.catch_warnings(action="ignore"):
+        Experiment(composition, folder, Terminal(nowhere), ranks.stop, ranks=ranks).follow()
 
 
 def evaluations(folder: RunDir) -> Iterator[tuple[Metrics, int]]:

@@ -106,9 +106,9 @@ class Bases:
         """The base kept under `key`, or what `load` returns; a base of another key is dropped before."""
         if self._base is None or self._key != key:
             self.drop()
-            self._base = load()
-            self._key, self._state = key, _state(self._base)
-            self._hooks = getattr(self._base, "_require_grads_hooks", None)
+            base = load()
+            self._state, self._hooks = _state(base), getattr(base, "_require_grads_hooks", None)
+            self._key, self._base = key, base  # last: a time limit or a signal may end this at any line
         base, self._base = self._base, None
         return base
 

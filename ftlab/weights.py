@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import TIMEOUT_MAX, Thread
 from typing import Any, Literal, TypeVar
 
 from ftlab.config import ModelConfig
@@ -303,15 +304,15 @@ def _from_hub(model: ModelConfig, what: What) -> Located:
     with _hub_errors(model):
         _check_listing(model, what, _listing(model))
         for patterns in ((*TOKENIZER_FILES, *COMPANIONS, *code), (CONFIG, *weights)):
-            folder = Path(
-                snapshot_download(
-                    model.id,
-                    revision=model.revision,
-                    endpoint=endpoint(),
-                    allow_patterns=list(patterns),
-                    ignore_patterns=["*/*"],  # other formats live in subfolders
-                )
+            download = partial(
+                snapshot_download,
+                model.id,
+                revision=model.revision,
+                endpoint=endpoint(),
+                allow_patterns=list(patterns),
+                ignore_patterns=["*/*"],  # other formats live in subfolders
             )
+            folder = Path(within(TIMEOUT_MAX, download))  # its threads are not waited for by whom a signal ends
     flaw = _flaw(folder, what)
     if flaw:
         raise WeightsError(f"model.id={model.id}: the download {flaw}")

@@ -14,9 +14,11 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,20 +66,29 @@ class Ranks:
 
     @classmethod
     def join(cls) -> "Ranks":
-        """Meet the other processes of the launch, as its environment describes it.
+        """Find the other processes of the launch, as its environment describes it.
 
         Raises:
             ConfigError: the environment describes none.
             TrainingError: some have not come in time.
         """
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with warnings.catch_warnings(action="ignore"):
-            ranks = cls(*_roll_call())
-            with ranks._connected():
-                dist.init_process_group(
-                    backend, store=ranks.store, rank=ranks.rank, world_size=ranks.world, timeout=PATIENCE
-                )
-        return ranks
+            return cls(*_roll_call())
+
+    def connect(self) -> None:
+        """Open the connections to the others, in a thread: torch waits here as long as for any message, and does not
+        see that one has gone.
+
+        Raises:
+            TrainingError: one has.
+        """
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store = self.store.clone()  # the thread that waits in one keeps it from others
+        open_all = partial(dist.init_process_group, store=store, rank=self.rank, world_size=self.world)
+        with warnings.catch_warnings(action="ignore"), self._connected():
+            opened = ThreadPoolExecutor(1).submit(open_all, backend, timeout=PATIENCE)
+            self._until(opened.done, lambda look: opened.result(look.total_seconds()))
+            opened.result()
 
     @property
     def first(self) -> bool:
@@ -134,23 +145,14 @@ class Ranks:
         nothing would end a GPU's wait for a process that failed."""
         if self.alone:
             return
+        sole = parameters[0].grad if len(parameters) == 1 else None
+        bucket = _bucket(parameters) if sole is None else sole
         self.meet()
         with self._connected():
-            if len(parameters) == 1 and parameters[0].grad is not None:
-                self._sum(parameters[0].grad)
-            else:
-                self._sum_many(parameters)
+            self._sum(bucket)
             self._sum(loss)
-
-    def _sum_many(self, parameters: list[nn.Parameter]) -> None:
-        """Through one float32 bucket; what has a gradient in no process has none afterwards."""
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        there = torch.tensor([float(p.grad is not None) for p in parameters], device=grads[0].device)
-        bucket = torch.cat([there, *(grad.flatten().float() for grad in grads)])
-        self._sum(bucket)
-        found, *sums = torch.split(bucket, [len(grads), *(grad.numel() for grad in grads)])
-        for parameter, grad, total, known in zip(parameters, grads, sums, found.tolist(), strict=True):
-            parameter.grad = grad.copy_(total.view_as(grad)) if known else None
+        if sole is None:
+            _take_over(bucket, parameters)
 
     # --- meetings ---------------------------------------------------------------------------------------------
 
@@ -225,13 +227,21 @@ class Ranks:
             RuntimeError: some never will.
         """
         work = message(*arguments, async_op=host)
-        while host and not work.is_completed():
-            with suppress(RuntimeError):  # not yet, or never: the wait below says why
-                work.wait(LOOK)
-            if not work.is_completed() and any(other.dead() for other in self.others):
-                raise RuntimeError("its host no longer has it")
         if host:
+            self._until(work.is_completed, work.wait)
             work.wait()
+
+    def _until(self, done: Callable[[], bool], wait: Callable[[timedelta], Any]) -> None:
+        """Wait, for as long as all are there.
+
+        Raises:
+            RuntimeError: one is not.
+        """
+        while not done():
+            with suppress(RuntimeError, TimeoutError):  # not yet, or never: whoever asks for the result hears why
+                wait(LOOK)
+            if not done() and any(other.dead() for other in self.others):
+                raise RuntimeError("its host no longer has it")
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -242,7 +252,8 @@ class Ranks:
             raise
         except RuntimeError as error:
             self.lost = True
-            told = re.sub(r"^\[\S+\] ", "", first_line(error))  # without the line of gloo's own source
+            # Without the line of gloo's own source, and its guesses.
+            told = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0]
             raise TrainingError(
                 "another process of this launch has gone without a word, as when the system kills it "
                 f"({told}): see the launcher's output. The same command resumes"
@@ -250,15 +261,22 @@ class Ranks:
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    def end(self, code: int, error: BaseException | None = None) -> bool:
-        """Say that this process has come to its end; whether it is the one to say so to the user.
+    def end(self) -> None:
+        """Say that this process has come to its end.
+
+        Raises:
+            TrainingError: another one has gone without a word.
+        """
+        self._gathered(End())
+
+    def fail(self, code: int, error: BaseException) -> bool:
+        """Say that an error ends this process; whether it is the one to say so to the user.
 
         Where one is lost nobody is waited for: one that is left may wait itself, for the rest of the message in which
         this process met the loss, and hears of it when this process has gone too.
         """
-        last = End(code, f"{type(error).__name__}: {error}" if error else "")
         with suppress(TrainingError):
-            words = [] if self.lost else self._gathered(last)
+            words = [] if self.lost else self._gathered(End(code, f"{type(error).__name__}: {error}"))
         if self.lost:
             return self._first_to_tell()
         return next((r for r, said in enumerate(words) if isinstance(said, End) and said.code), -1) == self.rank
@@ -266,7 +284,7 @@ class Ranks:
     def _first_to_tell(self) -> bool:
         """Whether no other process has said to the user what all of those that are left have met."""
         try:
-            return bool(self.store.add("ftlab/told", 1) == 1)
+            return bool(self.store.add("told", 1) == 1)
         except RuntimeError:  # the store was the process's that has gone
             return True
 
@@ -276,6 +294,20 @@ class Ranks:
             if not self.lost:
                 self._gathered(None)
                 dist.destroy_process_group()
+
+
+def _bucket(parameters: list[nn.Parameter]) -> Tensor:
+    """All gradients in one float32 buffer, behind a number for each that says whether there is one."""
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    there = torch.tensor([float(p.grad is not None) for p in parameters], device=grads[0].device)
+    return torch.cat([there, *(grad.flatten().float() for grad in grads)])
+
+
+def _take_over(bucket: Tensor, parameters: list[nn.Parameter]) -> None:
+    """The summed gradients of a bucket; what has one in no process has none afterwards."""
+    found, *sums = torch.split(bucket, [len(parameters), *(p.numel() for p in parameters)])
+    for parameter, total, known in zip(parameters, sums, found.tolist(), strict=True):
+        parameter.grad = total.view_as(parameter).to(parameter.dtype) if known else None
 
 
 def _roll_call() -> tuple[int, int, Any, list[Process]]:
@@ -289,7 +321,9 @@ def _roll_call() -> tuple[int, int, Any, list[Process]]:
         ) from None
     except RuntimeError as error:
         raise TrainingError(f"the processes of this launch do not meet: {first_line(error)}") from None
-    names = [f"ftlab/{other}" for other in range(world)]
+    # What those of an earlier attempt have left there (torchrun's --max_restarts) is not of this one.
+    store = dist.PrefixStore(f"ftlab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
+    names = [str(other) for other in range(world)]
     store.set(names[rank], json.dumps(Process.me().record()))
     try:
         store.wait(names, ROLL_CALL)
@@ -313,8 +347,11 @@ def _read(text: bytes) -> Any:
 
 def together(work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -> int:
     """Do this process's part of a launch of several, and end with the others; the exit code. `show` tells the user of
-    an error, in one process. A launcher that has seen one process die sends SIGTERM to all others at once: they heed
-    it, as any wish to stop, but not before they have said what there is to say."""
+    an error, in one process.
+
+    A launcher that has seen one process die sends SIGTERM to all others at once: they heed it, as any wish to stop, but
+    not before they have said what there is to say.
+    """
     ranks = Ranks.join()
     with ranks.stop.caught():
         code = _to_the_end(ranks, work, show)
@@ -326,16 +363,17 @@ def _to_the_end(ranks: Ranks, work: Callable[[Ranks], None], show: Callable[[Ftl
     """The exit code of this process's part, once the others have heard of it."""
     try:
         ranks.check_devices()
+        ranks.connect()
         work(ranks)
-        ranks.end(0)
+        ranks.end()
     except Elsewhere as error:
         return error.exit_code
     except FtlabError as error:
-        if ranks.end(error.exit_code, error):
+        if ranks.fail(error.exit_code, error):
             show(error)
         return error.exit_code
-    except Exception as error:
-        if ranks.end(1, error):
+    except BaseException as error:  # also SystemExit, as when nobody reads what is printed
+        if ranks.fail(1, error) and isinstance(error, Exception):
             traceback.print_exc()
         return 1
     return 0

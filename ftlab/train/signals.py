@@ -10,11 +10,11 @@ from ftlab.errors import Stopped
 
 
 class StopSignal:
-    """`stop` is the name of the signal that came, or empty. A second signal changes nothing."""
+    """`name` is that of the first signal that came, or empty; no later one changes it."""
 
     def __init__(self) -> None:
         self.name = ""
-        self.prompt = False
+        self.urgent = False
 
     def __bool__(self) -> bool:
         return bool(self.name)
@@ -40,17 +40,19 @@ class StopSignal:
             Stopped: one came, here or before.
         """
         try:
-            self.prompt = True
+            self.urgent = True
             if self:
                 raise KeyboardInterrupt
             yield
+            if self:  # that of the signal was swallowed on its way
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
-            raise Stopped(f"{self.name or 'SIGINT'}: stopped before training") from None
+            raise Stopped(f"{self.name or 'SIGINT'}: stopped while getting ready, nothing is lost") from None
         finally:
-            self.prompt = False
+            self.urgent = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = self.name or signal.Signals(number).name
-        if self.prompt:  # no Exception: libraries answer those by another attempt
-            self.prompt = False
+        if self.urgent:  # no Exception: libraries answer those by another attempt
+            self.urgent = False
             raise KeyboardInterrupt

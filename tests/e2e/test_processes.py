@@ -29,7 +29,7 @@ accumulate, calls = FastStep.accumulate, []
 
 def failing(*arguments, **options):
     calls.append(1)
-    if len(calls) == 3:
+    if len(calls) == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         if os.environ["FAIL"] == "killed":
             os.kill(os.getpid(), 9)
         raise TrainingError("no luck") if os.environ["FAIL"] == "user" else ValueError("a mistake")
@@ -196,6 +196,21 @@ def test_when_the_first_is_killed_another_says_so(small: list[str], tmp_path: Pa
     assert process.returncode == 1
     assert said(output).count("has gone without a word") == 1, output
     assert output.count("Traceback") == 1  # torchrun's own
+
+
+@pytest.mark.slow
+def test_a_launcher_that_tries_again_goes_on_from_the_checkpoint(small: list[str], tmp_path: Path) -> None:
+    """Its store still holds what those of the first attempt said there."""
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    folder = tmp_path / "run"
+    root = str(Path(__file__).resolve().parents[2])
+    process = start(2, "--max_restarts=1", str(script), *small, f"run_dir={folder}", FAIL="killed", PYTHONPATH=root)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode == 0, output
+    assert said(output).count("has gone without a word") == 1, output
+    assert "resumed from step 2 of 4" in output
+    assert summary(folder)["status"] == "finished"
 
 
 def test_a_sweep_is_refused_once(small: list[str], tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_while_weights_are_made_ready_a_signal_ends_the_run_at_once(
         pytest.fail("was waited for")
 
     monkeypatch.setattr(module.models, part, slow)
-    with pytest.raises(Stopped, match="SIGINT: stopped before training"):
+    with pytest.raises(Stopped, match="SIGINT: stopped while getting ready"):
         fit()
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
     monkeypatch.setattr(module.models, part, made)

@@ -295,6 +295,20 @@ def test_a_signal_ends_a_run_with_75_and_the_same_command_goes_on(
     assert "resumed from step 2 of 4" in out
 
 
+@pytest.mark.parametrize(("rank", "told"), [(None, 1), ("0", 1), ("1", 0)])
+def test_of_interrupted_processes_the_first_says_so(
+    rank: str | None, told: int, cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("ftlab.__main__.dispatch", interrupted)
+    code, _, err = cli(*small)
+    assert (code, err.count("ftlab: interrupted")) == (130, told)
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(cli: Cli, small: list[str], tmp_path: Path) -> None:
     code, out, err = cli("--dry-run", *small, "run_dir=dry")
     assert code == 0, err

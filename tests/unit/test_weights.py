@@ -6,11 +6,13 @@ The Hub is a server on this machine's loopback; the package index is a folder th
 import json
 import os
 import shutil
+import signal
 import socket
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -375,6 +377,28 @@ def test_offline_says_what_a_partial_cache_lacks(hub: Hub, monkeypatch: pytest.M
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsError, match=r"holds it in part: it has no weights"):
         weights.find(base())
+
+
+def test_a_download_under_way_is_not_waited_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's client itself waits at an interrupt until its threads have their files."""
+    under_way, over = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> str:
+        with ThreadPoolExecutor() as pool:
+            pool.submit(lambda: (under_way.set(), over.wait(30))).result()
+        return "here"
+
+    def interrupt() -> None:
+        under_way.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", slow)
+    threading.Thread(target=interrupt).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        weights.find(base())
+    assert time.monotonic() - start < 20
+    over.set()
 
 
 def test_a_hub_that_never_answers_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Dealing a step's rows to processes, and being alone."""
 
+import json
 import subprocess
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -10,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 from ftlab.data.encode import Encoded
-from ftlab.errors import ConfigError, TrainingError
+from ftlab.errors import ConfigError, FtlabError, TrainingError
 from ftlab.process import Process, _started, this_host
 from ftlab.train import ranks as module
 from ftlab.train.loop import micro_seed
-from ftlab.train.ranks import Ranks
+from ftlab.train.ranks import Ranks, together
 
 
 def rows_of(lengths: list[int]) -> list[Encoded]:
@@ -89,13 +91,16 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 # --- meeting ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "itself"])
+@pytest.mark.parametrize("launcher", ["torchrun", "torchrun again", "itself"])
 def test_who_does_not_come_is_not_waited_for_long(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun keeps the store that its processes meet in; else the first process does."""
+    """torchrun keeps the store that its processes meet in, over all attempts; else the first process does."""
     server = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=5), wait_for_workers=False)
     port = server.port
-    if launcher == "torchrun":
+    if "torchrun" in launcher:
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(int("again" in launcher)))
+        if "again" in launcher:
+            server.set("ftlab/0/1", json.dumps(Process.me().record()))
     else:
         del server
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
@@ -103,7 +108,7 @@ def test_who_does_not_come_is_not_waited_for_long(launcher: str, monkeypatch: py
     monkeypatch.setattr(module, "ROLL_CALL", timedelta(seconds=1))
     with pytest.raises(TrainingError) as caught:
         Ranks.join()
-    assert ("1, 2 did not come within" if launcher == "torchrun" else "do not meet") in str(caught.value)
+    assert ("1, 2 did not come within" if "torchrun" in launcher else "do not meet") in str(caught.value)
     assert not dist.is_initialized()
 
 
@@ -150,9 +155,47 @@ def test_after_a_loss_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     ranks = Ranks(1, 3, dist.HashStore())
     with pytest.raises(TrainingError) as caught:
         ranks.meet()
-    assert ranks.end(1, caught.value)
+    assert ranks.fail(1, caught.value)
     ranks.leave()
     assert len(calls) == 1
+
+
+def test_who_has_done_all_tells_of_a_loss_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the others when it meets the loss, and nobody else may be left who could tell."""
+    monkeypatch.setattr(module.Ranks, "join", lambda: Ranks(1, 3, dist.HashStore()))
+    monkeypatch.setattr(module.Ranks, "connect", lambda ranks: None)
+    monkeypatch.setattr(dist, "all_reduce", broken)
+    told: list[FtlabError] = []
+
+    def show(error: FtlabError) -> int:
+        told.append(error)
+        return 1
+
+    assert together(lambda ranks: None, show) == 1
+    assert ["gone without a word" in str(error) for error in told] == [True]
+
+
+def test_an_error_of_its_own_is_not_taken_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do the others wait by then in a sum that will not come."""
+    monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: pytest.fail("they wait"))
+
+    def full(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(module, "_bucket", full)
+    ranks = Ranks(0, 2)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        ranks.sum_([torch.nn.Parameter(torch.ones(2))] * 2, torch.zeros(()))
+    assert not ranks.lost
+
+
+def test_one_that_goes_while_all_connect_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: over.wait(60))
+    gone = Process(this_host(), 2**22 - 1, "1")
+    with pytest.raises(TrainingError, match="gone without a word"):
+        Ranks(0, 2, dist.HashStore(), [gone]).connect()
+    over.set()
 
 
 def test_of_those_that_met_a_loss_one_tells(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +206,7 @@ def test_of_those_that_met_a_loss_one_tells(monkeypatch: pytest.MonkeyPatch) -> 
         ranks = Ranks(rank, 3, store)
         with pytest.raises(TrainingError) as caught:
             ranks.meet()
-        told.append(ranks.end(1, caught.value))
+        told.append(ranks.fail(1, caught.value))
     assert told == [True, False]
 
 

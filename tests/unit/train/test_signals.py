@@ -39,10 +39,15 @@ def attempts(number: signal.Signals) -> None:
 def test_where_nothing_would_be_lost_a_signal_is_heeded_at_once(number: signal.Signals) -> None:
     """Libraries that try again after an exception do not keep the run."""
     with StopSignal().caught() as stop:
-        with pytest.raises(Stopped, match=f"{number.name}: stopped before training"), stop.at_once():
+        with pytest.raises(Stopped, match=f"{number.name}: stopped while getting ready"), stop.at_once():
             attempts(number)
         os.kill(os.getpid(), number)  # what cleans up is left alone
         assert stop.name == number.name
+
+
+def test_a_signal_is_heeded_though_its_interrupt_was_swallowed() -> None:
+    with StopSignal().caught() as stop, pytest.raises(Stopped), stop.at_once(), suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_signal_before_is_heeded_too() -> None:
