@@ -362,8 +362,8 @@ def together(work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -
 def _to_the_end(ranks: Ranks, work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -> int:
     """The exit code of this process's part, once the others have heard of it."""
     try:
-        ranks.check_devices()
         ranks.connect()
+        ranks.check_devices()
         work(ranks)
         ranks.end()
     except Elsewhere as error:

@@ -175,6 +175,21 @@ def test_who_has_done_all_tells_of_a_loss_too(monkeypatch: pytest.MonkeyPatch) -
     assert ["gone without a word" in str(error) for error in told] == [True]
 
 
+def test_what_is_refused_is_told_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that processes outnumber the GPUs of one host: those of another would wait."""
+    ranks = Ranks(0, 2)
+    said: list[str] = []
+    monkeypatch.setattr(module.Ranks, "join", lambda: ranks)
+    monkeypatch.setattr(ranks, "connect", lambda: said.append("connected"))
+    monkeypatch.setattr(ranks, "check_devices", lambda: (_ for _ in ()).throw(ConfigError("too many")))
+    monkeypatch.setattr(ranks, "_gathered", lambda word: said.append(word and word.error) or [word, None])
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    shown: list[FtlabError] = []
+    assert together(lambda ranks: None, lambda error: shown.append(error) or 2) == 2
+    assert said == ["connected", "ConfigError: too many", None]
+    assert [str(error) for error in shown] == ["too many"]
+
+
 def test_an_error_of_its_own_is_not_taken_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor do the others wait by then in a sum that will not come."""
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: pytest.fail("they wait"))
