@@ -1,13 +1,18 @@
 """Processes of this host and of others, and whether one still lives."""
 
 import os
+import signal
 import socket
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 PROC = Path("/proc")
+POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,17 @@ def this_host() -> str:
     """The machine's name with its boot and its space of pids: containers may share a name, and see each other's
     processes not at all."""
     return "/".join([socket.gethostname(), *_boot(), *_pid_space()])
+
+
+def end_with(parent: int, parent_now: Callable[[], int] = os.getppid) -> None:
+    """Stop as on SIGTERM once the parent is gone: a process that nobody looks after would hold its GPU unseen."""
+
+    def watch() -> None:
+        while parent_now() == parent:
+            time.sleep(POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _boot() -> list[str]:

@@ -2,17 +2,14 @@
 
 import json
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ftlab.config import ExperimentConfig, SweepConfig
 from ftlab.errors import FtlabError
+from ftlab.process import end_with
 from ftlab.redact import redact
 from ftlab.sweep.events import Listener, unheard
 from ftlab.sweep.space import Space
@@ -21,7 +18,6 @@ from ftlab.sweep.study import Study
 from ftlab.train.signals import StopSignal
 
 ORDER = "FTLAB_SWEEP_ORDER"
-POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,17 +93,6 @@ def rungs_of(cfg: ExperimentConfig) -> list[int] | None:
 def evaluated(steps: int, every: int | None) -> list[int]:
     """Every `every`th of so many steps (nothing: none of them), and the last."""
     return sorted({*range(every, steps, every), steps}) if every else [steps]
-
-
-def end_with(parent: int, parent_now: Callable[[], int] = os.getppid) -> None:
-    """Stop as on SIGTERM once the parent is gone: a worker that nobody looks after would hold its GPU unseen."""
-
-    def watch() -> None:
-        while parent_now() == parent:
-            time.sleep(POLL_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":

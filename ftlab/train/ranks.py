@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ftlab.data.encode import Encoded
 from ftlab.errors import ConfigError, FtlabError, TrainingError, first_line
-from ftlab.process import Process
+from ftlab.process import Process, end_with
 from ftlab.train.signals import StopSignal
 
 # Until all have come that the launcher said it starts: each imports its libraries first, at worst over a network.
@@ -354,6 +354,8 @@ def together(work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -
     """
     ranks = Ranks.join()
     with ranks.stop.caught():
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun or accelerate launch, which waits for all that it starts
+            end_with(os.getppid())
         code = _to_the_end(ranks, work, show)
         ranks.leave()
     return code

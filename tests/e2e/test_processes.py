@@ -157,6 +157,19 @@ def test_stopped_and_killed_they_resume_to_the_same_end(small: list[str], tmp_pa
     assert digest(folder / TOGETHER) == digest(whole / TOGETHER)
 
 
+@pytest.mark.slow
+def test_without_their_launcher_they_stop(small: list[str], tmp_path: Path) -> None:
+    """Killed itself it can end nobody, and they would hold their GPUs unseen."""
+    folder = tmp_path / "run"
+    process = start(2, "-m", "ftlab", *small, "trainer.max_steps=100000", f"run_dir={folder}")
+    wait_for_step(process, folder, 2)
+    process.kill()
+    output = process.communicate(timeout=60)[0]  # until the last one that may write has gone
+    assert output.count("SIGTERM: stopped") == 1, output
+    assert summary(folder)["status"] == "stopped"
+    assert not (folder / ".lock").exists()
+
+
 def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
