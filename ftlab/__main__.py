@@ -58,9 +58,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 def entry() -> None:
     """The console script."""
     code = main(sys.argv[1:])
-    # All is written and said. Threads of gloo can abort the interpreter while it takes itself down, and it would wait
-    # for those of a download that a signal ended.
-    if launched() > 1 or code == Stopped.exit_code:
+    interrupted = code in (Stopped.exit_code, 130) and not any(word in MULTIRUN for word in sys.argv)
+    if launched() > 1 or interrupted:
+        # All is written and said. Threads of gloo can abort the interpreter while it takes itself down, and it would
+        # wait for those of a download. A sweep's launcher has processes to end in its turn.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
