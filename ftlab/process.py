@@ -1,4 +1,4 @@
-"""Processes of this host and of others, and whether one still lives."""
+"""Processes of this host and of others: whether one still lives, and ending with the one that started this."""
 
 import os
 import signal

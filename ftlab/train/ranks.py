@@ -56,8 +56,8 @@ class Elsewhere(FtlabError):
 
 
 class Ranks:
-    """This process among `world` of them; alone by default, without torch.distributed. `others` are those
-    that may be known to be gone."""
+    """This process among `world` of them; alone by default, without torch.distributed. `others` are those whom their
+    host may know to be gone."""
 
     def __init__(self, rank: int = 0, world: int = 1, store: Any = None, others: Iterable[Process] = ()) -> None:
         self.rank, self.world, self.store, self.others = rank, world, store, list(others)
