@@ -29,7 +29,7 @@ from ftlab.data import Splits
 from ftlab.data.encode import Encoded, EncodedSet, encode
 from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
-from ftlab.fast.decoder import Decoder
+from ftlab.fast.decoder import LOGITS_BYTES, Decoder
 from ftlab.fast.flat import Flat
 from ftlab.fast.plan import GIB
 from ftlab.fast.recognise import adapter_groups, fast_path
@@ -49,7 +49,7 @@ from ftlab.train.ranks import Ranks
 from ftlab.train.signals import StopSignal
 from ftlab.train.step import PlainStep, Step, Switch
 from ftlab.versions import versions
-from ftlab.vram import BYTES, Meter, batch_bytes, peak_flops, state_bytes
+from ftlab.vram import BYTES, Meter, batch_bytes, peak_flops
 from ftlab.weights import Located
 
 PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
@@ -469,11 +469,11 @@ class Experiment:
         trainer = replace(cfg.trainer, global_batch_size=self.ranks.most(cfg.trainer.global_batch_size))
         dropout = cfg.lora.lora_dropout > 0
         need = partial(batch_bytes, model.config, BYTES[cfg.model.dtype], dropout=dropout)
-        state = state_bytes(sum(parameter.numel() for parameter in trained), cfg.trainer.optim)
         limit = self.trial.vram_limit_gib * GIB if self.trial and self.trial.vram_limit_gib else math.inf
         if self.decoder is not None and flat is not None:
             longest = max(len(row.input_ids) for row in rows)
-            step: Step = FastStep(self.decoder, flat, trainer, longest=longest, need=need, state=state, limit=limit)
+            in_parts = partial(need, logits=LOGITS_BYTES)
+            step: Step = FastStep(self.decoder, flat, trainer, longest=longest, need=in_parts, limit=limit)
         else:
             step = PlainStep(
                 model,
@@ -483,7 +483,6 @@ class Experiment:
                 need=need,
                 together=self.flat,
                 checkpoint=self._checkpointing(model),
-                state=state,
                 limit=limit,
             )
         self._tell_unused(step)

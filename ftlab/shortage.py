@@ -7,6 +7,12 @@ from ftlab.config import ExperimentConfig
 from ftlab.errors import TrainingError, first_line
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether GPU memory ran out: torch's allocator says so, and so do the driver, which loads kernels and instantiates
+    graphs, and cuBLAS."""
+    return any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+
+
 @contextmanager
 def within_memory(phase: str, *ways: str) -> Iterator[None]:
     """A part of a run or command that may run out of GPU memory, which then ends with one message. `ways` are settings
@@ -18,9 +24,9 @@ def within_memory(phase: str, *ways: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = first_line(error)
-        if "out of memory" not in told and "ALLOC_FAILED" not in told:  # not torch's own allocator alone says so
+        if not out_of_memory(error):
             raise
+        told = first_line(error)
         figures, _, rest = told.partition(" is free")
         raise TrainingError(
             f"out of GPU memory in the phase {phase} ({figures}{' is free' * bool(rest)}). "

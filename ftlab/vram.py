@@ -175,13 +175,16 @@ def state_bytes(trained: int, optim: str) -> float:
     return trained * (8.0 if optim == "adamw" else 2.0)
 
 
-def batch_bytes(shape: Any, width: int, tokens: int, scored: int, share: float, dropout: bool) -> float:
+def batch_bytes(
+    shape: Any, width: int, tokens: int, scored: int, share: float, dropout: bool, logits: float | None = None
+) -> float:
     """What a micro-batch needs at most, in bytes: what the backward pass keeps of every layer (of a `share` of them
     their entrance only), one layer at work, and the logits of the scored positions.
 
     `shape` is a transformers configuration, `width` the bytes of an activation. Kept of a layer are the inputs of its
     norms and of its linear layers, query, key and value, and the MLP's two halves (ftlab/fast/decoder.py); PEFT's own
-    path keeps about as much. Logits are held in float32 where they are not made in parts.
+    path keeps about as much. `logits` are the bytes of logits held at a time where they are made in parts; else all are
+    held in float32 with their gradient.
     """
     hidden, layers, vocabulary = (_size(shape, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
     heads = _size(shape, "num_attention_heads")
@@ -192,7 +195,8 @@ def batch_bytes(shape: Any, width: int, tokens: int, scored: int, share: float, 
     layer = (4 * hidden + values + query * (2 if dropout else 1) + 3 * inner) * width
     kept = layers * ((1 - share) * layer + share * hidden * width)
     work = (layer if share else 0) + (4 * inner + 6 * hidden) * width
-    return float(tokens * (kept + work) + scored * (4 * hidden * width + vocabulary * 8))
+    whole = scored * vocabulary * 8 if logits is None else min(scored * vocabulary * width, logits)
+    return float(tokens * (kept + work) + scored * 4 * hidden * width + whole)
 
 
 def _size(shape: Any, name: str, otherwise: int = 1) -> int:

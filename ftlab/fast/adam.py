@@ -201,8 +201,12 @@ def fused(kind: Any) -> Any:
                 return
             state = self.state[p]
             state["step"] += 1
-            with torch.cuda.device_of(p):
-                update_(p, state, self.get_config(gindex, pindex, group))
+            try:
+                with torch.cuda.device_of(p):
+                    update_(p, state, self.get_config(gindex, pindex, group))
+            except RuntimeError:  # memory for the kernel ran out, say: nothing has changed, and it may be tried again
+                state["step"] -= 1
+                raise
 
         def state_dict(self) -> dict[str, Any]:
             if self.is_paged and torch.cuda.is_available():  # the host reads it as memory of its own

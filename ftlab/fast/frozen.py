@@ -188,8 +188,11 @@ def _bias(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that can be had: on a GPU what is free and what torch holds unused, on a CPU what the host has left."""
+    """Memory that can be had: on a GPU what is free and what torch holds unused, within the fraction of the GPU that
+    torch may hold; on a CPU what the host has left."""
     if device.type != "cuda":
         return float(psutil.virtual_memory().available)
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    reserved = torch.cuda.memory_reserved(device)
+    most = torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory
+    return min(free, most - reserved) + reserved - torch.cuda.memory_allocated(device)

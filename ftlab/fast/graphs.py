@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ftlab.fast.layout import Layout
 from ftlab.fast.streams import graph_stream
+from ftlab.shortage import out_of_memory
 
 # Graphs at most: each takes some memory of the driver's, and time to capture.
 MOST = 32
@@ -78,7 +79,9 @@ class Graphs:
             warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # so is one whose memory ran out at once
             try:
                 loss = self.run(static, layout)
-            except torch.cuda.OutOfMemoryError as error:  # raised once the capture has ended, else that fails in turn
+            except RuntimeError as error:  # raised once the capture has ended, else that fails in turn
+                if not out_of_memory(error):
+                    raise
                 failure = error.with_traceback(None)
         if loss is None:
             raise failure or RuntimeError("a capture without result")

@@ -26,8 +26,7 @@ class Layout:
         scored = sum(len(row.input_ids) - row.trained_from for row in rows)
         if not padded:
             return cls(tokens, scored, len(rows))
-        tokens = _up(tokens, bucket(tokens))
-        return cls(tokens, min(tokens, _up(scored, max(64, tokens // 8))), most_rows + 1)
+        return cls(*padded_sizes(tokens, scored), most_rows + 1)
 
     @property
     def size(self) -> int:
@@ -62,6 +61,12 @@ class Layout:
         sizes = [self.tokens, self.tokens, self.scored, self.scored, self.rows + 1, 1, 1]
         ids, positions, predict, targets, starts, trained, seed = torch.split(packed, sizes)
         return ids, positions, predict, targets, starts, trained, seed
+
+
+def padded_sizes(tokens: int, scored: int) -> tuple[int, int]:
+    """So many tokens and scored positions with their padding."""
+    tokens = _up(tokens, bucket(tokens))
+    return tokens, min(tokens, _up(scored, max(64, tokens // 8)))
 
 
 def bucket(tokens: int) -> int:

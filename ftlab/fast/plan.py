@@ -10,6 +10,7 @@ import torch
 from ftlab.config import TrainerConfig
 from ftlab.data.encode import Encoded
 from ftlab.fast.frozen import free_bytes
+from ftlab.shortage import out_of_memory
 
 # What a micro-batch costs beside its tokens, in tokens: its small products and launches, and unpacking all 4-bit
 # weights twice. Measured on an H100 at 7B (bench/gpu.py); both grow with the model as its tokens do.
@@ -139,7 +140,7 @@ class Chooser:
         in ascending order.
 
         `copy` are the bytes that unpacked weights take beside what is held already, None where none are packed;
-        `coming` those that will be held at every step and are not yet.
+        `coming` those of gradients that will be held at every step and are not yet.
         """
         self.packed, self.longest = copy is not None, len(longest[-1].input_ids)
         choices = self._choices(self.longest)
@@ -210,7 +211,9 @@ class Chooser:
         while self.planner is not None and (setting := self.planner.best()):
             try:
                 self.settle(setting)
-            except torch.cuda.OutOfMemoryError:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 self._too_much(setting)
                 continue
             return setting.overrides(packed=self.packed)

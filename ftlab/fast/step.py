@@ -11,15 +11,15 @@ from ftlab.fast.attention import inside
 from ftlab.fast.decoder import Batch, Decoder
 from ftlab.fast.flat import Flat
 from ftlab.fast.graphs import Graphs
-from ftlab.fast.layout import Layout
+from ftlab.fast.layout import Layout, padded_sizes
 from ftlab.fast.plan import SHARES, Chooser, Need, Setting
 
 
 class FastStep:
     """Runs micro-batches through a decoder by hand and leaves float32 gradients in `flat`. See `train.step.Step`.
 
-    `longest` is the tokens of the longest row, `state` the bytes that the optimizer will hold; `need` and `limit` are
-    the `Chooser`'s. Adapters are read from a copy in the decoder's dtype, which `begin` renews.
+    `longest` is the tokens of the longest row; `need` and `limit` are the `Chooser`'s. Adapters are read from a copy in
+    the decoder's dtype, which `begin` renews.
     """
 
     def __init__(
@@ -30,10 +30,9 @@ class FastStep:
         *,
         longest: int,
         need: Need,
-        state: float = 0.0,
         limit: float = math.inf,
     ) -> None:
-        self.decoder, self.flat, self.state = decoder, flat, state
+        self.decoder, self.flat = decoder, flat
         self.keeps_unpacked = bool(decoder.packed())
         self.parameters: list[nn.Parameter] = [flat.parameter]
         self.cuda = decoder.device.type == "cuda"
@@ -41,7 +40,8 @@ class FastStep:
         self.work, self.grad = flat.like(decoder.dtype), flat.like(decoder.dtype)
         self.setting = Setting(1, False, 0.0)
         self.recaptured: Setting | None = None
-        self.chooser = Chooser(cfg, decoder.device, need, self._settle, shares=SHARES, limit=limit)
+        padded = (lambda tokens, scored, share: need(*padded_sizes(tokens, scored), share)) if self.cuda else need
+        self.chooser = Chooser(cfg, decoder.device, padded, self._settle, shares=SHARES, limit=limit)
         decoder.reach(self.longest)
         decoder.attach(flat, self.work, self.grad)
         self.graphs = Graphs(self._run, decoder.device) if self.cuda and decoder.capturable else None
@@ -53,10 +53,10 @@ class FastStep:
 
     # --- how --------------------------------------------------------------------------------------------------
 
-    def choose(self, longest: list[Encoded], *, fresh: bool = True) -> None:
+    def choose(self, longest: list[Encoded]) -> None:
         """See `Step`."""
         copy = sum(weight.kept_bytes for weight in self.decoder.packed() if weight.kept is None)
-        self.chooser.choose(longest, copy=copy if self.keeps_unpacked else None, coming=self.state * fresh)
+        self.chooser.choose(longest, copy=copy if self.keeps_unpacked else None)
 
     def lighten(self) -> str | None:
         """See `Step`."""

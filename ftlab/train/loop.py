@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -15,14 +15,15 @@ from torch import nn
 from ftlab.config import OBJECTIVES, ExperimentConfig
 from ftlab.data.encode import Encoded
 from ftlab.errors import Stopped, TrainingError
-from ftlab.shortage import lighter
+from ftlab.shortage import lighter, out_of_memory
 from ftlab.train.batches import Plan, micro_batches
 from ftlab.train.checkpoint import Checkpoint, Checkpoints, rng_state
-from ftlab.train.optim import build_optimizer, build_schedule
+from ftlab.train.optim import allocate_state, build_optimizer, build_schedule
 from ftlab.train.ranks import Ranks
 from ftlab.train.signals import StopSignal
 from ftlab.train.step import Step, gradient_reaches
 
+T = TypeVar("T")
 Metrics = dict[str, float]
 
 
@@ -151,12 +152,12 @@ class Trainer:
         self.ranks.sum_(self.step.parameters, loss)
         if progress.step == self.began_at:
             self._check_reached()
-        norm = self._clip()
+        norm = self._affordable(self._clip)
         self.pending.append((progress.step + 1, loss, norm))
         if self.device.type == "cpu" or len(self.pending) == MOST_PENDING:
             self._settle()
         lr = float(self.schedule.get_last_lr()[0])
-        self.scaled.step()
+        self._affordable(self.scaled.step)
         self.schedule.step()
         progress.step += 1
         progress.tokens += sum(len(row.input_ids) for row in rows)
@@ -184,19 +185,34 @@ class Trainer:
     def _gradients(self, rows: list[Encoded], trained: int | None = None) -> torch.Tensor:
         """Gradients of the mean loss over the step's trained tokens, whatever the micro-batches; the loss. `trained`
         is the number of those tokens where `rows` are not all of the step's: sums over all rows are then wanted."""
+        rng = rng_state() if self.device.type == "cuda" else None
+
+        def draw_again() -> None:
+            if rng:
+                torch.set_rng_state(rng["cpu"])
+                torch.cuda.set_rng_state_all(rng["cuda"])
+
+        return self._affordable(lambda: self._accumulate(rows, trained or trained_tokens(rows)), draw_again)
+
+    def _affordable(self, part: Callable[[], T], before_again: Callable[[], None] = lambda: None) -> T:
+        """A part of a step, which may be run again as long as it has not returned; in lighter settings each time that
+        memory runs out.
+
+        Raises:
+            TrainingError: there is no lighter one.
+        """
         while True:
-            rng = rng_state() if self.device.type == "cuda" else None
             try:
-                return self._accumulate(rows, trained or trained_tokens(rows))
-            except torch.cuda.OutOfMemoryError as error:
+                return part()
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 told = str(error)
             torch.cuda.empty_cache()  # only now that the error's frames have let go of the batch
             changed = self.step.lighten()
             if changed is None:
                 raise self._too_large(told)
-            if rng:
-                torch.set_rng_state(rng["cpu"])
-                torch.cuda.set_rng_state_all(rng["cuda"])
+            before_again()
             self.note(f"out of memory: going on with {changed}, the step's rows unchanged")
 
     def _accumulate(self, rows: list[Encoded], trained: int) -> torch.Tensor:
@@ -236,14 +252,17 @@ class Trainer:
     # --- before the first step --------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Settle how rows go through the model, and on a GPU try that on the longest ones.
+        """Settle how rows go through the model, and on a GPU try that on the longest ones, with all that is held at
+        every step in its place.
 
         Raises:
             TrainingError: too little memory.
         """
         most = self.ranks.most(self.cfg.trainer.global_batch_size)
         longest = sorted(self.rows, key=lambda row: len(row.input_ids))[-most:]
-        self.step.choose(longest, fresh=not self.optimizer.state)
+        if self.device.type == "cuda":
+            allocate_state(self.optimizer)
+        self.step.choose(longest)
         if self.device.type == "cuda":
             saved = rng_state()
             self._gradients(longest)

@@ -11,6 +11,8 @@ from ftlab.data.encode import Encoded
 from ftlab.train.attention import rows_of
 from ftlab.train.batches import Batch, flatten
 
+# Tokens of each row that the check for leaks reads: with all of a long row's logits it would need more than a step.
+TRIED = 32
 # Rounding (LLM.int8 chooses its outlier columns by batch) stays far below this part of a row's own effect.
 LEAK = 0.01
 
@@ -47,14 +49,14 @@ def leaks(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
     """Whether a row's logits depend on its neighbours in a flat batch, as with architectures that do not
     restart at position 0 (state-space models, absolute positions taken from the batch).
 
-    Of two short rows the second goes through the model thrice: as it is, with other tokens in the first row,
-    and with another first token of its own. What the neighbour changes must be rounding beside what that token
-    changes.
+    Of the beginnings of two short rows the second goes through the model thrice: as it is, with other tokens in the
+    first row, and with another first token of its own. What the neighbour changes must be rounding beside what that
+    token changes.
     """
     pair = sorted(rows, key=lambda row: len(row.input_ids))[:2]
     if len(pair) < 2:
         return False
-    before, row = (one.input_ids for one in pair)
+    before, row = (one.input_ids[:TRIED] for one in pair)
 
     def second(first: list[int], ids: list[int]) -> Tensor:
         unscored = Encoded("", first, len(first), False)
@@ -66,7 +68,7 @@ def leaks(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
     try:
         logits = second(before, row)
         neighbour = (second(before[:1] * len(before), row) - logits).abs().max()
-        own = (second(before, [row[-1], *row[1:]]) - logits).abs().max()
+        own = (second(before, [abs(row[0] - 1), *row[1:]]) - logits).abs().max()
     except torch.cuda.OutOfMemoryError:
         raise
     except (TypeError, ValueError, IndexError, RuntimeError):

@@ -34,6 +34,21 @@ def build_optimizer(parameters: list[torch.nn.Parameter], cfg: TrainerConfig) ->
     return optimizer
 
 
+def allocate_state(optimizer: Optimizer) -> None:
+    """Give an optimizer of `build_optimizer` now the state that it would make in its first step: zeros. Settings for
+    the steps are then chosen from the memory that is really left."""
+    for number, group in enumerate(optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            if optimizer.state[parameter]:
+                continue
+            if isinstance(optimizer, torch.optim.AdamW):
+                count = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = {"step": count, **moments}
+            else:
+                optimizer.init_state(group, parameter, number, place)  # type: ignore[attr-defined]
+
+
 def _alone(parameters: list[torch.nn.Parameter]) -> bool:
     return len(parameters) == 1 and parameters[0].is_cuda and parameters[0].dtype == torch.float32
 

@@ -32,9 +32,9 @@ class Step(Protocol):
     def micro(self) -> int:
         """Rows of a micro-batch."""
 
-    def choose(self, longest: list[Encoded], *, fresh: bool = True) -> None:
+    def choose(self, longest: list[Encoded]) -> None:
         """Settle how the rows of a step go through the model: as fast as fits, for the longest ones that a step can
-        have, in ascending order. `fresh`: the optimizer has yet to take its state."""
+        have, in ascending order."""
 
     def lighten(self) -> str | None:
         """Settle for less memory, after it ran out: what changed, as settings; None where nothing is left to change."""
@@ -55,7 +55,7 @@ class PlainStep:
     """The model's own forward pass, PEFT's adapters, autograd.
 
     `together` is false where rows must go one by one; `checkpoint` is None where the model cannot compute its layers
-    twice. `state` are the bytes that the optimizer will hold; `need` and `limit` are the `Chooser`'s.
+    twice. `need` and `limit` are the `Chooser`'s.
     """
 
     keeps_unpacked = False
@@ -70,11 +70,9 @@ class PlainStep:
         need: Need,
         together: bool = True,
         checkpoint: Switch | None = None,
-        state: float = 0.0,
         limit: float = math.inf,
     ) -> None:
-        self.model, self.accelerator, self.flat = model, accelerator, flat
-        self.checkpoint, self.state = checkpoint, state
+        self.model, self.accelerator, self.flat, self.checkpoint = model, accelerator, flat, checkpoint
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.parameters = [flat.parameter] if flat else trained
         self.setting = Setting(1, False, 0.0)
@@ -88,10 +86,10 @@ class PlainStep:
         """See `Step`."""
         return self.setting.micro
 
-    def choose(self, longest: list[Encoded], *, fresh: bool = True) -> None:
+    def choose(self, longest: list[Encoded]) -> None:
         """See `Step`."""
         gradients = sum(parameter.nbytes for parameter in self.parameters if parameter.grad is None)
-        self.chooser.choose(longest, coming=gradients + self.state * fresh)
+        self.chooser.choose(longest, coming=gradients)
 
     def lighten(self) -> str | None:
         """See `Step`."""

@@ -465,7 +465,7 @@ TOLD = "Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB of 
         ("ftlab.models.load_base", "load", ["quant=nf4", "a smaller model"]),
         ("ftlab.fast.scoring.answers", "evaluate base on validation", ["quant=nf4", "data.max_length below 128"]),
         ("ftlab.models.add_adapter", "adapter", ["quant=nf4"]),
-        ("torch.optim.AdamW.step", "train", ["trainer.optim=paged_adamw_8bit", "data.max_length below 128"]),
+        ("ftlab.fast.flat.Flat.like", "train", ["trainer.optim=paged_adamw_8bit", "data.max_length below 128"]),
         ("ftlab.models.save_result", "save", ["quant=nf4"]),
     ],
 )

@@ -20,7 +20,7 @@ def need(tokens: int, scored: int, share: float) -> float:
 def made(model: Any, *, gpu: bool = False, **cfg: Any) -> FastStep:
     """A step whose settings are chosen as on a GPU, where asked."""
     decoder = Decoder(model)
-    memory = {name: cfg.pop(name) for name in ("state", "limit") if name in cfg}
+    memory = {name: cfg.pop(name) for name in ("limit",) if name in cfg}
     options = {"global_batch_size": 4} | cfg
     step = FastStep(decoder, Flat(decoder.parameters()), TrainerConfig(**options), longest=30, need=need, **memory)
     step.cuda = step.chooser.cuda = gpu
@@ -203,18 +203,6 @@ def test_graphs_are_given_up_before_a_setting_is(kit: Any, free: Any) -> None:
     assert step.lighten() is not None
     assert step.setting != before
     assert step.chooser.ran_out
-
-
-def test_state_that_the_optimizer_holds_already_is_not_counted_again(kit: Any, free: Any) -> None:
-    """After resuming, what is free is what it leaves."""
-    rows = sorted(kit.rows(), key=lambda row: len(row.input_ids))
-    whole = need(sum(len(row.input_ids) for row in rows), kit.trained(rows), 0.0)
-    free(whole + 1)
-    step = made(kit.adapt(kit.make()), gpu=True, state=whole)
-    step.choose(rows, fresh=False)
-    assert step.setting == Setting(4, False, 0.0)
-    step.choose(rows, fresh=True)
-    assert step.setting != Setting(4, False, 0.0)
 
 
 def test_what_a_sweep_allows_bounds_the_choice_as_little_memory_does(kit: Any, free: Any) -> None:

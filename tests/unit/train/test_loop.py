@@ -272,20 +272,39 @@ def test_the_plain_step_chooses_from_the_memory_that_is_free(
     assert "trainer.micro_batch_size=1, trainer.activation_checkpointing=true" in step.chooser.shortage()
 
 
-def test_a_resumed_optimizers_state_is_not_expected_again(make: Make) -> None:
+@pytest.mark.parametrize("part", ["_clip", "scaled.step"])
+@pytest.mark.parametrize("told", ["CUDA out of memory. Tried to allocate", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_out_of_memory_behind_the_gradient_goes_to_a_lighter_setting_too(
+    make: Make, small_gpu: Callable[[float], SmallGpu], monkeypatch: pytest.MonkeyPatch, part: str, told: str
+) -> None:
+    """Clipping and the optimizer run once all the same: the weights are those of enough memory."""
+    wanted = make(*OF_EIGHT, at="a")
+    wanted.trainer.train()
+    run = small_gpu(1e9).holds(make(*OF_EIGHT, at="b"))
+    holder, name = (run.trainer.scaled, "step") if part == "scaled.step" else (run.trainer, "_clip")
+    real, times = getattr(holder, name), iter([True, True, False, False])
+
+    def short() -> Any:
+        if next(times):
+            raise RuntimeError(told)
+        return real()
+
+    monkeypatch.setattr(holder, name, short)
+    run.trainer.train()
+    assert run.trainer.step.setting != Setting(8, False, 0.0)
+    assert sum("out of memory" in note for note in run.notes) == 2
+    assert (run.weights() - wanted.weights()).norm() <= 1e-5 * wanted.weights().norm()
+
+
+def test_an_error_that_is_none_of_memory_ends_the_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make()
-    asked: list[bool] = []
-    choose = run.trainer.step.choose
 
-    def asking(longest: list[Encoded], *, fresh: bool = True) -> None:
-        asked.append(fresh)
-        choose(longest, fresh=fresh)
+    def broken() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
 
-    run.trainer.step.choose = asking  # type: ignore[method-assign]
-    run.trainer._prepare()
-    run.trainer._step()
-    run.trainer._prepare()
-    assert asked == [True, False]
+    monkeypatch.setattr(run.trainer.scaled, "step", broken)
+    with pytest.raises(RuntimeError, match="illegal"):
+        run.trainer.train()
 
 
 @pytest.mark.parametrize(

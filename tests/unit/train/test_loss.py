@@ -114,6 +114,23 @@ def test_a_model_that_takes_no_positions_is_found_out() -> None:
     assert leaks(MambaForCausalLM(config), ROWS, CPU)
 
 
+def test_long_rows_cost_the_check_no_more_than_short_ones(model: Any) -> None:
+    """Logits of rows of 16,000 tokens with a vocabulary of 128,000 take more memory than a step."""
+    seen: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, arguments, named: seen.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    long = [Encoded(str(i), [1 + (i * 7 + at) % 250 for at in range(500)], 1, False) for i in range(3)]
+    assert not leaks(model, long, CPU)
+    handle.remove()
+    assert seen
+    assert max(seen) <= 64
+
+
+def test_a_row_of_one_token_again_and_again_leaks_no_more_than_others(model: Any) -> None:
+    assert not leaks(model, [Encoded(str(i), [7] * 20, 1, False) for i in range(2)], CPU)
+
+
 def test_one_row_alone_cannot_leak(model: Any) -> None:
     assert not leaks(model, ROWS[:1], CPU)
 

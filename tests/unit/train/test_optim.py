@@ -1,10 +1,12 @@
 """Optimizers and schedules by their names in the configuration."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from ftlab.config import OPTIMIZERS, SCHEDULES, TrainerConfig
-from ftlab.train.optim import build_optimizer, build_schedule
+from ftlab.train.optim import allocate_state, build_optimizer, build_schedule
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -67,3 +69,36 @@ def test_cosine_ends_near_zero() -> None:
 def test_a_run_of_no_steps_has_a_schedule() -> None:
     cfg = TrainerConfig()
     assert build_schedule(build_optimizer(parameters(), cfg), cfg, 0).get_last_lr()[0] >= 0
+
+
+def stepped(optim: str, *, early: bool) -> tuple[torch.Tensor, dict[str, Any]]:
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(5000))
+    optimizer = build_optimizer([parameter], TrainerConfig(optim=optim, lr=1e-2))
+    if early:
+        allocate_state(optimizer)
+        assert optimizer.state[parameter]
+    for seed in range(3):
+        parameter.grad = torch.randn(5000, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+    return parameter.detach(), dict(optimizer.state[parameter])
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_state_given_early_changes_nothing(optim: str) -> None:
+    weights, state = stepped(optim, early=True)
+    own_weights, own_state = stepped(optim, early=False)
+    assert torch.equal(weights, own_weights)
+    assert state.keys() == own_state.keys()
+    for key, value in state.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(own_state[key])), key
+
+
+def test_state_that_is_there_is_kept() -> None:
+    parameter = torch.nn.Parameter(torch.ones(8))
+    optimizer = build_optimizer([parameter], TrainerConfig(optim="adamw", lr=1e-2))
+    parameter.grad = torch.ones(8)
+    optimizer.step()
+    before = optimizer.state[parameter]["exp_avg"].clone()
+    allocate_state(optimizer)
+    assert torch.equal(optimizer.state[parameter]["exp_avg"], before)

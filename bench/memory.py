@@ -1,0 +1,207 @@
+"""Training in little GPU memory: python bench/memory.py --out DIR [--gib 20,10,9] [--long 16000] [--tree OLD] [--tiny]
+
+The model has Llama-3.1-8B's shape and random weights, its linear layers in NF4, made on the GPU and saved. Rows have
+300 to 900 tokens (texts of `sql_synth`, schemas joined), all trained; LoRA r=16 on all linear layers, no dropout, 8-bit
+AdamW, 16 rows an update. Each line is `python -m ftlab` in a process of its own, in which torch may hold so many GiB
+(0: all there is); the ratio compares useful tokens a second of the last steps with the first line's. `--long` adds runs
+on rows of so many tokens, whose peak while the base loads counts: it is compared with the weights themselves. `--tree`
+names another checkout, whose lines follow each of ours.
+
+DIR/memory.jsonl gets a line a run, DIR/NAME.txt what it printed.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from gpu import LLAMA_8B, built
+
+ROOT = Path(__file__).resolve().parents[1]
+GIB = 1 << 30
+STEPS = 60
+FIXED = [
+    "model.name=llama8b", "model.revision=main", "quant=nf4", "lora=r16", "lora.lora_dropout=0", "lora.lora_alpha=16",
+    "data=jsonl", "data.validation=16", "trainer.loss_on=all", "trainer.optim=adamw_8bit", "trainer.log_every=2",
+    "trainer.save_every=1000", "trainer.load_best=false", "eval.every=null", "eval.max_rows=4", "eval.max_new_tokens=8",
+    "tracker=none", "force=true",
+]  # fmt: skip
+# What of the printed lines says how rows went through the model.
+TOLD = ("out of memory", "fast step", "slower path")
+# Runs in the process of the command line, before torch has taken memory of the GPU.
+LIMITED = """
+import sys, torch
+gib = float(sys.argv.pop(1))
+if gib and torch.cuda.is_available():
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+from ftlab.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def make_model(folder: Path, *, tiny: bool) -> float:
+    """Save the model with the embedded tokenizer; GiB of its weights."""
+    import torch
+    from bitsandbytes.functional import QuantState
+    from transformers import AutoTokenizer, BitsAndBytesConfig
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    shape = LLAMA_8B.tiny() if tiny else LLAMA_8B
+    if tiny:
+        shape = type(shape)(**{**vars(shape), "vocab_size": 4200})
+    model = built(shape, torch.device("cuda" if torch.cuda.is_available() else "cpu"), quant=True)
+    model.config.max_position_embeddings = 131_072
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model.hf_quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=False)
+    model.is_loaded_in_4bit = model.is_quantized = True
+    model.quantization_method = model.hf_quantizer.quantization_config.quant_method
+    model.config.quantization_config = model.hf_quantizer.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ROOT / "ftlab" / "tiny").save_pretrained(folder)
+    packed = [getattr(weight, "quant_state", None) for weight in model.parameters()]
+    states = sum(tensor.nbytes for state in packed if isinstance(state, QuantState) for tensor in tensors_of(state))
+    return (sum(weight.nbytes for weight in model.parameters()) + states) / GIB
+
+
+def tensors_of(state: Any) -> Iterator[Any]:
+    """The scales of a 4-bit weight."""
+    yield state.absmax
+    if state.nested:
+        yield state.state2.absmax
+
+
+def make_rows(folder: Path, lengths: Iterator[int], count: int) -> None:
+    """Rows of about these numbers of tokens: schemas joined before a question. One in ten is a test row."""
+    from transformers import AutoTokenizer
+
+    from ftlab.data.sql_synth import generate
+
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "ftlab" / "tiny")
+    texts = generate("train", 1500)
+    sizes = [len(tokenizer(row["context"] + ";")["input_ids"]) for row in texts]
+    draw = random.Random(0)
+    rows = []
+    for wanted, row in zip(lengths, texts[:count], strict=False):
+        contexts, held = [row["context"]], len(tokenizer(" ".join(row.values()))["input_ids"]) + 20
+        while True:
+            more = draw.randrange(len(texts))
+            if held + sizes[more] > wanted:
+                break
+            contexts.append(texts[more]["context"])
+            held += sizes[more]
+        rows.append({"question": row["question"], "context": "; ".join(contexts), "answer": row["answer"]})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", rows[len(rows) // 10 :]), ("test", rows[: len(rows) // 10])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+
+def short_lengths() -> Iterator[int]:
+    """300 to 900, lognormal with a mean of about 520."""
+    draw = random.Random(1)
+    while True:
+        yield min(900, max(300, round(draw.lognormvariate(6.2, 0.35))))
+
+
+def constant(length: int) -> Iterator[int]:
+    while True:
+        yield length
+
+
+def run(name: str, tree: Path, out: Path, gib: float, overrides: list[str], *, tiny: bool) -> dict[str, Any]:
+    """One command line under a limit; its figures."""
+    folder = out / f"run_{name}"
+    words = [*FIXED, f"model.id={out / 'model'}", f"run_dir={folder}", *overrides]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH", "")]))
+    began = time.perf_counter()
+    with open(out / f"{name}.txt", "w") as told:
+        command = [sys.executable, "-c", LIMITED, str(0 if tiny else gib), *words]
+        code = subprocess.run(command, cwd=out, env=environment, stdout=told, stderr=subprocess.STDOUT).returncode
+    summary, rates = {}, []
+    if (folder / "summary.json").exists():
+        summary = json.loads((folder / "summary.json").read_text())
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rates = [line["perf/tokens_per_second"] for line in lines if line.get("perf/tokens_per_second")]
+    late = rates[len(rates) * 2 // 5 :]
+    lines = (out / f"{name}.txt").read_text().splitlines()
+    return {
+        "name": name,
+        "exit_code": code,
+        "tokens_per_second": len(late) / sum(1 / rate for rate in late) if late else None,
+        "vram": summary.get("vram", {}),
+        "setting": summary.get("setting"),
+        "seconds": round(time.perf_counter() - began, 1),
+        "told": [line for line in lines if "out of memory" in line or "fast step" in line or "slower path" in line][
+            :12
+        ],
+        "end": "" if code == 0 else lines[-1][:300],
+    }
+
+
+def told(found: dict[str, Any], first: float | None, weights: float) -> str:
+    vram = found["vram"]
+    peaks = ", ".join(f"{phase} {vram[phase]['allocated']:.1f}/{vram[phase]['reserved']:.1f}" for phase in vram)
+    rate = found["tokens_per_second"]
+    speed = f"{rate:,.0f} tokens/s" + (f" ({rate / first:.2f}x)" if first else "") if rate else "no steps recorded"
+    load = vram.get("load", {}).get("allocated")
+    over = f"; load holds {load - weights:+.2f} GiB beside the weights" if load else ""
+    return (
+        f"{found['name']}: exit code {found['exit_code']}, {speed}; GiB allocated/reserved: {peaks or '-'}{over}\n"
+        f"    {found['setting']} {found['end']}\n" + "".join(f"    {line}\n" for line in found["told"])
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="where model and rows are made; DIR by default")
+    parser.add_argument("--gib", default="20,10,9")
+    parser.add_argument("--long", default="16000")
+    parser.add_argument("--tree", type=Path)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--tiny", action="store_true")
+    settings = parser.parse_args()
+    out = settings.out.resolve()
+    work = (settings.model or out).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    weights = make_model(work / "model", tiny=settings.tiny)
+    print(f"weights: {weights:.2f} GiB", flush=True)
+    make_rows(work / "rows", short_lengths(), 1400)
+    orders: list[tuple[str, float, list[str]]] = []
+    for gib in filter(None, settings.gib.split(",")):
+        more = [f"data.path={work / 'rows'}", "data.max_length=1024", "trainer.global_batch_size=16"]
+        orders.append((f"{gib}gib", float(gib), [*more, f"trainer.max_steps={settings.steps}"]))
+    for length in map(int, filter(None, settings.long.split(","))):
+        make_rows(work / f"rows{length}", constant(length), 40)
+        more = [f"data.path={work / f'rows{length}'}", f"data.max_length={length + 384}", "trainer.max_steps=2"]
+        orders.append((f"rows_of_{length}", 22.0, [*more, "trainer.global_batch_size=2", "data.validation=4"]))
+    firsts: dict[str, float | None] = {}
+    with open(out / "memory.jsonl", "a") as lines:
+        for name, gib, overrides in orders:
+            for side, tree in (("", ROOT), ("_other", settings.tree)):
+                if tree is None:
+                    continue
+                found = run(name + side, tree.resolve(), work, gib, overrides, tiny=settings.tiny)
+                if name.endswith("gib"):
+                    firsts.setdefault(side, found["tokens_per_second"])
+                print(told(found, firsts.get(side) if name.endswith("gib") else None, weights), flush=True)
+                lines.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
