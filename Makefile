@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two torch threads on two busy cores are slower than one.
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+# Tests run in this many processes: as many as there are cores.
+JOBS ?= auto
 
 .PHONY: run setup test lint slow soak wheel clean
 
@@ -30,10 +32,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(TEST) -m "not slow and not soak"
+	$(TEST) -n $(JOBS) -m "not slow and not soak"
 
 slow: setup
-	$(TEST) -m slow
+	$(TEST) -n $(JOBS) -m slow
 
 soak: setup
 	$(TEST) -m soak -s
