@@ -148,7 +148,7 @@ def search(engine: Engine, gold: str, pred: str, count: int, rows_file: Path | N
             if isinstance(error, OverBudget) and error.pair:
                 break
             continue
-        rows_seen = rows_seen or bool(expected.rows)
+        rows_seen = rows_seen or comparison.returns_rows(expected)
         if difference is None:
             tried += 1
             difference = part(place, comparison, expected, pred)
