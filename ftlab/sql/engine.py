@@ -31,7 +31,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ftlab.sql.schema import TOKEN, Schema, quoted
+from ftlab.sql.lexer import BLANK, BLANKS, COMMENT, WORD, end_of_query
+from ftlab.sql.schema import Schema, quoted
 
 SQL_BYTES = 250_000
 VALUE_BYTES = 250_000
@@ -106,9 +107,8 @@ PASSED = {
     "too many arguments": ("arguments of a function", ARGUMENTS),
 }
 
-BLANKS = " \t\n\r\f"
 # Possessive, so that no text makes it slow.
-START = re.compile(r"(?:[ \t\n\r\f\ufeff]++|--[^\n]*+|/\*(?s:.*?)(?:\*/|\Z))*+(\w++|\S|\Z)")
+START = re.compile(rf"(?:{BLANK}|{COMMENT})*+({WORD}++|(?s:.)|\Z)")
 NO_SYNTAX = re.compile(
     r"empty$|more than one|not a query|not text|has parameters|null char|syntax error|unrecognized token|incomplete "
     r"input|unknown (?:or unsupported )?join|clause should come|a JOIN clause is required|over the budget"
@@ -411,15 +411,6 @@ def not_a_query(text: str) -> str | None:
     if word in ("SELECT", "WITH"):
         return None
     return f"not a query: {one_line(word)}" if word else "empty"
-
-
-def end_of_query(text: str) -> int:
-    """Where a text ends without its trailing semicolons, blanks and comments."""
-    end = 0
-    for token in TOKEN.finditer(text):
-        if token.group() != ";" and not token.group().startswith(("--", "/*")):
-            end = token.end()
-    return end
 
 
 def one_line(message: str) -> str:

@@ -12,15 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from ftlab.sql.lexer import TOKEN, WORD
+
 Kind = Literal["number", "text", "any"]
 
-# A comment, a quoted part (an unclosed one runs to the end), a word, or any other character.
-TOKEN = re.compile(
-    r"""--[^\n]*|/\*.*?(?:\*/|$)
-    |'[^']*(?:''[^']*)*(?:'|$)|"[^"]*(?:""[^"]*)*(?:"|$)|`[^`]*(?:``[^`]*)*(?:`|$)|\[[^\]]*(?:\]|$)
-    |[\w$]+|\S""",
-    re.DOTALL | re.VERBOSE,
-)
 QUOTES = {"'": "'", '"': '"', "`": "`", "[": "]"}
 TEMPORARY = {"TEMP", "TEMPORARY"}
 
@@ -114,7 +109,7 @@ def unquoted(token: str) -> str:
 
 def table_bodies(context: str) -> Iterator[tuple[str, list[str]]]:
     """The name of each created table and the tokens between its parentheses."""
-    tokens = [token for token in TOKEN.findall(context) if not token.startswith(("--", "/*"))]
+    tokens = [token.group() for token in TOKEN.finditer(context) if token.lastgroup != "blank"]
     at = 0
     while at < len(tokens):
         start = at
@@ -160,7 +155,7 @@ def definitions(body: list[str]) -> Iterator[list[str]]:
 
 def read_column(definition: list[str]) -> Column | None:
     """The column that a part declares; None for a constraint, a key, and what begins with no name."""
-    if not definition or not re.match(r"[\w$'\"`\[]", definition[0]) or is_constraint(definition):
+    if not definition or not re.match(rf"{WORD}|['\"`\[]", definition[0]) or is_constraint(definition):
         return None
     name = unquoted(definition[0])
     return column_of(name, declared_type(definition[1:])) if name else None
