@@ -1,13 +1,14 @@
 """Taking a query out of what a chat model wraps it in, and leaving alone what is a query already."""
 
-import gzip
-import json
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from ftlab.sql.extract import extract
+
+Material = Callable[[str], list[dict[str, Any]]]
 
 Q = "SELECT name FROM head ORDER BY age"
 
@@ -156,29 +157,26 @@ def test_a_hostile_answer_is_read_in_linear_time(part: str) -> None:
     assert time.perf_counter() - began < 2
 
 
-def test_a_query_of_the_shared_data_comes_out_of_marks_and_sentences(shared: Path) -> None:
-    with gzip.open(shared / "data/spider_dev/dev.jsonl.gz", "rt", encoding="utf-8") as lines:
-        golds = [json.loads(line)["answer"].strip() for line in lines]
+def test_a_real_query_comes_out_of_marks_and_sentences(material: Material) -> None:
+    golds = [row["answer"].strip() for row in material("spider_dev.jsonl.gz")]
     for before, after in (("<think>\nSELECT x\n</think>\n", ""), ("**", "**"), ("`", "`"), ('"', '"'), ("'", "'")):
         assert [gold for gold in golds if extract(f"{before}{gold}{after}") != gold] == []
     assert [gold for gold in golds if extract(f"Answer: {gold}. This doesn't use a join.") != gold] == []
 
 
-def test_real_queries_stay_as_they_are_and_come_out_of_a_fence(shared: Path) -> None:
-    for name in ("sql_create_context/test", "spider_dev/dev"):
-        with gzip.open(shared / f"data/{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            golds = [json.loads(line)["answer"] for line in lines]
-        assert [gold for gold in golds if extract(gold) != gold] == []
-        wrapped = [
-            f"Sure! Here is the query:\n```sql\n{gold}\n```\nIt doesn't use a join; it's short." for gold in golds
-        ]
-        assert [gold for gold, text in zip(golds, wrapped, strict=True) if extract(text) != gold.strip()] == []
-        said = [f"The answer is: {gold};\n\nThis doesn't use a join." for gold in golds]
-        assert [gold for gold, text in zip(golds, said, strict=True) if extract(text) != gold.strip()] == []
+@pytest.mark.parametrize("name", ["sql_create_context.jsonl.gz", "spider_dev.jsonl.gz"])
+def test_real_queries_stay_as_they_are_and_come_out_of_a_wrapper(material: Material, name: str) -> None:
+    golds = [row["answer"] for row in material(name)]
+    assert [gold for gold in golds if extract(gold) != gold] == []
+    for wrapper in (
+        "Sure! Here is the query:\n```sql\n{}\n```\nIt doesn't use a join; it's short.",
+        "The answer is: {};\n\nThis doesn't use a join.",
+    ):
+        assert [gold for gold in golds if extract(wrapper.format(gold)) != gold.strip()] == []
 
 
-def test_the_shared_wrapper_gives_its_gold(shared: Path) -> None:
-    rows = [json.loads(line) for line in (shared / "sql_eval/examples.jsonl").read_text(encoding="utf-8").splitlines()]
+def test_the_wrapped_example_gives_its_gold(material: Material) -> None:
+    rows = material("sql_examples.jsonl")
     (row,) = [row for row in rows if "after_extraction" in row]
     assert extract(row["pred"]) == row["gold"]
     assert [row["id"] for row in rows if extract(row["pred"]) != row["pred"]] == [row["id"]]
