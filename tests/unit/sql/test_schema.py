@@ -79,7 +79,7 @@ def test_ddl_makes_the_same_tables_whatever_their_names() -> None:
         'CREATE TABLE order (from VARCHAR(20), "a b" INT, `c"d` DATE, [select]); CREATE TABLE b (x REAL)'
     )
     connection = sqlite3.connect(":memory:")
-    for statement in schema.ddl():
+    for statement in schema.ddl().values():
         connection.execute(statement)
     assert Schema.of_database(connection).tables == schema.tables
     connection.close()
