@@ -1,8 +1,8 @@
 """How fast and how sharp the SQL scores are: python bench/sql.py [DATA_FOLDER] [--rows 15716] [--equal 0.75 0.5]
 
 DATA_FOLDER holds train.jsonl.gz of sql-create-context (rows with question, context, answer, source, db_id); by default
-data/sql_create_context in the folder that FTLAB_SHARED names, itself ../shared beside this repository by default. Markdown tables are printed. One processor core is used: this
-process and the scoring process that it starts are bound to it.
+it is data/sql_create_context in the folder that FTLAB_SHARED names, else in ../shared beside this repository. Markdown
+tables are printed. One processor core is used: this process and the scoring process that it starts are bound to it.
 
 *Speed.* So many rows are made of the data set's golds. A share of the predictions is the gold itself, the others are
 rewrites by the fourteen rules, one-edit mutants, golds written otherwise with the same results, golds of other

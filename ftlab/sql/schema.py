@@ -8,7 +8,7 @@ SQLite accepts it finds what SQLite finds.
 import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -43,8 +43,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table or a view: its name as first written, its columns in order, by lower-case name, and its schema, "main"
-    where none is written before the name."""
+    """A table or a view: its name as first written, its columns in order, by lower-case name, and its schema."""
 
     name: str
     columns: dict[str, Column]
@@ -121,11 +120,15 @@ def read_schema(context: str) -> Schema:
 
     A table declared more than once in one schema has the united columns, and of a column named twice (case aside) the
     first declaration counts; so does that of a view. Names beginning with sqlite_ belong to SQLite and cannot be
-    declared. A temporary table is one of the schema "temp".
+    declared. A temporary table is one of the schema "temp"; one without a schema is of the only other schema that the
+    context names, else of "main".
     """
     tables: dict[tuple[str, str], Table] = {}
     views: dict[tuple[str, str], View] = {}
-    for made in created(context):
+    declared = list(created(context))
+    named = {made.schema for made in declared} - {"", "main", "temp"}
+    default = named.pop() if len(named) == 1 else "main"
+    for made in (made if made.schema else replace(made, schema=default) for made in declared):
         place = (made.schema, made.name.lower())
         if isinstance(made, View):
             views.setdefault(place, made)
@@ -166,7 +169,7 @@ def unquoted(token: str) -> str:
 
 
 def created(context: str) -> Iterator[Table | View]:
-    """The tables and views that a context creates, as each statement declares them."""
+    """The tables and views that a context creates, as each statement declares them: without a schema the empty one."""
     tokens = [token for token in TOKEN.finditer(context) if token.lastgroup != "blank"]
     words = [token.group() for token in tokens]
     at = 0
@@ -180,7 +183,7 @@ def created(context: str) -> Iterator[Table | View]:
         kind = words[at].upper() if at < len(words) else ""
         if kind not in ("TABLE", "VIEW"):
             continue
-        schema = "main" if TEMPORARY.isdisjoint(map(str.upper, words[start:at])) else "temp"
+        schema = "" if TEMPORARY.isdisjoint(map(str.upper, words[start:at])) else "temp"
         at += 1
         if [word.upper() for word in words[at : at + 3]] == ["IF", "NOT", "EXISTS"]:
             at += 3

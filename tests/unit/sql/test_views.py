@@ -56,7 +56,15 @@ def columns(schema: Schema) -> dict[str, list[str]]:
         ("CREATE TABLE warehouse.dbo.users (a INT)", {"users": "dbo"}),
         ("CREATE TABLE main.users (a INT); CREATE TABLE users (b INT)", {"users": "main"}),
         ("CREATE TEMP TABLE users (a INT); CREATE TABLE temp.pet (a INT)", {"users": "temp", "pet": "temp"}),
-        ("CREATE TABLE s.users (a INT); CREATE TABLE users (a INT)", {"users": "main", "s.users": "s"}),
+        (
+            "CREATE TABLE s.users (a INT); CREATE TABLE users (a INT); CREATE TABLE pet (a INT)",
+            {"users": "s", "pet": "s"},
+        ),
+        ("CREATE TABLE s.users (a INT); CREATE TABLE main.users (a INT)", {"users": "main", "s.users": "s"}),
+        (
+            "CREATE TABLE s.a (a INT); CREATE TABLE r.a (a INT); CREATE TABLE a (a INT)",
+            {"a": "main", "s.a": "s", "r.a": "r"},
+        ),
         ("CREATE TABLE s.users (a INT); CREATE TABLE S.Users (b INT)", {"users": "s"}),
         (TWO, {"item": "sales", "archive.item": "archive"}),
         ('CREATE TABLE "public.users" (a INT)', {"public.users": "main"}),
@@ -208,6 +216,24 @@ def test_views_of_schemas_are_there(engine: Callable[[str], Engine]) -> None:
     old = [("Bob",), ("Cy",)]
     assert found == {"public.old": old, "public.older": [("Cy",)], "young": [("Ann",)], "old": old}
     assert "not allowed" in str(made.prepare("SELECT name FROM temp.sqlite_master"))
+
+
+def test_a_view_of_the_only_schema_reads_tables_that_are_declared_without_one() -> None:
+    context = f"{USERS} CREATE VIEW hr.adult AS SELECT name, age FROM users WHERE age >= 18"
+    gold = "SELECT name FROM hr.adult WHERE age < 30"
+    assert scores(judge(gold, "SELECT adult.name FROM adult WHERE 30 > hr.adult.age", context)) == (
+        *(True, True, True, False),
+    )
+    same = judge(gold, "SELECT name FROM hr.users WHERE age < 30 AND age >= 18", context)
+    assert scores(same) == (False, True, True, False)
+    assert scores(judge(gold, "SELECT name FROM users WHERE age < 30", context)) == (False, False, True, False)
+
+
+def test_a_view_across_schemas_is_there_by_its_bare_name(engine: Callable[[str], Engine]) -> None:
+    made = engine(f"{TWO}; CREATE VIEW sales.dear AS SELECT i.id FROM item AS i JOIN archive.item AS o ON o.id = i.id")
+    made.fill({"item": [(1, 2.5), (2, 3)], "archive.item": [(1, 2, 2008)]})
+    assert made.run("SELECT id FROM dear").rows == [(1,)]
+    assert made.prepare("SELECT id FROM sales.dear") == "no such table: sales.dear"
 
 
 @pytest.mark.parametrize(
