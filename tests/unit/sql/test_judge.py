@@ -211,6 +211,12 @@ def test_what_only_others_take_for_a_blank_parts_no_words(sign: str) -> None:
     assert (quoted.ast_equal, quoted.valid) == (True, True)
 
 
+def test_a_name_with_a_blank_that_sqlite_does_not_know_is_one_name() -> None:
+    gold, pred = "SELECT 1 AS a UNION SELECT name FROM head", "SELECT 1 AS a\u00a0UNION\u00a0SELECT\u00a0name FROM head"
+    verdict = judge(gold, pred, HEAD)
+    assert (verdict.ast_equal, verdict.exec_equal, verdict.valid) == (False, False, True)
+
+
 def test_a_comment_that_ends_only_for_a_parser_hides_what_sqlite_does_not_read() -> None:
     verdict = judge("SELECT name FROM head WHERE age = 3", "SELECT name FROM head -- \r WHERE age = 3", HEAD)
     assert (verdict.ast_equal, verdict.exec_equal, verdict.valid) == (False, False, True)

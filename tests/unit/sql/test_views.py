@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ftlab.sql.databases import databases
-from ftlab.sql.engine import VIEWS, Engine
+from ftlab.sql.engine import LOOKUPS, VIEWS, Engine
 from ftlab.sql.judge import judge
 from ftlab.sql.schema import Schema, read_schema
 from ftlab.sql.verdict import Verdict
@@ -295,6 +295,13 @@ def test_a_view_that_no_parser_reads_still_gets_rows_in_its_tables(monkeypatch: 
     assert named == {"users", "pet"}
     assert {name for rows in databases("SELECT FROM common WHERE", gold, made.schema, 4) for name in rows} == named
     made.close()
+
+
+def test_views_are_made_until_their_lookups_are_over_the_budget(engine: Callable[[str], Engine]) -> None:
+    """One budget for all views together, so that many costly ones cost no more than one."""
+    wide = f"SELECT name FROM users WHERE id IN ({', '.join(['age'] * (LOOKUPS // 5))})"
+    found = engine(USERS + "; ".join(f"CREATE VIEW v{i} AS {wide}" for i in range(10))).schema
+    assert list(found.views) == [f"v{i}" for i in range(5)]
 
 
 def test_only_so_many_views_are_made(engine: Callable[[str], Engine]) -> None:
