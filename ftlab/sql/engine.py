@@ -296,7 +296,7 @@ class Engine:
                     table.columns.update(columns_of(self._connection, view.name, schema))
                     self.schema.tables[key], self.schema.views[key] = table, view
                     return True
-                self._connection.execute(f"DROP VIEW {table.address()}")
+                accepted(self._connection, f"DROP VIEW {table.address()}")
         return False
 
     @contextmanager

@@ -18,6 +18,8 @@ Kind = Literal["number", "text", "any"]
 
 QUOTES = {"'": "'", '"': '"', "`": "`", "[": "]"}
 TEMPORARY = {"TEMP", "TEMPORARY"}
+# A line by which scripts of SQL Server end a batch.
+END_OF_BATCH = re.compile(r"^[ \t]*GO[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 BEFORE_KIND = {"OR", "REPLACE", "MATERIALIZED"} | TEMPORARY
 
 # Words that SQLite never takes for a part of a type's name: there the type ends.
@@ -198,7 +200,8 @@ def created(context: str) -> Iterator[Table | View]:
             name, names, at = unquoted(words[at]), *column_list(words, at + 1)
             if words[at : at + 1] and words[at].upper() == "AS":
                 end = end_of_view(words, at)
-                yield View(name, schema, names, context[tokens[at].end() : tokens[end - 1].end()])
+                query = context[tokens[at].end() : tokens[end - 1].end()]
+                yield View(name, schema, names, END_OF_BATCH.split(query)[0])
                 at = end
 
 

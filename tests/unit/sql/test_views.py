@@ -229,6 +229,13 @@ def test_a_view_of_the_only_schema_reads_tables_that_are_declared_without_one() 
     assert scores(judge(gold, "SELECT name FROM users WHERE age < 30", context)) == (False, False, True, False)
 
 
+def test_a_script_of_sql_server_is_read() -> None:
+    context = """CREATE TABLE [dbo].[Order Details] ([Order ID] int NOT NULL, [Unit Price] money)\nGO
+    CREATE VIEW [dbo].[Dear Orders] AS\nSELECT [Order ID] FROM [dbo].[Order Details] WHERE [Unit Price] > 100\nGO\n"""
+    pred = 'SELECT "Order ID" FROM dbo."Order Details" WHERE "Unit Price" > 100'
+    assert scores(judge("SELECT [Order ID] FROM [dbo].[Dear Orders]", pred, context)) == (False, True, True, False)
+
+
 def test_a_view_across_schemas_is_there_by_its_bare_name(engine: Callable[[str], Engine]) -> None:
     made = engine(f"{TWO}; CREATE VIEW sales.dear AS SELECT i.id FROM item AS i JOIN archive.item AS o ON o.id = i.id")
     made.fill({"item": [(1, 2.5), (2, 3)], "archive.item": [(1, 2, 2008)]})
