@@ -1,8 +1,8 @@
 """How fast and how sharp the SQL scores are: python bench/sql.py [DATA_FOLDER] [--rows 15716] [--equal 0.75 0.5]
 
 DATA_FOLDER holds train.jsonl.gz of sql-create-context (rows with question, context, answer, source, db_id); by default
-../shared/data/sql_create_context beside this repository. Markdown tables are printed. One processor core is used: this
-process and the scoring process that it starts are bound to it.
+it is data/sql_create_context in the folder that FTLAB_SHARED names, else in ../shared beside this repository. Markdown
+tables are printed. One processor core is used: this process and the scoring process that it starts are bound to it.
 
 *Speed.* So many rows are made of the data set's golds. A share of the predictions is the gold itself, the others are
 rewrites by the fourteen rules, one-edit mutants, golds written otherwise with the same results, golds of other
@@ -51,7 +51,8 @@ from ftlab.sql.schema import Schema, read_schema
 from ftlab.sql.scorer import Scorer
 from ftlab.sql.verdict import Verdict
 
-DATA = Path(__file__).resolve().parents[2] / "shared/data/sql_create_context"
+SHARED = Path(os.environ.get("FTLAB_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+DATA = SHARED / "data/sql_create_context"
 ROWS = 15_716
 TARGETS = {0.75: 20, 0.5: 60}  # seconds for ROWS by the share of equal strings
 DATABASES = 32

@@ -146,7 +146,7 @@ class EvalConfig:
     batch_size: Any = "auto"  # prompts answered at a time
     max_new_tokens: int = 128
     databases: int = 32  # made-up databases that an answer other than the gold one is executed on
-    extract_sql: bool = False  # score the query inside a Markdown fence or prose (ftlab.sql.extract)
+    extract_sql: bool = False  # score the query inside a fence, tags or prose (ftlab.sql.extract)
     rows_dir: Optional[str] = None  # a folder of <group>.sqlite with real rows, to be executed on too
 
 

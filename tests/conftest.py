@@ -1,5 +1,6 @@
 """A tiny random model, a few rows, and a run of both that takes half a second."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+MATERIAL = ROOT / "tests/material"  # what its README.md says
 
 # Short, so that a byte tokenizer makes few tokens of them.
 PROMPT = "data.prompt='{context}\n{question}\n'"
@@ -259,10 +261,27 @@ def ftlab(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file, gzipped or not."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The shared folder with real data; where it is not, the test is skipped."""
-    folder = Path(os.environ.get("FTLAB_SHARED", ROOT / "../shared"))
-    if not folder.is_dir():
-        pytest.skip(f"needs real data: no folder {folder} (set FTLAB_SHARED)")
-    return folder
+def material() -> Callable[[str], list[dict[str, Any]]]:
+    """The rows of a file of tests/material, by its name."""
+    return lambda name: read_rows(MATERIAL / name)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """A file of the large data sets by its path in the folder FTLAB_SHARED, by default ../shared; a test that needs one
+    which is not there is skipped."""
+    folder = Path(os.environ.get("FTLAB_SHARED") or ROOT / "../shared")
+
+    def file(name: str) -> Path:
+        if not (folder / name).is_file():
+            pytest.skip(f"needs real data: no file {folder / name} (FTLAB_SHARED names the folder)")
+        return folder / name
+
+    return file

@@ -5,7 +5,7 @@ one a row in the same order, {"id", "exact_string", "ast_equal", "exec_equal", "
 "databases", "reason"}; it is gzip'd where its name ends in .gz. A summary is printed.
 
 --databases 32   made-up databases that two different queries are compared on, 1 to 1000
---extract        take each answer's query out of a Markdown fence or of prose first
+--extract        take each answer's query out of a fence, of tags or of prose first
 --rows DIR       rows with a "db_id" are also compared on DIR/<db_id>.sqlite where there is one
 """
 

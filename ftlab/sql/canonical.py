@@ -71,13 +71,15 @@ def canonical(tree: exp.Query, schema: Schema) -> Form | None:
 @dataclass
 class Source:
     """A table of a FROM. `columns` are the lower-case names in order, None where unknown; a base table's columns
-    are known by name, a derived table's by position (rule 5: output names are immaterial)."""
+    are known by name, a derived table's by position (rule 5: output names are immaterial). `schema` is that of a table
+    of the context."""
 
     name: str
     form: Form
     columns: list[str | None] | None
     by_name: bool
     place: int = 0
+    schema: str = ""
 
     def column(self, name: str) -> int | str | None:
         """What a column is called in a form; None if there is none of this name."""
@@ -133,6 +135,7 @@ class Canonicaliser:
     """Forms of a query and of those inside it."""
 
     def __init__(self, tree: exp.Query, schema: Schema) -> None:
+        self.schema = schema
         self.tables: dict[str, list[str | None]] = {name: list(table.columns) for name, table in schema.tables.items()}
         self.names = {column for columns in self.tables.values() for column in columns}
         self.names |= {node.alias_or_name.lower() for node in tree.find_all(exp.Alias, exp.TableAlias)}
@@ -336,7 +339,12 @@ class Canonicaliser:
             name = node.name.lower()
             if name in ctes and not node.db:
                 return Source(alias or name, ctes[name].form, ctes[name].columns, by_name=False)
-            return Source(alias or name, ("table", name), list(self.tables.get(name, [])) or None, by_name=True)
+            key = self.schema.key(name, node.db)
+            if key is None:
+                key = f"{node.db.lower()}.{name}" if node.db else name
+                return Source(alias or name, ("table", key), None, by_name=True, schema=node.db.lower())
+            columns, schema = self.tables[key], self.schema.tables[key].schema
+            return Source(alias or name, ("table", key), list(columns), by_name=True, schema=schema)
         if isinstance(node, exp.Subquery):
             form = ("query", self.query(node.this, parent, ctes))
             return Source(alias, form, self._output_names(node.this, ctes), by_name=False)
@@ -374,14 +382,15 @@ class Canonicaliser:
             place = next((s.place for s in scope.sources if s.name == node.table.lower()), node.table.lower())
             return ("star", place)
         name = node.name.lower()
-        found = self._qualified(node.table.lower(), name, scope) if node.table else self._unqualified(node, scope)
+        found = self._qualified(node, scope) if node.table else self._unqualified(node, scope)
         return found or ("name", node.table.lower(), name)
 
-    def _qualified(self, table: str, name: str, scope: Scope | None) -> Form | None:
+    def _qualified(self, node: exp.Column, scope: Scope | None) -> Form | None:
+        name, table, schema = node.name.lower(), node.table.lower(), node.db.lower()
         up = 0
         while scope:
             for source in scope.sources:
-                if source.name == table:
+                if source.name == table and schema in ("", source.schema):
                     column = source.column(name)
                     return ("column", up, source.place, name if column is None else column)
             scope, up = scope.parent, up + 1

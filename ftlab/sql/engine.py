@@ -12,7 +12,8 @@ What it may cost is bounded; a query that passes one of these budgets is over th
 | `PATTERN_BYTES`    | bytes of the pattern of LIKE and GLOB                                         |
 | `ARGUMENTS`        | arguments of a function                                                       |
 | `LOOKUPS`          | names and functions looked up while a query is prepared, in every copy of a   |
-|                    | common table expression that it uses                                          |
+|                    | common table expression or view that it uses; or while a context's views are  |
+| `VIEWS`            | views of a context; further ones are left out                                 |
 | `QUERY_STEPS`      | steps of SQLite's virtual machine that one run of a query takes               |
 | `PAIR_STEPS`       | steps of all runs of an engine together, since it was made or `reset`         |
 | `RESULT_ROWS`      | rows of a result                                                              |
@@ -25,13 +26,15 @@ All are counted, none is timed, so that a verdict does not depend on the machine
 
 import re
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ftlab.sql.schema import TOKEN, Schema, quoted
+from ftlab.sql.lexer import BLANK, BLANKS, COMMENT, WORD, end_of_query
+from ftlab.sql.schema import Schema, Table, View, columns_of, quoted
 
 SQL_BYTES = 250_000
 VALUE_BYTES = 250_000
@@ -40,12 +43,15 @@ COMPOUND_TERMS = 100
 PATTERN_BYTES = 1_000
 ARGUMENTS = 100
 LOOKUPS = 20_000
+VIEWS = 100
 QUERY_STEPS = 5_000_000
 PAIR_STEPS = 25_000_000
 RESULT_ROWS = 20_000
 RESULT_BYTES = 16_000_000
 HEAP_BYTES = 160 * 2**20
 FILE_BYTES = 64 * 2**20
+# Schemas beside main and temp, as many as SQLite attaches unless it is compiled for more.
+ATTACHED = 10
 
 # Steps between two looks at the step budgets.
 STEPS = 1_000
@@ -106,9 +112,8 @@ PASSED = {
     "too many arguments": ("arguments of a function", ARGUMENTS),
 }
 
-BLANKS = " \t\n\r\f"
 # Possessive, so that no text makes it slow.
-START = re.compile(r"(?:[ \t\n\r\f\ufeff]++|--[^\n]*+|/\*(?s:.*?)(?:\*/|\Z))*+(\w++|\S|\Z)")
+START = re.compile(rf"(?:{BLANK}|{COMMENT})*+({WORD}++|(?s:.)|\Z)")
 NO_SYNTAX = re.compile(
     r"empty$|more than one|not a query|not text|has parameters|null char|syntax error|unrecognized token|incomplete "
     r"input|unknown (?:or unsupported )?join|clause should come|a JOIN clause is required|over the budget"
@@ -147,10 +152,18 @@ class Rows:
 class Guard:
     """What SQLite asks before it lets a query do anything, and the count of its steps."""
 
-    def __init__(self, tables: frozenset[str]) -> None:
-        self.tables = tables
+    def __init__(self, tables: Iterable[Table]) -> None:
+        self.names: set[str] = set()
+        self.places: set[tuple[str, str]] = set()
+        for table in tables:
+            self.admit(table)
         self.pair_steps = 0
         self.begin()
+
+    def admit(self, table: Table) -> None:
+        """Let queries read a table or a view."""
+        self.names.add(table.name.lower())
+        self.places.add((table.schema, table.name.lower()))
 
     def begin(self) -> None:
         """A query of unknown origin: nothing is refused, looked up or run yet."""
@@ -188,8 +201,8 @@ class Guard:
 
         Of such a subquery SQLite gives the alias and no column. So it does of its own tables, which are known.
         """
-        if table.lower() in self.tables:
-            return base in ("main", None)
+        if table.lower() in self.names:
+            return base is None or (base.lower(), table.lower()) in self.places
         return not column and table.lower() not in virtual_tables() and not table.lower().startswith(OWN_TABLES)
 
     def tick(self) -> bool:
@@ -213,14 +226,21 @@ def over(what: str, limit: int | None = None) -> str:
 
 
 class Engine:
-    """The tables of a schema, empty, in a SQLite of their own. Not for several threads at once."""
+    """The tables of a schema, empty, and its views over them, in a SQLite of their own. Not for several threads.
+
+    `schema` is what there is of the schema asked for: without tables that SQLite refuses (too many columns, a name with
+    a NUL, an eleventh schema), and without views that SQLite does not prepare on the rest or that are over the budget.
+    A view that reads tables of other schemas than its own is there by its bare name alone.
+    """
 
     def __init__(self, schema: Schema) -> None:
-        self.schema = schema
         self._connection = connect()
-        for statement in schema.ddl():
-            create(self._connection, statement)
+        attach(self._connection, schema)
+        ddl = schema.ddl()
+        tables = {key: table for key, table in schema.tables.items() if accepted(self._connection, ddl[key])}
+        self.schema = Schema(tables, {})
         self._protect()
+        self._add_views(schema.views)
 
     @classmethod
     def of_file(cls, path: Path | str) -> "Engine":
@@ -241,9 +261,52 @@ class Engine:
 
     def _protect(self) -> None:
         """From here on only `fill` may do more than read."""
-        self._guard = Guard(frozenset(self.schema.tables))
+        self._guard = Guard(self.schema.tables.values())
         self._connection.set_authorizer(self._guard.authorize)
         self._connection.set_progress_handler(self._guard.tick, STEPS)
+
+    def _add_views(self, views: Mapping[str, View]) -> None:
+        """Create views, each after those that it reads, until one is over the budget."""
+        waiting, left, lookups = list(views.items())[:VIEWS], 0, 0
+        while len(waiting) != left:
+            left, late = len(waiting), []
+            for key, view in waiting:
+                self._guard.begin()
+                fault = self.prepare(view.query)
+                if fault is not None or not self._add_view(key, view):
+                    late.append((key, view))
+                lookups += self._guard.lookups
+                if lookups > LOOKUPS or (fault or "").startswith(over("")):
+                    return
+            waiting = late
+
+    def _add_view(self, key: str, view: View) -> bool:
+        """Create a view; SQLite lets only a temporary one read tables of another schema."""
+        names = f" ({', '.join(map(quoted, view.names))})" if view.names else ""
+        for schema in dict.fromkeys([view.schema, "temp"]):
+            table = Table(view.name, {}, schema)
+            with self._trusting():
+                made = accepted(self._connection, f"CREATE VIEW {table.address()}{names} AS {view.query}")
+            if not made:
+                continue
+            self._guard.admit(table)
+            fits = self.prepare(f"SELECT * FROM {table.address()}") is None
+            with self._trusting():
+                if fits:
+                    table.columns.update(columns_of(self._connection, view.name, schema))
+                    self.schema.tables[key], self.schema.views[key] = table, view
+                    return True
+                accepted(self._connection, f"DROP VIEW {table.address()}")
+        return False
+
+    @contextmanager
+    def _trusting(self) -> Iterator[None]:
+        """Let what this class itself executes do more than read."""
+        self._guard.trusted = True
+        try:
+            yield
+        finally:
+            self._guard.trusted = False
 
     def reset(self) -> None:
         """Begin another pair: its steps count anew."""
@@ -253,22 +316,23 @@ class Engine:
         self._connection.close()
 
     def fill(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
-        """Replace the rows of all tables: by lower-case table name, values in the order of the table's columns."""
-        self._guard.trusted = True
-        try:
+        """Replace the rows of all tables: by the table's key, values in the order of its columns."""
+        with self._trusting():
             if self._connection.in_transaction:  # an earlier fill was cut short
                 self._connection.execute("ROLLBACK")
             self._connection.execute("BEGIN")
-            for key, table in self.schema.tables.items():
-                name = quoted(table.name)
-                self._connection.execute(f"DELETE FROM {name}")
-                if new := rows.get(key):
-                    marks = ", ".join("?" * len(table.columns))
-                    self._connection.executemany(f"INSERT INTO {name} VALUES ({marks})", new)
-        finally:
-            if self._connection.in_transaction:
+            try:
+                for key, table in self.schema.tables.items():
+                    if key not in self.schema.views:
+                        self._replace(table, rows.get(key, ()))
+            finally:
                 self._connection.execute("COMMIT")
-            self._guard.trusted = False
+
+    def _replace(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._connection.execute(f"DELETE FROM {table.address()}")
+        if rows:
+            marks = ", ".join("?" * len(table.columns))
+            self._connection.executemany(f"INSERT INTO {table.address()} VALUES ({marks})", rows)
 
     def prepare(self, text: str) -> str | None:
         """None where a text is one read-only query that SQLite prepares on the tables, else the reason, one line."""
@@ -382,12 +446,25 @@ def connect() -> sqlite3.Connection:
     return connection
 
 
-def create(connection: sqlite3.Connection, statement: str) -> None:
-    """Create a table. One that SQLite refuses (too many columns, a name with a NUL) is left out."""
+def attach(connection: sqlite3.Connection, schema: Schema) -> None:
+    """Make an empty database in memory for each schema that has a name of its own."""
+    every: list[Table | View] = [*schema.tables.values(), *schema.views.values()]
+    names = dict.fromkeys(made.schema for made in every if made.schema not in ("main", "temp"))
+    if not names:
+        return
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, ATTACHED)
+    for name in names:
+        accepted(connection, f"ATTACH ':memory:' AS {quoted(name)}")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, LIMITS[sqlite3.SQLITE_LIMIT_ATTACHED])
+
+
+def accepted(connection: sqlite3.Connection, statement: str) -> bool:
+    """Whether SQLite takes a statement that creates something."""
     try:
         connection.execute(statement)
     except FAULTS:
-        return
+        return False
+    return True
 
 
 def read_database(path: Path) -> bytearray:
@@ -411,15 +488,6 @@ def not_a_query(text: str) -> str | None:
     if word in ("SELECT", "WITH"):
         return None
     return f"not a query: {one_line(word)}" if word else "empty"
-
-
-def end_of_query(text: str) -> int:
-    """Where a text ends without its trailing semicolons, blanks and comments."""
-    end = 0
-    for token in TOKEN.finditer(text):
-        if token.group() != ";" and not token.group().startswith(("--", "/*")):
-            end = token.end()
-    return end
 
 
 def one_line(message: str) -> str:

@@ -1,17 +1,18 @@
-"""Taking the query out of an answer that wraps it in a fence or in prose.
+"""Taking the query out of an answer that wraps it in a fence, in tags or in prose.
 
 A step of its own, off unless it is asked for, since every score judges the text that it is given. The rules, in
 order; they know no model:
 
 0. A closed reasoning block at the start, such as <think>…</think>, is taken away, whatever it holds.
 1. An answer that begins with a query (white space, comments and parentheses apart) is that query.
-2. Else the text in a Markdown fence (``` or ~~~, closed or not): the first fence that begins with a query, or the
+2. Else the query that follows the first <sql> or SQLQuery: (case aside) that a query follows, in a fence or not.
+3. Else the text in a Markdown fence (``` or ~~~, closed or not): the first fence that begins with a query, or the
    first that holds anything.
-3. Else the text from the first SELECT or WITH that begins a line, follows a colon or a backtick, or is in capitals. A
+4. Else the text from the first SELECT or WITH that begins a line, follows a colon or a backtick, or is in capitals. A
    full stop that ends its sentence is prose.
-4. The query ends before a fence, a chat marker such as <|im_end|>, before a semicolon or a blank line after which no
-   SQL follows, or, where one of ** " ' ` stands right before it, before the mark that closes it.
-5. An answer that is nothing but a query, and one in which nothing looks like a query, stay as they are, character
+5. The query ends before a fence, </sql>, SQLResult:, a chat marker such as <|im_end|>, before a semicolon or a blank
+   line after which no SQL follows, or, where one of ** " ' ` stands right before it, before the mark that closes it.
+6. An answer that is nothing but a query, and one in which nothing looks like a query, stay as they are, character
    by character.
 """
 
@@ -28,6 +29,13 @@ _QUERY = rf"(?:SELECT\b|{_WITH})"
 REASONING = re.compile(r"(?:\s*<(think|thinking|thought|reasoning)>.*?</\1>\s*)+", _ANY | _DOT)
 BEGINS = re.compile(rf"{_BLANK}{_QUERY}", _ANY | _DOT)
 FENCE = re.compile(r"(`{3,}|~{3,})[ \t]*(?:(?!SELECT\b|WITH\b)[\w+.-]+)?(.*?)(?:\1|\Z)", _ANY | _DOT)
+# What announces a query: the tag <sql>, and the label of LangChain's prompts for SQL. Comments between it and the query
+# are of bounded length, so that a text of many labels is read in linear time.
+LABEL = re.compile(
+    rf"""(?:<sql>|\bSQLQuery[ \t]*:)\s*(?:(?:`{{3,}}|~{{3,}})[ \t]*(?:(?!SELECT\b|WITH\b)[\w+.-]+)?|\*\*|["'`])?
+    (?=(?>\s|--[^\n]{{0,200}}\n|/\*[^*]{{0,200}}\*/|[(;])*+{_QUERY})""",
+    re.VERBOSE | _ANY | _DOT,
+)
 # Where a query begins in prose, likeliest first.
 _PLACE = r"""(?:^|[:`])[ \t]*\n?[ \t]*(?:\*\*|["'`])?"""
 STARTS = (
@@ -38,7 +46,8 @@ STARTS = (
 # What may end a query; quoted text and comments are passed over.
 ENDS = re.compile(
     rf"""(?P<quoted>'[^']*(?:'|\Z)|"[^"]*(?:"|\Z)|`[^`]+`|\[(?!/?(?:INST|SQL)\])[^\]\n]*\]|--[^\n]*|/\*.*?(?:\*/|\Z))
-    |(?P<marker>```|~~~|<\|[^|>\n]*\|>|</?s>|<eos>|<(?:start|end)_of_turn>|\[/?(?:INST|SQL)\]|\n[ \t]*\#{{2,}})
+    |(?P<marker>```|~~~|<\|[^|>\n]*\|>|</?s>|<eos>|<(?:start|end)_of_turn>|\[/?(?:INST|SQL)\]
+        |</sql>|(?:\*\*|\b)SQLResult[ \t]*:|\n[ \t]*\#{{2,}})
     |(?P<semicolon>;{_BLANK})
     |(?P<blank>\n[ \t\r]*\n\s*)
     |(?P<stop>(?<!\s)\.(?:[ \t\r]*\n\s*|\s+(?=(?-i:[A-Z]))))""",
@@ -77,6 +86,8 @@ def extract(answer: str) -> str:
         answer = answer[reasoning.end() :]
     if BEGINS.match(answer):
         return _cut(answer)
+    if label := LABEL.search(answer):
+        return _marked(answer[: label.end()], answer[label.end() :].strip()) or _cut(answer[label.end() :].strip())
     fenced = [part.strip() for _, part in FENCE.findall(answer) if part.strip()]
     text = next((part for part in fenced if BEGINS.match(part)), fenced[0] if fenced else answer)
     return _cut(text) if BEGINS.match(text) else _from_prose(text)
@@ -87,10 +98,15 @@ def _from_prose(text: str) -> str:
     if not found:
         return text
     before, query = text[: found.start("query")], text[found.start("query") :]
-    mark = next((mark for mark in MARKS if before.endswith(mark)), None)
-    end = _closing(query, mark) if mark else None
-    query = _cut(query.strip(), prose=True) if end is None else query[:end].strip()
+    query = _marked(before, query) or _cut(query.strip(), prose=True)
     return query.removesuffix(".").rstrip()
+
+
+def _marked(before: str, query: str) -> str | None:
+    """The query up to the mark that closes it, where what is before it ends with one; else None."""
+    mark = next((mark for mark in MARKS if before.endswith(mark) and not before.endswith("```")), None)
+    end = _closing(query, mark) if mark else None
+    return None if end is None else query[:end].strip()
 
 
 def _closing(query: str, mark: str) -> int | None:

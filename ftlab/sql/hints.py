@@ -9,11 +9,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 from sqlglot import exp
 
+from ftlab.sql import parse
 from ftlab.sql.equations import points
 from ftlab.sql.schema import Kind, Schema
 from ftlab.sql.shapes import dated, shapes, spellings
@@ -109,6 +111,25 @@ def read_hints(tree: exp.Query, schema: Schema) -> Hints:
     return reader.hints
 
 
+@lru_cache(maxsize=64)
+def query_of_view(text: str) -> exp.Query | None:
+    """The tree of a view's query, which is read again for each use of the view."""
+    return parse.query(text)
+
+
+def tables_in(text: str, schema: Schema) -> list[str]:
+    """The keys of the tables that the words of a text name, by themselves or through views."""
+    texts, views, tables = [text], set[str](), dict[str, None]()
+    while texts:
+        for key in (schema.key(token.text) for token in parse.tokens(texts.pop())):
+            if key in schema.views and key not in views:
+                views.add(key)
+                texts.append(schema.views[key].query)
+            elif key is not None and key not in schema.views:
+                tables[key] = None
+    return list(tables)
+
+
 class Reader:
     """The walk. A scope is known by the list of scopes round it, innermost last."""
 
@@ -179,15 +200,25 @@ class Reader:
         elif isinstance(relation, exp.Subquery):
             scope.sources[alias] = named(self.query(relation.this, scopes, known), [])
         elif isinstance(relation, exp.Table):
-            table = relation.name.lower()
-            if table in known:
-                scope.sources[alias] = known[table]
-            elif table in self.schema.tables:
-                role = Role(table)
-                self.hints.roles.append(role)
-                scope.sources[alias] = {name: [(role, name)] for name in self.schema.tables[table].columns}
+            key = self.schema.key(relation.name, relation.db)
+            if relation.name.lower() in known and not relation.db:
+                scope.sources[alias] = known[relation.name.lower()]
+            elif key is not None:
+                scope.sources[alias] = self.table(key)
         for join in relation.args.get("joins") or ():
             self.source(join.this, scope, scopes, known)
+
+    def table(self, key: str) -> Source:
+        """The columns of a table in a new role; those of a view are the outputs of its query."""
+        if view := self.schema.views.get(key):
+            tree = query_of_view(view.query)
+            if tree is not None:
+                return named(self.query(tree, [], {}), list(view.names))
+            self.hints.roles.extend(map(Role, tables_in(view.query, self.schema)))
+            return {}
+        role = Role(key)
+        self.hints.roles.append(role)
+        return {name: [(role, name)] for name in self.schema.tables[key].columns}
 
     def using(self, join: exp.Expr, scope: Scope) -> None:
         """USING and NATURAL equate columns of one name."""
@@ -293,7 +324,7 @@ class Reader:
             return
         outer, subject = subject, self.inner(subject, scopes)
         name = function_name(subject)
-        if name == "COUNT":
+        if name == "COUNT" or is_count(subject, scopes):
             self.sizes(value)
             return
         if isinstance(value, int | float) and (outer is not subject or not isinstance(subject, exp.Column)):
@@ -406,6 +437,14 @@ def resolve(column: exp.Column, scopes: list[Scope]) -> list[Cell]:
             if name in source and table in ("", alias):
                 return source[name]
     return []
+
+
+def is_count(node: Any, scopes: list[Scope]) -> bool:
+    """Whether a name is an output, of a view or a subquery, into which no column goes: as a rule one that counts."""
+    if not isinstance(node, exp.Column) or resolve(node, scopes):
+        return False
+    name, table = node.name.lower(), node.table.lower()
+    return any(name in source for scope in scopes for alias, source in scope.sources.items() if table in ("", alias))
 
 
 def alias_of(column: exp.Column, scopes: list[Scope]) -> exp.Expr | None:

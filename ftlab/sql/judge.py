@@ -94,8 +94,9 @@ def tree_of(engine: Engine, text: str) -> exp.Query | None:
     """The tree of a text; where sqlglot takes for a keyword what SQLite takes for a name, the name is quoted first."""
     tree = query(text)
     if tree is None and engine.syntax_ok(text):
-        tables = engine.schema.tables
-        quoted = with_names_quoted(text, [*tables, *(column for table in tables.values() for column in table.columns)])
+        tables = engine.schema.tables.values()
+        names = [name for table in tables for name in (table.name.lower(), table.schema, *table.columns)]
+        quoted = with_names_quoted(text, names)
         tree = query(quoted) if engine.prepare(quoted) == engine.prepare(text) else None
     return tree
 
@@ -140,7 +141,7 @@ def search(engine: Engine, gold: str, pred: str, count: int, rows_file: Path | N
         comparison.plain()
     tried, rows_seen, fault, difference = 0, False, "", None
     made_up = filled(engine, databases(gold, pred, engine.schema, count))
-    for place in chain(real(rows_file), made_up):
+    for place in chain(real(rows_file, pred), made_up):
         try:
             expected = place.run(comparison.probe)
         except EngineError as error:
@@ -148,7 +149,7 @@ def search(engine: Engine, gold: str, pred: str, count: int, rows_file: Path | N
             if isinstance(error, OverBudget) and error.pair:
                 break
             continue
-        rows_seen = rows_seen or bool(expected.rows)
+        rows_seen = rows_seen or comparison.returns_rows(expected)
         if difference is None:
             tried += 1
             difference = part(place, comparison, expected, pred)
@@ -176,13 +177,14 @@ def filled(engine: Engine, made_up: Iterable[Database]) -> Iterator[Engine]:
         yield engine
 
 
-def real(rows_file: Path | None) -> Iterator[Engine]:
-    """The database that holds real rows, if there is one that can be read."""
+def real(rows_file: Path | None, pred: str) -> Iterator[Engine]:
+    """The database that holds real rows, if there is one that can be read and that has what the prediction names."""
     if rows_file is not None:
         with suppress(DatabaseError):
             engine = of_file(rows_file)
             engine.reset()
-            yield engine
+            if engine.prepare(pred) is None:
+                yield engine
 
 
 @lru_cache(maxsize=1)

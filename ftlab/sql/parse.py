@@ -6,6 +6,7 @@ therefore functions, types and literals keep their spelling. What SQLite would n
 whether a text is SQL at all is SQLite's to say.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from sqlglot import exp
 from sqlglot.dialects.sqlite import SQLite
 from sqlglot.parsers.sqlite import SQLiteParser
 from sqlglot.tokenizer_core import Token, TokenType
+
+from ftlab.sql.lexer import BLANKS, TOKEN, without_comments
 
 NO_PAREN_FUNCTIONS = (TokenType.CURRENT_DATE, TokenType.CURRENT_TIME, TokenType.CURRENT_TIMESTAMP)
 
@@ -71,7 +74,10 @@ class LiteralSQLite(SQLite):
 
 DIALECT = LiteralSQLite()
 PLAIN_TOKENS = (TokenType.VAR, TokenType.IDENTIFIER, TokenType.STRING, TokenType.NUMBER)
-ENDING = " \t\n\r\f;"
+# Signs at which sqlglot may cut a text where SQLite does not: comments, which sqlglot also ends at a carriage return
+# and takes for statements, and what only Unicode calls a blank.
+CUT_OTHERWISE = re.compile(r"--|/\*|[\v\x1c-\x1f]|[^\x00-\x7f]")
+UNICODE_BLANK = re.compile(r"[\v\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
 
 def query(text: str) -> exp.Query | None:
@@ -79,11 +85,26 @@ def query(text: str) -> exp.Query | None:
 
     The parser is a third party's and the text anybody's: whatever it raises, the text has no tree.
     """
+    readable = as_sqlite_cuts(text)
+    if readable is None:
+        return None
     try:
-        statements = [statement for statement in DIALECT.parse(text.rstrip(ENDING)) if statement is not None]
+        statements = [statement for statement in DIALECT.parse(readable) if statement is not None]
     except Exception:
         return None
     return statements[0] if len(statements) == 1 and isinstance(statements[0], exp.Query) else None
+
+
+def as_sqlite_cuts(text: str) -> str | None:
+    """The query in a text, without final semicolons and comments, so that sqlglot cuts it where SQLite does; None where
+    it would not."""
+    if CUT_OTHERWISE.search(text) is None:
+        return text.rstrip(BLANKS + ";")
+    if UNICODE_BLANK.search(text) and any(
+        token.lastgroup is None and UNICODE_BLANK.search(token.group()) for token in TOKEN.finditer(text)
+    ):
+        return None
+    return without_comments(text)
 
 
 def with_names_quoted(text: str, names: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ftlab.sql import parse
-from ftlab.sql.hints import Hints, Ref, Role, Test, read_hints
+from ftlab.sql.hints import Hints, Ref, Role, Test, read_hints, tables_in
 from ftlab.sql.recipes import FREE
 from ftlab.sql.schema import Kind, Schema
 from ftlab.sql.values import Value, fit
@@ -113,7 +113,7 @@ def hints_of(text: str, schema: Schema) -> Hints:
     if tree is not None:
         return read_hints(tree, schema)
     words = [token.text for token in parse.tokens(text)]
-    tables = [name for name in dict.fromkeys(word.lower() for word in words) if name in schema.tables]
+    tables = tables_in(text, schema)
     planted = {(name, column): list[Value](words) for name in tables for column in schema.tables[name].columns}
     return Hints(roles=[Role(name) for name in tables], planted=planted)
 

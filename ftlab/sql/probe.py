@@ -7,12 +7,13 @@ columns. The text is only cut and joined, never printed anew from a tree, so wha
 import re
 from dataclasses import dataclass
 
+from ftlab.sql.lexer import BLANK, COMMENT, QUOTED, WORD
+
 LEXEME = re.compile(
-    r"""(?P<blank>\s+|--[^\n]*|/\*.*?(?:\*/|$))"""
-    r"""|'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|\d[\w.]*|\.\d\w*|[^\W\d]\w*|.""",
-    re.DOTALL,
+    rf"(?P<blank>{BLANK}|{COMMENT})|{QUOTED}|\d(?:{WORD}|\.)*|\.\d{WORD}*|{WORD}+|(?s:.)",
+    re.ASCII,
 )
-NAME = re.compile(r'[^\W\d]\w*|".*"|`.*`|\[.*\]', re.DOTALL)
+NAME = re.compile(rf'(?!\d){WORD}+|".*"|`.*`|\[.*\]', re.ASCII | re.DOTALL)
 SET_OPERATORS = {"UNION", "INTERSECT", "EXCEPT"}
 AFTER_OUTPUTS = {"FROM", "WHERE", "GROUP", "HAVING", "WINDOW", "ORDER", "LIMIT"} | SET_OPERATORS
 # Words between which and a name nothing is missing, so that the name is no alias; and words that are none.

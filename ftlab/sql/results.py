@@ -69,14 +69,9 @@ class Comparison:
         width = len(gold.columns) - self.parts.extras
         if width != len(pred.columns):
             return f"{counted(len(pred.columns), 'column')} instead of {width}"
-        rows = [row[:width] for row in gold.rows] if self.parts.extras else gold.rows
-        groups = list(self.groups(gold, rows, width))
-        if self.parts.distinct and self.parts.extras and len(set(rows)) < len(rows):
-            rows = list(dict.fromkeys(rows))
-            groups = [(0, len(rows))]
-        offset, count = self.parts.window
-        first = min(offset, len(rows))
-        last = len(rows) if count is None else min(first + count, len(rows))
+        rows = self.rows(gold)
+        groups = list(self.groups(gold, rows, width)) if len(rows) == len(gold.rows) else [(0, len(rows))]
+        first, last = self.window(len(rows))
         if len(pred.rows) != last - first:
             return f"{counted(len(pred.rows), 'row')} instead of {last - first}"
         if rows[first:last] == pred.rows:
@@ -86,6 +81,25 @@ class Comparison:
             if low < high and (found := difference(rows[start:end], pred.rows[low - first : high - first])):
                 return found if len(groups) == 1 else f"{found}, at row {low - first + 1}"
         return None
+
+    def returns_rows(self, gold: "Rows") -> bool:
+        """Whether the gold itself, with its LIMIT and OFFSET, returns a row; `gold` is the result of `probe`."""
+        first, last = self.window(len(self.rows(gold)))
+        return first < last
+
+    def rows(self, gold: "Rows") -> list[Row]:
+        """The probe's rows without its keys; each once where the gold returns no row twice."""
+        if not self.parts.extras:
+            return gold.rows
+        width = len(gold.columns) - self.parts.extras
+        rows = [row[:width] for row in gold.rows]
+        return list(dict.fromkeys(rows)) if self.parts.distinct else rows
+
+    def window(self, count: int) -> tuple[int, int]:
+        """The first of so many rows that LIMIT and OFFSET let through, and the one after the last."""
+        offset, limit = self.parts.window
+        first = min(offset, count)
+        return first, count if limit is None else min(first + limit, count)
 
     def groups(self, gold: "Rows", rows: Sequence[Row], width: int) -> Iterator[tuple[int, int]]:
         """The runs of rows that may come in any order, as (start, end)."""

@@ -1,4 +1,4 @@
-"""The tables that a context of CREATE TABLE statements declares, or that a real database has.
+"""The tables and views that a context of CREATE statements declares, or that a real database has.
 
 Contexts in the wild are damaged: reserved words as names without quotes, a table declared twice, a column named
 twice. So the reader is one of its own that takes names and declared types and skips all else; on every context that
@@ -8,21 +8,19 @@ SQLite accepts it finds what SQLite finds.
 import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
+from ftlab.sql.lexer import TOKEN, WORD
+
 Kind = Literal["number", "text", "any"]
 
-# A comment, a quoted part (an unclosed one runs to the end), a word, or any other character.
-TOKEN = re.compile(
-    r"""--[^\n]*|/\*.*?(?:\*/|$)
-    |'[^']*(?:''[^']*)*(?:'|$)|"[^"]*(?:""[^"]*)*(?:"|$)|`[^`]*(?:``[^`]*)*(?:`|$)|\[[^\]]*(?:\]|$)
-    |[\w$]+|\S""",
-    re.DOTALL | re.VERBOSE,
-)
 QUOTES = {"'": "'", '"': '"', "`": "`", "[": "]"}
 TEMPORARY = {"TEMP", "TEMPORARY"}
+# A line by which scripts of SQL Server end a batch.
+END_OF_BATCH = re.compile(r"^[ \t]*GO[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
+BEFORE_KIND = {"OR", "REPLACE", "MATERIALIZED"} | TEMPORARY
 
 # Words that SQLite never takes for a part of a type's name: there the type ends.
 AFTER_TYPE = frozenset(
@@ -47,25 +45,55 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its name as first written, and its columns in order, by lower-case name."""
+    """A table or a view: its name as first written, its columns in order, by lower-case name, and its schema."""
 
     name: str
     columns: dict[str, Column]
+    schema: str = "main"
+
+    def address(self) -> str:
+        """The table's name in SQL text, with its schema."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+
+@dataclass(frozen=True)
+class View:
+    """A view as it is declared: the names that it gives to its columns, if any, and the text of its query."""
+
+    name: str
+    schema: str
+    names: tuple[str, ...]
+    query: str
 
 
 @dataclass(frozen=True, eq=False)
 class Schema:
-    """Tables by lower-case name, in the order of their first declaration."""
+    """Tables by their keys: the lower-case name, or, where the context has the name in several schemas, for all but the
+    one that the bare name means `schema.name`.
+
+    `views` has the views of these by the same keys. What `read_schema` returns knows the columns of no view, which
+    only SQLite can say, so that they stand in `views` alone; `Engine.schema` has them in `tables` too.
+    """
 
     tables: dict[str, Table]
+    views: dict[str, View] = field(default_factory=dict)
 
-    def ddl(self) -> list[str]:
-        """One CREATE TABLE statement a table: names quoted, types as declared, no keys or constraints."""
-        return [
-            f"CREATE TABLE {quoted(table.name)} "
+    def key(self, name: str, schema: str = "") -> str | None:
+        """The key of the table that a query calls so, without its quotes; None where there is none."""
+        name, schema = name.lower(), schema.lower()
+        for key in (name, f"{schema}.{name}") if schema else (name,):
+            table = self.tables.get(key)
+            if table is not None and (not schema or (table.schema, table.name.lower()) == (schema, name)):
+                return key
+        return None
+
+    def ddl(self) -> dict[str, str]:
+        """A CREATE TABLE statement for each table: names quoted, types as declared, no keys or constraints."""
+        return {
+            key: f"CREATE TABLE {table.address()} "
             f"({', '.join(f'{quoted(column.name)} {column.type}' for column in table.columns.values())})"
-            for table in self.tables.values()
-        ]
+            for key, table in self.tables.items()
+        }
 
     @classmethod
     def of_database(cls, connection: sqlite3.Connection) -> "Schema":
@@ -74,29 +102,59 @@ class Schema:
         Raises sqlite3.Error where the database cannot be read.
         """
         kinds = connection.execute("SELECT name, type FROM pragma_table_list WHERE schema = 'main'").fetchall()
-        tables: dict[str, Table] = {}
-        for name, kind in kinds:
-            if kind in ("table", "view") and not name.lower().startswith("sqlite_"):
-                rows = connection.execute("SELECT name, type FROM pragma_table_info(?)", (name,)).fetchall()
-                tables[name.lower()] = Table(name, {column.lower(): column_of(column, type) for column, type in rows})
+        tables = {
+            name.lower(): Table(name, columns_of(connection, name))
+            for name, kind in kinds
+            if kind in ("table", "view") and not name.lower().startswith("sqlite_")
+        }
         return cls(tables)
+
+
+def columns_of(connection: sqlite3.Connection, table: str, schema: str = "main") -> dict[str, Column]:
+    """The columns that SQLite knows of a table or a view. Raises sqlite3.Error where it cannot tell those of a view."""
+    rows = connection.execute("SELECT name, type FROM pragma_table_info(?, ?)", (table, schema)).fetchall()
+    return {column.lower(): column_of(column, type) for column, type in rows}
 
 
 @lru_cache(maxsize=4096)
 def read_schema(context: str) -> Schema:
-    """The tables of a context. Never fails: what is no CREATE TABLE statement is skipped.
+    """The tables and views of a context. Never fails: what is no CREATE TABLE or CREATE VIEW statement is skipped.
 
-    A table declared more than once has the united columns, and of a column named twice (case aside) the first
-    declaration counts. Names beginning with sqlite_ belong to SQLite and cannot be declared.
+    A table declared more than once in one schema has the united columns, and of a column named twice (case aside) the
+    first declaration counts; so does that of a view. Names beginning with sqlite_ belong to SQLite and cannot be
+    declared. A temporary table is one of the schema "temp"; one without a schema is of the only other schema that the
+    context names, else of "main".
     """
-    tables: dict[str, Table] = {}
-    for name, body in table_bodies(context):
-        columns = [column for definition in definitions(body) if (column := read_column(definition)) is not None]
-        if columns and not name.lower().startswith("sqlite_"):
-            table = tables.setdefault(name.lower(), Table(name, {}))
-            for column in columns:
-                table.columns.setdefault(column.name.lower(), column)
-    return Schema(tables)
+    tables: dict[tuple[str, str], Table] = {}
+    views: dict[tuple[str, str], View] = {}
+    declared = list(created(context))
+    named = {made.schema for made in declared} - {"", "main", "temp"}
+    default = named.pop() if len(named) == 1 else "main"
+    for made in (made if made.schema else replace(made, schema=default) for made in declared):
+        place = (made.schema, made.name.lower())
+        if isinstance(made, View):
+            views.setdefault(place, made)
+        elif made.columns and not made.name.lower().startswith("sqlite_"):
+            table = tables.setdefault(place, Table(made.name, {}, made.schema))
+            for key, column in made.columns.items():
+                table.columns.setdefault(key, column)
+    keys = keys_of([*tables, *(place for place in views if place not in tables)])
+    return Schema(
+        {keys[place]: table for place, table in tables.items()},
+        {keys[place]: view for place, view in views.items() if place not in tables},
+    )
+
+
+def keys_of(places: list[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """The key of each (schema, name). A bare name means what it means to SQLite: the table of temp, else of main, else
+    of the schema that is named first."""
+    order = list(dict.fromkeys(["temp", "main", *(schema for schema, _ in places)]))
+    keys: dict[tuple[str, str], str] = {}
+    taken: set[str] = set()
+    for schema, name in sorted(places, key=lambda place: order.index(place[0])):
+        keys[schema, name] = f"{schema}.{name}" if name in taken else name
+        taken.add(name)
+    return keys
 
 
 def quoted(name: str) -> str:
@@ -112,27 +170,62 @@ def unquoted(token: str) -> str:
     return inner if close == "]" else inner.replace(close * 2, close)
 
 
-def table_bodies(context: str) -> Iterator[tuple[str, list[str]]]:
-    """The name of each created table and the tokens between its parentheses."""
-    tokens = [token for token in TOKEN.findall(context) if not token.startswith(("--", "/*"))]
+def created(context: str) -> Iterator[Table | View]:
+    """The tables and views that a context creates, as each statement declares them: without a schema the empty one."""
+    tokens = [token for token in TOKEN.finditer(context) if token.lastgroup != "blank"]
+    words = [token.group() for token in tokens]
     at = 0
-    while at < len(tokens):
+    while at < len(words):
         start = at
         at += 1
-        if tokens[start].upper() != "CREATE":
+        if words[start].upper() != "CREATE":
             continue
-        at += at < len(tokens) and tokens[at].upper() in TEMPORARY
-        if at >= len(tokens) or tokens[at].upper() != "TABLE":
+        while at < len(words) and words[at].upper() in BEFORE_KIND:
+            at += 1
+        kind = words[at].upper() if at < len(words) else ""
+        if kind not in ("TABLE", "VIEW"):
             continue
+        schema = "" if TEMPORARY.isdisjoint(map(str.upper, words[start:at])) else "temp"
         at += 1
-        if [token.upper() for token in tokens[at : at + 3]] == ["IF", "NOT", "EXISTS"]:
+        if [word.upper() for word in words[at : at + 3]] == ["IF", "NOT", "EXISTS"]:
             at += 3
-        while tokens[at + 1 : at + 2] == ["."]:
+        while words[at + 1 : at + 2] == ["."]:
+            schema = unquoted(words[at]).lower()
             at += 2
-        if tokens[at + 1 : at + 2] == ["("]:
-            end = closing(tokens, at + 1)
-            yield unquoted(tokens[at]), tokens[at + 2 : end]
+        if kind == "TABLE" and words[at + 1 : at + 2] == ["("]:
+            end = closing(words, at + 1)
+            yield Table(unquoted(words[at]), read_columns(words[at + 2 : end]), schema)
             at = end
+        elif kind == "VIEW" and at < len(words):
+            name, names, at = unquoted(words[at]), *column_list(words, at + 1)
+            if words[at : at + 1] and words[at].upper() == "AS":
+                end = end_of_view(words, at)
+                query = context[tokens[at].end() : tokens[end - 1].end()]
+                yield View(name, schema, names, END_OF_BATCH.split(query)[0])
+                at = end
+
+
+def column_list(words: list[str], at: int) -> tuple[tuple[str, ...], int]:
+    """The names between the parentheses that open here, if any do, and where they are over."""
+    if words[at : at + 1] != ["("]:
+        return (), at
+    end = closing(words, at)
+    return tuple(unquoted(word) for word in words[at + 1 : end] if word != ","), end + 1
+
+
+def end_of_view(words: list[str], start: int) -> int:
+    """Where the query of a view ends: at a semicolon, or where the next statement creates something."""
+    ends = (at for at in range(start + 1, len(words)) if words[at] == ";" or words[at].upper() == "CREATE")
+    return next(ends, len(words))
+
+
+def read_columns(body: list[str]) -> dict[str, Column]:
+    """The columns that the words between a table's parentheses declare, by lower-case name."""
+    columns: dict[str, Column] = {}
+    for definition in definitions(body):
+        if (column := read_column(definition)) is not None:
+            columns.setdefault(column.name.lower(), column)
+    return columns
 
 
 def closing(tokens: list[str], start: int) -> int:
@@ -160,7 +253,7 @@ def definitions(body: list[str]) -> Iterator[list[str]]:
 
 def read_column(definition: list[str]) -> Column | None:
     """The column that a part declares; None for a constraint, a key, and what begins with no name."""
-    if not definition or not re.match(r"[\w$'\"`\[]", definition[0]) or is_constraint(definition):
+    if not definition or not re.match(rf"{WORD}|['\"`\[]", definition[0]) or is_constraint(definition):
         return None
     name = unquoted(definition[0])
     return column_of(name, declared_type(definition[1:])) if name else None

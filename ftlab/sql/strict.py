@@ -2,8 +2,8 @@
 
 import re
 
-# A quoted part ('…', "…", `…`, […]; an unclosed one runs to the end) or a run of ASCII white space.
-TOKEN = re.compile(r"""('[^']*(?:'|$)|"[^"]*(?:"|$)|`[^`]*(?:`|$)|\[[^\]]*(?:\]|$))|([ \t\n\r\f\v]+)|(.)""", re.DOTALL)
+# A quoted part ('…', "…", `…`, […]; an unclosed one runs to the end) or a run of SQLite's white space.
+TOKEN = re.compile(r"""('[^']*(?:'|$)|"[^"]*(?:"|$)|`[^`]*(?:`|$)|\[[^\]]*(?:\]|$))|([ \t\n\f\r]+)|(.)""", re.DOTALL)
 
 
 def normalise(query: str) -> str:

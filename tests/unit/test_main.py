@@ -1,6 +1,5 @@
 """The command line: who gets which words, what is answered, and the exit codes."""
 
-import gzip
 import importlib
 import json
 import os
@@ -233,11 +232,10 @@ def test_values_of_a_command_on_a_run_are_plain_text(cli: Cli, monkeypatch: pyte
 
 
 def test_five_hundred_real_questions_and_contexts_arrive_unchanged(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, shared: Path
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, material: Callable[[str], list[dict[str, Any]]]
 ) -> None:
     calls = heard(monkeypatch, "predict")
-    with gzip.open(shared / "data/sql_create_context/test.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for _, line in zip(range(500), lines, strict=False)]
+    rows = material("sql_create_context.jsonl.gz")[::4][:500]
     assert len(rows) == 500
     for row in rows:
         words = [f"question={row['question']}", f"context={row['context']}"]

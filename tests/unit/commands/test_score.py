@@ -128,9 +128,10 @@ def test_rows_with_a_database_of_their_own_are_executed_there(cli: Cli, tmp_path
     assert "real rows    1 with a database" in out
 
 
-def test_the_shared_examples_come_out_as_labelled(cli: Cli, tmp_path: Path, shared: Path) -> None:
-    examples = lines(shared / "sql_eval/examples.jsonl")
-    code, _, err = cli("score", str(shared / "sql_eval/examples.jsonl"), "out.jsonl")
+def test_the_labelled_examples_come_out_as_labelled(cli: Cli, tmp_path: Path, root: Path) -> None:
+    file = root / "tests/material/sql_examples.jsonl"
+    examples = lines(file)
+    code, _, err = cli("score", str(file), "out.jsonl")
     assert code == 0, err
     wrong = [
         (example["id"], name)
@@ -139,7 +140,7 @@ def test_the_shared_examples_come_out_as_labelled(cli: Cli, tmp_path: Path, shar
         if found[name] != example[name] and name not in example.get("contested", [])
     ]
     assert wrong == []
-    cli("score", str(shared / "sql_eval/examples.jsonl"), "extracted.jsonl", "--extract")
+    cli("score", str(file), "extracted.jsonl", "--extract")
     found = {one["id"]: one for one in lines(tmp_path / "extracted.jsonl")}
     for example in examples:
         for name, value in example.get("after_extraction", {}).items():

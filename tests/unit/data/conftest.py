@@ -60,16 +60,6 @@ def tokenizer(make_tokenizer: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture
-def shared() -> Path:
-    """The shared data folder; where it is not, the test is skipped."""
-    root = Path(__file__).parents[3]
-    folder = Path(os.environ.get("FTLAB_SHARED", root / "../shared")) / "data"
-    if not folder.is_dir():
-        pytest.skip(f"needs real data: no folder {folder} (set FTLAB_SHARED)")
-    return folder
-
-
-@pytest.fixture
 def run_python(tmp_path: Path) -> Callable[..., str]:
     """Run a program in a fresh interpreter with an empty home for caches; its standard output."""
 

@@ -116,8 +116,9 @@ def test_a_tokenizer_without_end_marker_is_refused(make_tokenizer: Callable[[str
     assert "tokenizer_config.json" in str(caught.value)
 
 
-def test_twenty_thousand_real_rows_are_encoded_within_seconds(shared: Path, tokenizer: Any) -> None:
-    splits = data.load(DataConfig(name="x", source="table", path=str(shared / "sql_create_context")))
+def test_twenty_thousand_real_rows_are_encoded_within_seconds(shared: Callable[[str], Path], tokenizer: Any) -> None:
+    rows = shared("data/sql_create_context/train.jsonl.gz")
+    splits = data.load(DataConfig(name="x", source="table", path=str(rows.parent)))
     began = time.perf_counter()
     found = encode(splits.train, tokenizer, TEMPLATE, 512, "completion")
     assert time.perf_counter() - began < 30, "2 to 4 s on two idle cores"

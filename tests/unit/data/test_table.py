@@ -308,24 +308,25 @@ def test_ten_thousand_rows_are_checked_within_ten_seconds(tmp_path: Path) -> Non
     assert time.perf_counter() - began < 10
 
 
-def test_real_rows_are_read_as_they_are(shared: Path) -> None:
-    splits = data.load(config(shared / "sql_create_context", validation=200))
+def test_real_rows_are_read_as_they_are(shared: Callable[[str], Path]) -> None:
+    folders = {shared(f"data/sql_create_context/{name}.jsonl.gz").parent for name in ("train", "test")}
+    splits = data.load(config(folders.pop(), validation=200))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (19_800, 200, 2_012)
     assert not {row.group for row in splits.train} & {row.group for row in splits.validation}
     assert any(note.startswith("test: 28 of its 1,942 contexts") for note in splits.notes)
 
 
 @pytest.mark.parametrize("name", ["rasbt_instructions", "llamafactory_alpaca_en", "tatsu_alpaca_first102"])
-def test_real_alpaca_files_work_with_their_column_names(shared: Path, name: str) -> None:
+def test_real_alpaca_files_work_with_their_column_names(shared: Callable[[str], Path], name: str) -> None:
     columns = ColumnsConfig(question="instruction", context="input", answer="output")
-    path = shared / f"alpaca/{name}.jsonl.gz"
+    path = shared(f"data/alpaca/{name}.jsonl.gz")
     splits = data.load(config(path, columns=columns, prompt="{question}\n", validation=0.05))
     assert len(splits.train) > 80
 
 
-def test_chat_data_is_refused_before_anything_is_read_into_a_prompt(shared: Path) -> None:
+def test_chat_data_is_refused_before_anything_is_read_into_a_prompt(shared: Callable[[str], Path]) -> None:
     with pytest.raises(DataError, match="no column question, context, answer; the columns are conversations, tools"):
-        data.load(config(shared / "multiturn/glaive_toolcall_en_sharegpt.jsonl.gz"))
+        data.load(config(shared("data/multiturn/glaive_toolcall_en_sharegpt.jsonl.gz")))
 
 
 @pytest.mark.parametrize(("rows", "validation", "test_rows"), [(50, 7, 9), (40, 0.1, None)])

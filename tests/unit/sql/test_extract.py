@@ -1,13 +1,14 @@
 """Taking a query out of what a chat model wraps it in, and leaving alone what is a query already."""
 
-import gzip
-import json
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from ftlab.sql.extract import extract
+
+Material = Callable[[str], list[dict[str, Any]]]
 
 Q = "SELECT name FROM head ORDER BY age"
 
@@ -53,6 +54,28 @@ Q = "SELECT name FROM head ORDER BY age"
         f"Answer: {Q}.",
         f"Answer: {Q}. It sorts the heads.",
         f"Answer: {Q}.\nthat sorts the heads.",
+        f"<sql>{Q}</sql>",
+        f"<SQL>\n{Q};\n</SQL>",
+        f"The heads by age: <Sql> {Q} </sQL> I hope this helps; it's sorted.",
+        f"Write the heads in <sql> and </sql> tags:\n<sql>{Q}</sql>\n<sql>SELECT 2</sql>",
+        f"<sql>\n```sql\n{Q}\n```\n</sql>",
+        f"```xml\n<sql>{Q}</sql>\n```",
+        f"```sql\nSELECT old\n```\nor rather\n<sql>\n{Q}\n</sql>",
+        f"<think>\n<sql>SELECT b</sql>\n</think>\n<sql>{Q}</sql>",
+        f"<sql>`{Q}`</sql>",
+        f"<sql>{Q}",
+        f"{Q}</sql>",
+        f"{Q}\n</SQL>\nThat is all.",
+        f"SQLQuery: {Q}\nSQLResult: [('a',)]\nAnswer: a",
+        f"SQLQuery: {Q} SQLResult: 5 Answer: a",
+        f"Question: SELECT which heads?\nSQLQuery:\n{Q};\nSQLResult:\n",
+        f"Question: which heads?\nSQLQuery: ```sql\n{Q}\n```\nSQLResult: a",
+        f"I will select them.\nsqlquery: {Q}\nsqlresult : a",
+        f'SQLQuery: "{Q}"\nSQLResult: a',
+        f"**SQLQuery:** {Q}\n**SQLResult:** a",
+        f"{Q}\nSQLResult: [('a', 1)]\nAnswer: a\n\nQuestion: b\nSQLQuery: SELECT 2",
+        f"SQLQuery: {Q}",
+        f"SQLQuery: ```{Q}``` SQLResult: a",
     ],
 )
 def test_the_query_is_taken_out(answer: str) -> None:
@@ -83,6 +106,16 @@ def test_the_query_is_taken_out(answer: str) -> None:
         "With pleasure, but the schema has no such column.",
         "DELETE FROM head",
         "name FROM head",
+        "SELECT name FROM head WHERE note = '<sql>SELECT 1</sql>' AND age > 3",
+        "SELECT name FROM head WHERE note LIKE '%SQLResult: 5%' OR note = 'SQLQuery: SELECT 1'",
+        "SELECT sqlresult, sqlquery FROM head WHERE a<sql",
+        "SELECT name FROM head WHERE a <sql> 3",
+        "SELECT name -- <sql>SELECT 1</sql> SQLResult: 5\nFROM head",
+        'SELECT "SQLResult: " FROM [</sql>]',
+        "<sql></sql>",
+        "<sql>I cannot answer that.</sql>",
+        "SQLQuery: none\nSQLResult: none",
+        "SQLResult: 5",
     ],
 )
 def test_what_is_a_query_already_or_holds_none_stays_as_it_is(answer: str) -> None:
@@ -99,6 +132,14 @@ def test_what_is_a_query_already_or_holds_none_stays_as_it_is(answer: str) -> No
         ("'select a from t'", "select a from t"),
         ('Answer: SELECT a FROM t WHERE b = "x"', 'SELECT a FROM t WHERE b = "x"'),
         ("Answer: SELECT a FROM t WHERE b = 'St. Louis'.", "SELECT a FROM t WHERE b = 'St. Louis'"),
+        ("<sql>SELECT '</sql>', '<sql>' FROM t</sql>", "SELECT '</sql>', '<sql>' FROM t"),
+        ("<sql>-- a\n(SELECT a) UNION SELECT 2</sql>", "-- a\n(SELECT a) UNION SELECT 2"),
+        ("<sql>SELECT 1; DROP TABLE t</sql>", "SELECT 1; DROP TABLE t"),
+        ("SQLQuery: WITH x AS (SELECT 1) SELECT * FROM x SQLResult: 1", "WITH x AS (SELECT 1) SELECT * FROM x"),
+        ("SQLQuery: SELECT 'SQLResult: 5' AS a\nSQLResult: 5", "SELECT 'SQLResult: 5' AS a"),
+        ("SQLQuery: none\nuse <sql>select a from t</sql>", "select a from t"),
+        ("a <sql> 3 is wrong; this is right: SELECT a FROM t", "SELECT a FROM t"),
+        ("MySQLQuery: it is\nSELECT a FROM t", "SELECT a FROM t"),
         ("Answer: SELECT T1 . Name FROM t AS T1 WHERE b > 2. AND c = 1.5", None),
         ("Answer: SELECT a FROM t WHERE b > 2.\nORDER BY a", None),
     ],
@@ -145,7 +186,9 @@ def test_the_second_statement_of_a_fence_is_not_hidden() -> None:
     "part",
     [
         *("/*", "'", "```", ";", "; --x\n", "WITH x (", "\n\nFROM", "(", ":`", "SELECT ", ".", ". ", ". A", '"', '" '),
-        *("**", "** ", "`", "` ", "' ", "<think>", "</think>", "<think></think>", "\n"),
+        *("**", "** ", "`", "` ", "' ", "<think>", "</think>", "<think></think>", "\n", "<sql>", "</sql>", "<sql>/*"),
+        *("<sql>--", "<sql>`", "<sql>```", "<sql> ", "<sql>SELECT ", "SQLQuery:", "SQLQuery: --", "SQLQuery:\n"),
+        *("SQLQuery: /*", "SQLResult", "**SQLResult "),
     ],
 )
 def test_a_hostile_answer_is_read_in_linear_time(part: str) -> None:
@@ -156,29 +199,28 @@ def test_a_hostile_answer_is_read_in_linear_time(part: str) -> None:
     assert time.perf_counter() - began < 2
 
 
-def test_a_query_of_the_shared_data_comes_out_of_marks_and_sentences(shared: Path) -> None:
-    with gzip.open(shared / "data/spider_dev/dev.jsonl.gz", "rt", encoding="utf-8") as lines:
-        golds = [json.loads(line)["answer"].strip() for line in lines]
+def test_a_real_query_comes_out_of_marks_and_sentences(material: Material) -> None:
+    golds = [row["answer"].strip() for row in material("spider_dev.jsonl.gz")]
     for before, after in (("<think>\nSELECT x\n</think>\n", ""), ("**", "**"), ("`", "`"), ('"', '"'), ("'", "'")):
         assert [gold for gold in golds if extract(f"{before}{gold}{after}") != gold] == []
     assert [gold for gold in golds if extract(f"Answer: {gold}. This doesn't use a join.") != gold] == []
 
 
-def test_real_queries_stay_as_they_are_and_come_out_of_a_fence(shared: Path) -> None:
-    for name in ("sql_create_context/test", "spider_dev/dev"):
-        with gzip.open(shared / f"data/{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            golds = [json.loads(line)["answer"] for line in lines]
-        assert [gold for gold in golds if extract(gold) != gold] == []
-        wrapped = [
-            f"Sure! Here is the query:\n```sql\n{gold}\n```\nIt doesn't use a join; it's short." for gold in golds
-        ]
-        assert [gold for gold, text in zip(golds, wrapped, strict=True) if extract(text) != gold.strip()] == []
-        said = [f"The answer is: {gold};\n\nThis doesn't use a join." for gold in golds]
-        assert [gold for gold, text in zip(golds, said, strict=True) if extract(text) != gold.strip()] == []
+@pytest.mark.parametrize("name", ["sql_create_context.jsonl.gz", "spider_dev.jsonl.gz"])
+def test_real_queries_stay_as_they_are_and_come_out_of_a_wrapper(material: Material, name: str) -> None:
+    golds = [row["answer"] for row in material(name)]
+    assert [gold for gold in golds if extract(gold) != gold] == []
+    for wrapper in (
+        "Sure! Here is the query:\n```sql\n{}\n```\nIt doesn't use a join; it's short.",
+        "The answer is: {};\n\nThis doesn't use a join.",
+        "Here it is:\n<sql>{}</sql>\nIt doesn't use a join.",
+        "SQLQuery: {}\nSQLResult: [('a', 1)]\nAnswer: it's 1",
+    ):
+        assert [gold for gold in golds if extract(wrapper.format(gold)) != gold.strip()] == []
 
 
-def test_the_shared_wrapper_gives_its_gold(shared: Path) -> None:
-    rows = [json.loads(line) for line in (shared / "sql_eval/examples.jsonl").read_text(encoding="utf-8").splitlines()]
+def test_the_wrapped_example_gives_its_gold(material: Material) -> None:
+    rows = material("sql_examples.jsonl")
     (row,) = [row for row in rows if "after_extraction" in row]
     assert extract(row["pred"]) == row["gold"]
     assert [row["id"] for row in rows if extract(row["pred"]) != row["pred"]] == [row["id"]]

@@ -246,6 +246,48 @@ def test_a_hostile_gold_stops_nothing_either(arena: Arena) -> None:
     assert arena.scorer.score(GOLD, "select x from a where 1 = y", CONTEXT).exec_equal is True
 
 
+def views(count: int, body: str) -> str:
+    """Views, each of which uses the one before twice."""
+    return f"{CONTEXT}; CREATE VIEW v0 AS SELECT x, y FROM a; " + "; ".join(
+        f"CREATE VIEW v{i} AS {body.format(i - 1, i - 1)}" for i in range(1, count)
+    )
+
+
+HOSTILE_VIEWS = {
+    "doubled joins": views(40, "SELECT l.x, r.y FROM v{} AS l, v{} AS r"),
+    "doubled unions": views(40, "SELECT x, y FROM v{} UNION ALL SELECT x, y FROM v{}"),
+    "joins of six": views(6, "SELECT l.x, r.y FROM v{} AS l, v{} AS r"),
+    "rows without end": f"{CONTEXT}; CREATE VIEW v5 AS {UP.format('')}SELECT n AS x, n AS y FROM r",
+    "count without end": f"{CONTEXT}; CREATE VIEW v5 AS {UP.format('')}SELECT COUNT(*) AS x, 1 AS y FROM r",
+    "cross join": f"{CONTEXT}; CREATE VIEW v5 AS SELECT a.x, a.y FROM a, {', '.join(f'a AS a{i}' for i in range(16))}",
+    "large rows": f"{CONTEXT}; CREATE VIEW v5 AS {LIMITED.format(20000)}SELECT {LONG} AS x, n AS y FROM r",
+    "a circle": f"{CONTEXT}; CREATE VIEW v5 AS SELECT * FROM v6; CREATE VIEW v6 AS SELECT * FROM v5",
+    "ten thousand": CONTEXT + "".join(f"; CREATE VIEW v{i} AS SELECT x, y FROM a" for i in range(10_000)),
+    "upside down": CONTEXT + "".join(f"; CREATE VIEW v{i} AS SELECT x, y FROM v{i + 1}" for i in range(1_000)),
+    "parentheses": f"{CONTEXT}; CREATE VIEW v5 AS SELECT {'(' * 100_000}",
+    "an attached file": f"{CONTEXT}; ATTACH 'victim.sqlite' AS z; CREATE VIEW v5 AS SELECT v AS x, 1 AS y FROM z.t",
+    "a file as schema": 'CREATE TABLE "victim.sqlite".a (x VARCHAR, y INTEGER); CREATE TABLE "file:w?mode=rwc".t (x)',
+    "a thousand schemas": CONTEXT + "".join(f"; CREATE TABLE s{i}.v5 (x INT, y INT)" for i in range(1_000)),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see what a process takes")
+@pytest.mark.parametrize("name", HOSTILE_VIEWS)
+def test_a_hostile_view_is_harmless(arena: Arena, name: str) -> None:
+    scorer, before = arena.scorer, arena.files()
+    scorer.score(GOLD, GOLD, CONTEXT)
+    assert scorer._process is not None
+    with Watch(scorer._process.pid) as watch:
+        on_tables = scorer.score(GOLD, "SELECT x FROM a WHERE y = 2", HOSTILE_VIEWS[name])
+        on_view = scorer.score("SELECT y FROM v5 WHERE y = 1", "SELECT y FROM v5 WHERE y = 2", HOSTILE_VIEWS[name])
+    print(f"{name}: {watch.seconds:.2f} s, {(watch.peak - arena.fresh) >> 20} MB: {on_view.reason}")
+    assert (on_tables.exec_equal, on_tables.gold_broken) == (False, False)
+    assert on_view.exec_equal is not True
+    assert watch.seconds <= 2 * SECONDS + 2 / TICKS
+    assert watch.peak - arena.fresh < MEMORY
+    assert arena.files() == before
+
+
 def test_a_real_database_is_not_touched(arena: Arena) -> None:
     before = arena.files()
     rows = arena.folder / "victim.sqlite"

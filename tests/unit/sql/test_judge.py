@@ -1,8 +1,8 @@
 """Verdicts on pairs: the forty-two labelled examples, the tiers, and what a reader is told beside the scores."""
 
-import json
 import random
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from ftlab.sql.extract import extract
 from ftlab.sql.judge import judge, over_budget
 from ftlab.sql.verdict import Verdict
 
+Material = Callable[[str], list[dict[str, Any]]]
+
 SCORES = ("exact_string", "ast_equal", "exec_equal", "valid")
 HEAD = "CREATE TABLE head (name VARCHAR, born_state VARCHAR, age INTEGER)"
 CLUBS = "CREATE TABLE club (club_id VARCHAR, city VARCHAR); CREATE TABLE coach (club_id VARCHAR, wage INTEGER)"
 
 
 @pytest.fixture(scope="module")
-def examples(shared: Path) -> list[dict[str, Any]]:
-    lines = (shared / "sql_eval/examples.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+def examples(material: Material) -> list[dict[str, Any]]:
+    return material("sql_examples.jsonl")
 
 
 def scores(verdict: Verdict) -> dict[str, bool | None]:
@@ -115,6 +116,112 @@ def test_a_gold_that_returns_rows_is_not_vacuous_when_the_first_database_already
     assert (verdict.exec_equal, verdict.vacuous) == (False, False)
 
 
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "SELECT name FROM head ORDER BY age LIMIT 1 OFFSET 5000",
+        "SELECT name FROM head ORDER BY age LIMIT 5000, 1",
+        "SELECT DISTINCT name FROM head ORDER BY age LIMIT 3 OFFSET 5000",
+        "SELECT name FROM head LIMIT 0",
+        "SELECT name FROM head LIMIT -1 OFFSET 5000",
+        "SELECT name FROM head ORDER BY age LIMIT 1 OFFSET 50 * 100",
+        "SELECT name FROM head LIMIT 1 - 1",
+        "SELECT name FROM (SELECT name, age FROM head ORDER BY age LIMIT 9 OFFSET 5000) WHERE age > 3",
+        "SELECT name FROM head UNION SELECT born_state FROM head ORDER BY 1 LIMIT 1 OFFSET 5000",
+        "SELECT name FROM head WHERE age IN (SELECT age FROM head LIMIT 0)",
+        "SELECT COUNT(*) FROM head LIMIT 1 OFFSET 1",
+    ],
+)
+@pytest.mark.parametrize("pred", ["SELECT name FROM head WHERE 1 = 0", "SELECT age, name FROM head"])
+def test_a_gold_whose_window_lets_no_row_through_is_vacuous(gold: str, pred: str) -> None:
+    verdict = judge(gold, pred, HEAD)
+    assert (verdict.vacuous, verdict.gold_broken) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "SELECT name FROM head ORDER BY age LIMIT 1 OFFSET 5",
+        "SELECT DISTINCT name FROM head ORDER BY age LIMIT 2 OFFSET 1",
+        "SELECT name FROM head LIMIT -1",
+        "SELECT name FROM head LIMIT 100",
+    ],
+)
+def test_a_gold_whose_window_lets_some_row_through_is_not_vacuous(gold: str) -> None:
+    verdict = judge(gold, "SELECT name FROM head WHERE 1 = 0", HEAD)
+    assert (verdict.exec_equal, verdict.vacuous) == (False, False)
+
+
+# --- comments and white space -------------------------------------------------------------------------------
+
+BEHIND = [
+    *("-- end", "/* x */", " -- a\n-- b\n", "/* a */ ; /* b */;;", "\n\n-- end;\n;\n;", "; -- a; SELECT 2", "/* open"),
+    *("\f-- a\f\r\n/* ; */ ;", " \v;", "-- a\r SELECT 2\n;", "/* '\"` */ -- '"),
+]
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+def test_a_comment_behind_the_last_semicolon_is_immaterial(behind: str) -> None:
+    query, spelled = "SELECT name FROM head WHERE age = 3", f"select h.name from head as h where 3 = h.age;{behind}"
+    for gold, pred in [(query, spelled), (spelled, query), (spelled, f"{query};{behind}")]:
+        verdict = judge(gold, pred, HEAD)
+        assert (verdict.exact_string, verdict.ast_equal, verdict.exec_equal, verdict.valid) == (False, True, True, True)
+    near = judge(spelled, f"SELECT name FROM head WHERE age > 3;{behind}", HEAD)
+    assert (near.exec_equal, near.valid, near.vacuous) == (False, True, False)
+
+
+def test_a_comment_counts_in_the_text_alone() -> None:
+    verdict = judge("SELECT name FROM head", "SELECT name FROM head; -- end", HEAD)
+    assert scores(verdict) == {"exact_string": False, "ast_equal": True, "exec_equal": True, "valid": True}
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        *(
+            "; -- x\n DROP TABLE head",
+            "; /* a */ SELECT 2",
+            ";; -- x\n;; SELECT 2 -- y",
+            "; SELECT 2 /* open",
+            "; /**/ x",
+        ),
+        *("; --\0\n", ";\0", ";\u00a0", "; -- a\n\u2003", ";\v", ";\x1c", "; 'text'", "; )", "; /* a */ */"),
+    ],
+)
+def test_a_second_statement_is_not_hidden_by_comments(behind: str) -> None:
+    query = "SELECT name FROM head"
+    verdict = judge(query, query + behind, HEAD)
+    assert (verdict.ast_equal, verdict.exec_equal, verdict.valid) == (False, False, False)
+    assert judge(query + behind, query, HEAD).gold_broken
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\n", "\f", "\r", " \v", "\r\n", "/**/", "--\r\n", "\ufeff "])
+def test_what_is_a_blank_to_sqlite_parts_words(blank: str) -> None:
+    words = ["SELECT", "name", "FROM", "head", "WHERE", "age", "=", "3", "ORDER", "BY", "age", "LIMIT", "1"]
+    verdict = judge(" ".join(words), blank.join(words).removesuffix(blank), HEAD)
+    assert (verdict.ast_equal, verdict.exec_equal, verdict.valid) == ((blank[0] != "\ufeff"),) * 3
+
+
+@pytest.mark.parametrize("sign", ["\v", "\x1c", "\x1f", "\x85", "\u00a0", "\u2003", "\u2028", "\u3000"])
+def test_what_only_others_take_for_a_blank_parts_no_words(sign: str) -> None:
+    verdict = judge("SELECT name FROM head", f"SELECT name{sign}FROM head", HEAD)
+    assert scores(verdict) == {"exact_string": False, "ast_equal": False, "exec_equal": False, "valid": False}
+    name = f"a{sign}b"
+    quoted = judge(f'SELECT "{name}" FROM head', f"SELECT [{name}] FROM head", f'CREATE TABLE head ("{name}" INTEGER)')
+    assert (quoted.ast_equal, quoted.valid) == (True, True)
+
+
+def test_a_name_with_a_blank_that_sqlite_does_not_know_is_one_name() -> None:
+    gold, pred = "SELECT 1 AS a UNION SELECT name FROM head", "SELECT 1 AS a\u00a0UNION\u00a0SELECT\u00a0name FROM head"
+    verdict = judge(gold, pred, HEAD)
+    assert (verdict.ast_equal, verdict.exec_equal, verdict.valid) == (False, False, True)
+
+
+def test_a_comment_that_ends_only_for_a_parser_hides_what_sqlite_does_not_read() -> None:
+    verdict = judge("SELECT name FROM head WHERE age = 3", "SELECT name FROM head -- \r WHERE age = 3", HEAD)
+    assert (verdict.ast_equal, verdict.exec_equal, verdict.valid) == (False, False, True)
+
+
 # --- golds that cannot run ------------------------------------------------------------------------------------
 
 
@@ -202,13 +309,12 @@ def test_real_rows_come_before_the_made_up_ones(rows_file: Path) -> None:
     assert (equal.exec_equal, equal.databases) == (True, 8)
 
 
-def test_real_questions_keep_their_own_answer_and_lose_another(shared: Path) -> None:
+def test_real_questions_keep_their_own_answer_and_lose_another(root: Path) -> None:
     """What the context alone tells apart stays apart beside a database of Spider-DK, and what is equal stays equal."""
-    folder = shared / "data/spider_dk"
     context = "CREATE TABLE student (stuid INTEGER, age INTEGER); CREATE TABLE has_pet (stuid INTEGER, petid INTEGER)"
     gold = "SELECT COUNT(*) FROM has_pet AS T1 JOIN student AS T2 ON T1.stuid = T2.stuid WHERE T2.age > 20"
     near = gold.replace(">", ">=")
-    file = folder / "new_pets_1.sqlite"
+    file = root / "tests/material/new_pets_1.sqlite"
     assert judge(gold, near, context).exec_equal is False
     assert judge(gold, near, context, rows_file=file).exec_equal is False
     equal = judge(gold, gold.replace("COUNT(*)", "COUNT(T2.stuid)").replace("20", "20.0"), context, 4, file)

@@ -5,14 +5,13 @@ the same rows on every database. The databases and the comparison are used direc
 where the trees are equal.
 """
 
-import gzip
-import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -114,25 +113,13 @@ def runs(text: str, schema: Schema) -> bool:
         engine.close()
 
 
-def intricacy(text: str) -> int:
-    """More for more tables, subqueries and connectives."""
-    return len(re.findall(r"\b(?:JOIN|SELECT|OR|AND|BETWEEN|HAVING|IN|NOT|DISTINCT)\b", text))
-
-
 @pytest.fixture(scope="module")
-def golds(shared: Path) -> list[Gold]:
-    """Gold queries that run: of each source 700, half of them the most intricate and half at random."""
+def golds(material: Callable[[str], list[dict[str, Any]]]) -> list[Gold]:
+    """Gold queries that run: of each source 700, half of them intricate and half at random."""
     by_source: dict[str, list[Gold]] = {}
-    with gzip.open(shared / "data/sql_create_context/train.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            by_source.setdefault(row["source"], []).append((row["answer"], read_schema(row["context"])))
-    found = []
-    for rows in by_source.values():
-        Random(5).shuffle(rows)
-        rows.sort(key=lambda row: -intricacy(row[0]))
-        picked = rows[:400] + Random(6).sample(rows[400:], 350)
-        found += list(islice((row for row in picked if runs(*row)), 700))
-    return found
+    for row in material("sql_create_context.jsonl.gz"):
+        by_source.setdefault(row["source"], []).append((row["answer"], read_schema(row["context"])))
+    return [gold for rows in by_source.values() for gold in islice((row for row in rows if runs(*row)), 700)]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The strict score means what its examples say, and nothing else."""
 
-import json
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -27,6 +27,10 @@ GOLD = 'SELECT name FROM city WHERE motto = "a  b;"'
         ("SELECT [a  b]", "SELECT [a b]", False),
         ("SELECT 'open  ", "SELECT 'open ", False),
         ("SELECT a", "SELECT\u00a0a", False),
+        ("SELECT a", "\fSELECT\r\n\t a\f", True),
+        ("SELECT a", "SELECT\va", False),
+        ("SELECT a", "SELECT a\v", False),
+        ("SELECT a", "SELECT a; -- end", False),
         ("SELECT 1", "", False),
         ("", "", False),
         ("", ";", False),
@@ -43,9 +47,8 @@ def test_a_gold_that_is_no_text_is_refused_in_clear_words(pred: object) -> None:
         exact_string(None, pred)  # type: ignore[arg-type]
 
 
-def test_verdicts_of_the_shared_examples(shared: Path) -> None:
-    text = (shared / "sql_eval/examples.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+def test_verdicts_of_the_labelled_examples(material: Callable[[str], list[dict[str, Any]]]) -> None:
+    rows = material("sql_examples.jsonl")
     wrong = [row["id"] for row in rows if exact_string(row["gold"], row["pred"]) != row["exact_string"]]
     assert len(rows) == 42
     assert wrong == []
