@@ -87,8 +87,7 @@ def answers(run: RunDir, metric: str) -> dict[str, Answer]:
     """Right or wrong by row of validation, from what `ftlab eval run=DIR split=validation` wrote last; empty where it
     has not been asked, or the metric is no rate of rows."""
     field = FIELDS.get(metric.removeprefix("eval/"))
-    files = sorted((run / "evaluations").glob("*.jsonl"), reverse=True) if field else []
-    for file in files:
+    for file in run.evaluated() if field else []:
         rows = run.read_rows(f"evaluations/{file.name}")
         if rows and all(row.get("split") == "eval" for row in rows):
             return _judged(rows, str(field))
