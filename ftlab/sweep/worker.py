@@ -28,7 +28,7 @@ from ftlab.redact import redact
 from ftlab.run_dir import RunDir
 from ftlab.sweep.events import Event, Listener, unheard
 from ftlab.sweep.limits import GRACE_S, Memory, Overdue, start_again, time_limit
-from ftlab.sweep.study import FINISHED, Study
+from ftlab.sweep.study import FINISHED, Study, folder_of, take_folder
 from ftlab.train.signals import StopSignal
 
 Values = float | tuple[float, ...]
@@ -70,11 +70,6 @@ def work(
         Worker(study, run_trial, on_event, stop, memory, restart, grace_s).run()
     finally:
         memory.close()
-
-
-def folder_of(study: Study, trial: Trial | FrozenTrial) -> Path:
-    """The trial's folder, which is that of its first attempt."""
-    return study.folder / str(trial.user_attrs.get("original", trial.number))
 
 
 class Worker:
@@ -180,7 +175,7 @@ class Worker:
     def _lent(self, trial: Trial, twin: FrozenTrial) -> Values:
         """The end of an equal trial as this one's."""
         trial.set_user_attr("same_as", twin.number)
-        for name in ("deviation", "seed_values"):
+        for name in ("deviation", "seed_values", "loss"):
             if name in twin.user_attrs:
                 trial.set_user_attr(name, twin.user_attrs[name])
         for step, value in twin.intermediate_values.items():
@@ -193,6 +188,7 @@ class Worker:
 
     def _ran(self, trial: Trial) -> Values:
         self._note(trial, free_gib_before=self.memory.last)
+        take_folder(self.study, trial)
         try:
             with time_limit(self.study.cfg.trial_limit_s, lambda: self._hung(trial), self.grace_s):
                 values = self._checked(self.run_trial(trial))

@@ -485,7 +485,7 @@ def test_a_killed_trial_is_taken_up_again(
     trials = study.trials()
     assert (trials[1].params, trials[1].user_attrs["original"]) == (params, 0)
     assert trials[1].intermediate_values == {}
-    assert study.row(trials[1]).folder == str(tmp_path / "toy" / "0")
+    assert study.row(trials[1]).folder == str(tmp_path / "toy" / "1")
     assert study.counts().finished == 4
     assert len(study.leaderboard()) == 4
 

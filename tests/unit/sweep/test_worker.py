@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import Trial, TrialState
+from optuna.trial import Trial, TrialState, create_trial
 
 from ftlab.config import SweepConfig
 from ftlab.errors import Stopped, TrainingError
@@ -224,10 +224,13 @@ def test_a_configuration_under_way_elsewhere_is_waited_for(study: Open) -> None:
 
 @pytest.mark.parametrize("error", [Stopped("SIGTERM: stopped"), KeyboardInterrupt()])
 def test_a_signal_leaves_the_trial_to_the_next_start(study: Open, error: BaseException) -> None:
-    seen: list[tuple[int, Path, float]] = []
+    seen: list[tuple[int, str, int, float]] = []
 
     def stop(trial: Trial) -> float:
-        seen.append((trial.number, module.folder_of(found, trial), trial.params["trainer.lr"]))
+        folder = module.folder_of(found, trial)
+        folder.mkdir(exist_ok=True)
+        (folder / "begun").touch(exist_ok=True)
+        seen.append((trial.number, folder.name, (folder / "begun").stat().st_ino, trial.params["trainer.lr"]))
         if len(seen) == 2:
             raise error
         return toy(trial)
@@ -239,8 +242,10 @@ def test_a_signal_leaves_the_trial_to_the_next_start(study: Open, error: BaseExc
     work(study(n_trials=3, retries=0), stop)
     assert found.counts() == module.Study.counts(found)
     assert (found.counts().finished, found.counts().failed) == (3, 0)
-    assert seen[2][1:] == seen[1][1:]  # the same parameters in the same folder
+    assert seen[2][2:] == seen[1][2:]  # the same parameters, and what lay in the folder
     assert seen[2][0] != seen[1][0]
+    assert [str(number) for number, *_ in seen] == [name for _, name, *_ in seen]
+    assert not (found.folder / seen[1][1]).exists()
 
 
 def test_a_signal_between_two_trials_stops_there(study: Open) -> None:
@@ -558,9 +563,14 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on(start: Any, small: list
     assert len([path for path in folder.iterdir() if path.name.isdigit()]) == 3
     again = next(trial for trial in found.trials() if trial.user_attrs.get("original") == 1)
     assert list(again.intermediate_values) == [4, 8, 12]
-    notes = (folder / "1/output.txt").read_text()
-    assert "resumed from step" in notes
-    steps = [line["step"] for line in lines(folder / "1") if "train/loss" in line]
+    assert {int(path.name) for path in folder.iterdir() if path.name.isdigit()} == {
+        trial.number for trial in found.trials() if trial.state is TrialState.COMPLETE
+    }
+    mine = Path(found.row(again).folder)
+    assert mine == folder / str(again.number)
+    assert "resumed from step" in (mine / "output.txt").read_text()
+    assert json.loads((mine / "summary.json").read_text())["run_name"] == f"toy-{again.number}"
+    steps = [line["step"] for line in lines(mine) if "train/loss" in line]
     assert steps == list(range(1, 13))  # none lost, none twice
 
 
@@ -575,7 +585,7 @@ def test_a_signal_in_a_trial_leaves_its_checkpoint_to_the_next_start(sweep: Open
     found = sweep("lora.r=choice(2,4)", **options)
     search(found)
     assert (found.counts().complete, found.counts().failed) == (1, 0)
-    assert "resumed from step 2 of 6" in (found.folder / "0/output.txt").read_text()
+    assert "resumed from step 2 of 6" in (found.folder / "1/output.txt").read_text()
     assert list(found.trials()[-1].intermediate_values) == [2, 4, 6]
 
 
@@ -591,4 +601,23 @@ def test_a_trial_killed_after_its_last_step_is_not_trained_again(sweep: Open) ->
     again = found.trials()[-1]
     assert (again.value, again.user_attrs["original"]) == (value, 0)
     assert list(again.intermediate_values) == [2, 4]
-    assert lines(found.folder / "0") == before
+    assert lines(found.folder / "1") == before
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # a trial asked for by hand
+def test_a_study_of_an_older_ftlab_keeps_the_folders_of_its_trials(study: Open) -> None:
+    """Which named a taken-up trial's folder by its first attempt."""
+    found = study(n_trials=2)
+    (found.folder / "0").mkdir()
+    params = {"trainer.lr": 1e-3}
+    trial = create_trial(
+        state=TrialState.COMPLETE,
+        value=1.0,
+        params=params,
+        distributions=found.space.distributions(),
+        user_attrs={"original": 0, "retries": 1},
+    )
+    found.optuna.ask()
+    found.optuna.add_trial(trial)
+    assert module.folder_of(found, found.trials()[1]) == found.folder / "0"
+    assert found.row(found.trials()[1]).folder == str(found.folder / "0")
