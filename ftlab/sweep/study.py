@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -269,11 +270,10 @@ class Study:
     def _is_grid(self) -> bool:
         return samplers.chosen(self.cfg, self.space) == "grid"
 
-    def surplus(self, number: int, known: list[FrozenTrial] | None = None) -> bool:
+    def surplus(self, number: int) -> bool:
         """Whether a running trial is one too many, which several workers asking at once bring about: `target` of a
-        lower number are done or under way, or one of those has its grid point. `known` are the study's own trials
-        where they were just read."""
-        trials = {t.number: t for t in (self.trials() if known is None else known)}
+        lower number are done or under way, or one of those has its grid point."""
+        trials = {t.number: t for t in self.trials()}
         before = [t for t in trials.values() if t.number < number]
         active = [t for t in before if t.state in (*FINISHED, TrialState.RUNNING)]
         after = [t for t in trials.values() if t.number > number and t.state in FINISHED]
@@ -284,6 +284,30 @@ class Study:
         mine = point_of(trials[number], self.space)
         rivals = [t for t in before if samplers.occupies(t, self.forgiven)] + after
         return mine is not None and mine in {point_of(t, self.space) for t in rivals}
+
+    def equal(self, trial: Trial) -> FrozenTrial | None:
+        """The trial that runs, or has run, the configuration of this one in its stead; None where this one is to run
+        it, which the database tells all others from then on.
+
+        Numbers do not say who drew first, and no look at the trials what others write meanwhile. So one holds the
+        configuration, which outlives neither its failure nor its death. A trial that holds nothing, of an older ftlab
+        or not yet, goes before those of higher numbers.
+        """
+        name = _name(trial.params)
+        holder = self._backend.holder(
+            self.optuna._study_id, name
+        )  # before its trial is read, which then has its values
+        alike = [t for t in self.trials() if t.number != trial.number and t.params == trial.params]
+        finished = [t for t in alike if t.state in FINISHED and "same_as" not in t.user_attrs]
+        running = {t.number: t for t in alike if t.state is TrialState.RUNNING}
+        if finished:
+            return finished[0]
+        if holder in running:
+            return running[holder]
+        if running and min(running) < trial.number:
+            return running[min(running)]
+        mine = self._backend.hold(self.optuna._study_id, name, trial.number, after=holder)
+        return None if mine else self.equal(trial)
 
     # --- trials left behind -----------------------------------------------------------------------------------
 
@@ -592,6 +616,11 @@ def _teacher(cfg: SweepConfig, wanted: Mapping[str, Any]) -> "Study | None":
         teacher.close()
         raise ConfigError(f"sweep.warm_start={cfg.warm_start} cannot be taken over:\n" + "\n".join(problems))
     return teacher
+
+
+def _name(params: Mapping[str, Any]) -> str:
+    """A configuration by its parameters, as the database holds it."""
+    return sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
 
 
 def _counts(trials: list[FrozenTrial]) -> Counts:

@@ -130,9 +130,8 @@ class Worker:
         params = self.study.space.suggest(trial)
         self.current = trial.number
         self.on_event(Event("started", trial.number, params))
-        trials = self.study.trials()
-        self._give_back_surplus(trial, trials)
-        twin = self._twin(trial, trials)
+        self._give_back_surplus(trial)
+        twin = self._twin(trial)
         try:
             return self._lent(trial, twin) if twin else self._ran(trial)
         finally:
@@ -140,28 +139,23 @@ class Worker:
 
     # --- trials that need not run -----------------------------------------------------------------------------
 
-    def _give_back_surplus(self, trial: Trial, trials: list[FrozenTrial]) -> None:
-        if self.study.surplus(trial.number, trials):
+    def _give_back_surplus(self, trial: Trial) -> None:
+        if self.study.surplus(trial.number):
             trial.set_user_attr("surplus", True)
             raise Failed("one too many")
 
-    def _twin(self, trial: Trial, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """A finished one of all trials with equal parameters. Where one is under way elsewhere this one is given back,
-        for another draw; where draws do not differ it is waited for."""
-        params = trial.params
-        while True:
-            equal = [t for t in trials if t.number != trial.number and t.params == params]
-            finished = [t for t in equal if t.state in FINISHED and "same_as" not in t.user_attrs]
-            if finished:
-                return finished[0]
-            if not any(t.state is TrialState.RUNNING and t.number < trial.number for t in equal):
-                return None
+    def _twin(self, trial: Trial) -> FrozenTrial | None:
+        """A finished one with equal parameters. Where one is under way elsewhere this one is given back, for another
+        draw; where draws do not differ it is waited for."""
+        while (other := self.study.equal(trial)) is not None:
+            if other.state in FINISHED:
+                return other
             if self.redraws < MOST_REDRAWS:
                 self.redraws += 1
                 trial.set_user_attr("surplus", True)
                 raise Failed("the same configuration is under way")
             self._wait(trial)
-            trials = self.study.trials()
+        return None
 
     def _wait(self, trial: Trial) -> None:
         try:

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -190,6 +191,89 @@ def test_three_workers_finish_exactly_the_trials_wanted(study: Open) -> None:
     not_run = {"same_as", "surplus", "cause"}
     ran = [trial.params["lora.r"] for trial in found.trials() if not_run.isdisjoint(trial.user_attrs)]
     assert len(ran) == len(set(ran))
+
+
+def test_a_configuration_that_two_draw_at_the_same_moment_is_run_once(
+    study: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that was asked for first draws last, when the other runs already."""
+    second, drawn, ran = threading.Event(), threading.Event(), []
+    suggest = Space.suggest
+
+    def late(space: Space, trial: Trial) -> dict[str, Any]:
+        if trial.number == 0:
+            second.set()
+            assert drawn.wait(30)
+        return suggest(space, trial)
+
+    def slow(trial: Trial) -> float:
+        ran.append(trial.number)
+        drawn.set()
+        time.sleep(0.3)
+        return 1.0
+
+    monkeypatch.setattr(Space, "suggest", late)
+    monkeypatch.setattr(module, "MOST_REDRAWS", 0)
+    found, other = study("lora.r=choice(4,8)", n_trials=2), study("lora.r=choice(4,8)", n_trials=2)
+    for _ in range(2):
+        found.optuna.enqueue_trial({"lora.r": 4})
+    first = threading.Thread(target=work, args=(found, slow))
+    first.start()
+    assert second.wait(30)
+    work(other, slow)
+    first.join(60)
+    assert ran == [1]
+    assert found.trials()[0].user_attrs["same_as"] == 1
+
+
+def test_a_configuration_is_free_again_where_its_holder_failed(study: Open) -> None:
+    ran: list[int] = []
+
+    def fail_first(trial: Trial) -> float:
+        ran.append(trial.number)
+        if len(ran) == 1:
+            raise RuntimeError("CUDA error")
+        return 1.0
+
+    found = study("lora.r=choice(4,8)", n_trials=2)
+    for _ in range(3):
+        found.optuna.enqueue_trial({"lora.r": 4})
+    work(found, fail_first)
+    assert ran == [0, 1]
+    assert [trial.user_attrs.get("same_as") for trial in found.trials()] == [None, None, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repetition", range(20))
+def test_workers_that_draw_from_few_configurations_run_none_twice(
+    study: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repetition: int
+) -> None:
+    """With pauses where one may overtake another."""
+    suggest, options = Space.suggest, {"n_trials": 9, "sampler": "tpe", "sampler_seed": repetition}
+
+    def late(space: Space, trial: Trial) -> dict[str, Any]:
+        time.sleep(random.uniform(0, 0.1))
+        return suggest(space, trial)
+
+    def slow(trial: Trial) -> float:
+        (tmp_path / f"ran-{trial.params['lora.r']}-{trial.number}").touch()
+        time.sleep(random.uniform(0, 0.06))
+        return float(trial.params["lora.r"])
+
+    def one(number: int) -> None:
+        random.seed(repetition * 10 + number)
+        work(study("lora.r=range(1,13)", **options), slow)
+
+    monkeypatch.setattr(Space, "suggest", late)
+    found = study("lora.r=range(1,13)", **options)
+    processes = [multiprocessing.get_context("fork").Process(target=one, args=(n,)) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    ran = [path.name.split("-")[1] for path in tmp_path.glob("ran-*")]
+    assert len(ran) == len(set(ran))
+    assert found.counts().finished == 9
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # a trial asked for by hand
