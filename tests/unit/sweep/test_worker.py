@@ -194,10 +194,11 @@ def test_three_workers_finish_exactly_the_trials_wanted(study: Open) -> None:
 
 
 def test_a_configuration_that_two_draw_at_the_same_moment_is_run_once(
-    study: Open, monkeypatch: pytest.MonkeyPatch
+    study: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The one that was asked for first draws last, when the other runs already."""
-    second, drawn, ran = threading.Event(), threading.Event(), []
+    context = multiprocessing.get_context("fork")
+    second, drawn = context.Event(), context.Event()
     suggest = Space.suggest
 
     def late(space: Space, trial: Trial) -> dict[str, Any]:
@@ -207,22 +208,22 @@ def test_a_configuration_that_two_draw_at_the_same_moment_is_run_once(
         return suggest(space, trial)
 
     def slow(trial: Trial) -> float:
-        ran.append(trial.number)
+        (tmp_path / f"ran-{trial.number}").touch()
         drawn.set()
         time.sleep(0.3)
         return 1.0
 
     monkeypatch.setattr(Space, "suggest", late)
     monkeypatch.setattr(module, "MOST_REDRAWS", 0)
-    found, other = study("lora.r=choice(4,8)", n_trials=2), study("lora.r=choice(4,8)", n_trials=2)
+    found = study("lora.r=choice(4,8)", n_trials=2)
     for _ in range(2):
         found.optuna.enqueue_trial({"lora.r": 4})
-    first = threading.Thread(target=work, args=(found, slow))
+    first = context.Process(target=lambda: work(study("lora.r=choice(4,8)", n_trials=2), slow))
     first.start()
     assert second.wait(30)
-    work(other, slow)
+    work(found, slow)
     first.join(60)
-    assert ran == [1]
+    assert [path.name for path in tmp_path.glob("ran-*")] == ["ran-1"]
     assert found.trials()[0].user_attrs["same_as"] == 1
 
 
