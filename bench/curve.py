@@ -46,7 +46,7 @@ def trained(side: str, overrides: list[str], out: Path) -> dict[str, Any]:
     summary = json.loads((out / side / "summary.json").read_text())
     return {
         "losses": [row["train/loss"] for row in steps],
-        "tokens_per_second": steps[-1]["perf/tokens_per_second"],
+        "tokens_per_second": steps[-1]["perf/tokens_per_second_mean"],
         "train_s": summary["seconds"]["train"],
         "process_s": time.perf_counter() - began,
         "eval_loss": summary["tuned"]["eval/loss"],

@@ -203,6 +203,7 @@ def train(words: list[str], ranks: "Ranks | None" = None) -> None:
         if not options["dry_run"]:
             follow(composition, beside)
         return
+    from ftlab.provenance import check_reported
     from ftlab.report import report_finished
     from ftlab.run_dir import RunDir
     from ftlab.terminal import Terminal
@@ -217,6 +218,7 @@ def train(words: list[str], ranks: "Ranks | None" = None) -> None:
         folder.check_same(composition.tree, cfg.force)
         finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
         if finished:
+            check_reported(folder, cfg, Terminal())
             report_finished(folder, finished, Terminal())
             return
         from ftlab.experiment import run_in

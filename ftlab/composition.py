@@ -471,6 +471,8 @@ def _cause(error: Exception) -> str:
             if message.endswith(f"could not be converted to {name}"):
                 shown = message.split("'")[1] if "'" in message else value
                 return f"{key}={shown} must be {words}"
+        if "is not a valid bool" in message:
+            return f"{key}={value} must be true or false"
         if "not Optional" in message:
             return f"{key}=null must have a value"
     if "not in '" in message and key:

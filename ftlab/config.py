@@ -38,6 +38,24 @@ PRUNERS = ("none", "median", "successive_halving", "hyperband", "wilcoxon")
 COUNTS = ("sql_gold_broken", "sql_vacuous")
 MOST_DATABASES = 1000
 
+# Numbers beyond these mean nothing, and end deep inside a library: of any key, and of some.
+MOST_WHOLE = 2**31 - 1
+MOST_REAL = 3.4e38  # of float32
+MOST = {
+    "seed": 2**32 - 1,
+    "data.split_seed": 2**63 - 1,
+    "sweep.sampler_seed": 2**63 - 1,
+    "lora.r": 65_536,
+    "lora.lora_alpha": 1e9,
+    "trainer.lr": 1e30,  # AdamW divides it by 1 - beta1, in float32
+    "trainer.weight_decay": 1e6,
+    "trainer.epochs": 1e6,
+    "trainer.global_batch_size": 1_000_000,
+    "eval.max_new_tokens": 1_000_000,
+    "sweep.workers": 1_024,
+    "sweep.trial_limit_s": 1e9,
+}
+
 
 @dataclass
 class ModelConfig:
@@ -236,9 +254,7 @@ def check(cfg: ExperimentConfig) -> ExperimentConfig:
 
     Rules that need weights or data (module names, columns) are checked where those are read.
     """
-    problems: List[str] = [
-        f"{key}={value} must be a finite number" for key, value in _floats(cfg) if not math.isfinite(value)
-    ]
+    problems: List[str] = [problem for key, value in _leaves(cfg) for problem in _no_value(key, value)]
 
     def rule(holds: bool, key: str, value: Any, text: str) -> None:
         if not holds:
@@ -257,13 +273,31 @@ def check(cfg: ExperimentConfig) -> ExperimentConfig:
     return cfg
 
 
-def _floats(node: Any, prefix: str = "") -> Iterator[Tuple[str, float]]:
+def _leaves(node: Any, prefix: str = "") -> Iterator[Tuple[str, Any]]:
     for f in fields(node):
         value = getattr(node, f.name)
         if is_dataclass(value):
-            yield from _floats(value, f"{prefix}{f.name}.")
-        elif isinstance(value, float):
+            yield from _leaves(value, f"{prefix}{f.name}.")
+        else:
             yield prefix + f.name, value
+
+
+def _no_value(key: str, value: Any) -> Iterator[str]:
+    """What no key may be, whatever it means: an infinite or absurd number, a text without a character."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _no_value(key, item)
+    if isinstance(value, str) and not value.strip():
+        null = " (null: none)" if "Optional" in str(known_keys().get(key)) else ""
+        yield f"{key}={value!r} is empty: give it a value{null}, or leave {key}= out"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    most = MOST.get(key, MOST_WHOLE if isinstance(value, int) else MOST_REAL)
+    if not math.isfinite(value):
+        yield f"{key}={value} must be a finite number"
+    elif abs(value) > most:
+        bound = f"{most:g}" if isinstance(most, float) else f"{most:,}"
+        yield f"{key}={value} must lie between -{bound} and {bound}"
 
 
 def _check_model(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:

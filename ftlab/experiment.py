@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
-from ftlab import data, models, trackers, weights
+from ftlab import data, models, provenance, trackers, weights
 from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
@@ -37,7 +37,7 @@ from ftlab.fast.step import FastStep
 from ftlab.generate import generation_config
 from ftlab.launcher import check_launch
 from ftlab.report import report, report_finished, report_pruned
-from ftlab.run_dir import RunDir
+from ftlab.run_dir import OWN_ANSWERS, Record, RunDir
 from ftlab.shortage import lighter, within_memory
 from ftlab.terminal import Terminal
 from ftlab.trackers.jsonl import JsonlTracker
@@ -113,11 +113,13 @@ def run_in(
     cfg = composition.config
     finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
     if finished:
+        provenance.check_reported(folder, cfg, terminal)
         report_finished(folder, finished, terminal)
         tell_before(folder, trial)
         return Outcome(float(finished["objective"]["value"]), finished, folder.path)
     pruned = None if cfg.force else folder.pruned(composition.tree)
     if pruned:
+        provenance.check_reported(folder, cfg, terminal)
         report_pruned(folder, pruned, terminal)
         tell_before(folder, trial)
         return Outcome(float(pruned["objective"]["value"]), pruned, folder.path)
@@ -162,6 +164,7 @@ class Prepared:
     validation: Split
     test: Split
     tokenizer: PreTrainedTokenizerBase
+    sources: Record  # hashes of all of it
 
 
 def prepare(cfg: ExperimentConfig) -> Prepared:
@@ -178,7 +181,9 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
     models.check_adapter(models.skeleton(located, cfg.model.trust_remote_code), cfg.lora)
     train = encode(splits.train, tokenizer, cfg.data.prompt, cfg.data.max_length, cfg.trainer.loss_on)
     validation = Split("eval", splits.validation, tokenizer, cfg)
-    return Prepared(splits, train, validation, Split("test", splits.test, tokenizer, cfg), tokenizer)
+    test = Split("test", splits.test, tokenizer, cfg)
+    sources = provenance.record(splits, cfg, located.folder)
+    return Prepared(splits, train, validation, test, tokenizer, sources)
 
 
 def check_packages(cfg: ExperimentConfig) -> None:
@@ -239,7 +244,7 @@ class Experiment:
         with self._phase("data"), self._at_once(), self.ranks.first_before_others():
             prepared = prepare(cfg)
         self.ranks.agree({"the data's sha256": prepared.splits.sha256})
-        self._begin()
+        self._begin(prepared.sources)
         self._describe(prepared)
         resumed = self.checkpoints.newest()
         self.ranks.of_first(lambda: resumed and resumed.step)
@@ -289,10 +294,20 @@ class Experiment:
 
     # --- before training ------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def _begin(self, sources: Record) -> None:
         """Data and settings are sound: from here on the folder is written, and what an interrupted run left of
-        its base scores is taken up."""
-        self.folder.begin(self.composition, self.cfg.force)
+        its base scores is taken up.
+
+        Raises:
+            RunDirError: the folder's run was begun on other data.
+        """
+        unknown = self.folder.check_sources(sources, self.cfg.force)
+        if unknown:
+            self.terminal.note(
+                f"{self.folder.path} was begun by an older ftlab, which kept no hash of {', '.join(unknown)}: "
+                "whether anything of it has changed is not known"
+            )
+        self.folder.begin(self.composition, self.cfg.force, sources)
         self.begun = True
         before = self.folder.summary
         self.summary |= {
@@ -327,7 +342,7 @@ class Experiment:
                 f"data.max_length={self.cfg.data.max_length}: {train.truncated} prompts shortened, "
                 f"{train.dropped} rows dropped of {len(splits.train)} to train on (python -m ftlab data shows lengths)"
             )
-        self.summary["data_sha256"] = splits.sha256
+        self.summary |= {"data_sha256": splits.sha256, "sources": prepared.sources}
         self.summary["data"] = {
             "train_rows": len(train.rows),
             "validation_rows": len(prepared.validation.rows),
@@ -654,7 +669,7 @@ class Experiment:
         """A trial's answers on validation, those of the weights that are kept, for `compare` and the report."""
         kept = self.folder / _answers(step)
         if kept.is_file():
-            kept.replace(self.folder / "evaluations" / "validation.jsonl")
+            kept.replace(self.folder / "evaluations" / OWN_ANSWERS)
         for other in (self.folder / "evaluations").glob("step-*.jsonl"):
             other.unlink()
 

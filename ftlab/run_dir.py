@@ -42,6 +42,12 @@ FREE_KEYS = (
 )
 FREE_NODES = ("tracker.", "sweep.")
 
+OWN_ANSWERS = "validation.jsonl"  # of a trial, below evaluations/: those of its last or best evaluation
+
+SPLITS = ("train", "validation", "test")
+# What a run is trained and scored on, by part: its sha256 and, of a split, its number of rows (`ftlab.provenance`).
+Record = dict[str, dict[str, Any]]
+
 # What a run writes, and all that is ever removed.
 FOLDERS = ("adapter", "model", "checkpoints", "wandb", ".hydra", "profile", "evaluations")
 FILES = ("config.yaml", "metrics.jsonl", "summary.json", "predictions.jsonl")
@@ -104,11 +110,7 @@ class RunDir:
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json, or an empty dict where there is none or it is broken."""
-        try:
-            found = json.loads((self / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return _json(self / "summary.json")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_atomic(self / "summary.json", json.dumps(finite(redact_tree(summary)), indent=2) + "\n")
@@ -122,6 +124,15 @@ class RunDir:
             return [json.loads(line) for line in (self / name).read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError):
             return []
+
+    def evaluated(self) -> list[Path]:
+        """Files of answers below evaluations/, what was written last first. Those of weights that a longer training has
+        replaced are left out."""
+        files = list((self / "evaluations").glob("*.jsonl"))
+        records = {file: _json(file.with_suffix(".json")) for file in files}
+        step = self.summary.get("step")
+        kept = [file for file in files if records[file].get("step", step) == step]
+        return sorted(kept, key=lambda file: (_written(file, records[file]), file.name), reverse=True)
 
     def record(self, composition: Composition) -> None:
         """Write config.yaml and .hydra/, secrets masked."""
@@ -149,16 +160,37 @@ class RunDir:
                 )
             return
         refused = self._differences(tree)
-        if refused and not force and (self._finished() or any(self.path.glob("checkpoints/step-*"))):
+        if refused and not force and self._kept():
             raise RunDirError(
                 f"run_dir={self.path} holds a run of another configuration:\n"
                 + "\n".join(refused)
                 + "\nchoose another run_dir=DIR, or replace that run with force=true"
             )
 
-    def begin(self, composition: Composition, force: bool) -> None:
-        """Make the folder this run's: go on from what fits, remove what a run of another configuration left."""
-        if self._ours() and (force or self._differences(composition.tree)):
+    def check_sources(self, now: Record, force: bool = False) -> list[str]:
+        """Refuse to go on with a run of other rows, template or tokenizer, or to report it as one of these; a run that
+        saved no checkpoint has nothing to lose. The parts of which the folder, of an older ftlab, has no hash.
+
+        Raises:
+            RunDirError: lists every difference.
+        """
+        if force or not self._ours() or not (self._kept() or self.summary.get("status") == "pruned"):
+            return []
+        before = self._sources()
+        different = differences(before, now, "in the folder")
+        if different:
+            raise RunDirError(
+                f"run_dir={self.path} holds a run on other data:\n"
+                + "\n".join(f"  {line}" for line in different)
+                + "\nrestore what it was begun with, choose another run_dir=DIR, or replace that run with force=true"
+            )
+        return [part for part in _parts(before) if part not in before]
+
+    def begin(self, composition: Composition, force: bool, sources: Record) -> None:
+        """Make the folder this run's: go on from what fits, remove what a run of another configuration, or on other
+        data, left."""
+        other = self._differences(composition.tree) or differences(self._sources(), sources, "")
+        if self._ours() and (force or other):
             self.clear()
         self.record(composition)
 
@@ -199,6 +231,13 @@ class RunDir:
     def _ours(self) -> bool:
         return (self / ".hydra" / "overrides.yaml").is_file()
 
+    def _kept(self) -> bool:
+        """Whether there is something to lose."""
+        return self._finished() or any(self.path.glob("checkpoints/step-*"))
+
+    def _sources(self) -> Record:
+        return sources_of(self.summary)
+
     def _finished(self) -> bool:
         return self.summary.get("status") == "finished"
 
@@ -213,6 +252,37 @@ class RunDir:
             for key in sorted({*mine, *theirs})
             if mine.get(key) != theirs.get(key) and not _may_differ(key, theirs.get(key), mine.get(key))
         ]
+
+
+def sources_of(summary: dict[str, Any]) -> Record:
+    """What a run was begun with, as its summary tells; an older one has one hash for all its rows."""
+    found = summary.get("sources")
+    if isinstance(found, dict):
+        return found
+    return {"data": {"sha256": summary["data_sha256"]}} if summary.get("data_sha256") else {}
+
+
+def differences(before: Record, now: Record, where: str) -> list[str]:
+    """A line for each part that two records hold and that is not the same; `where` is that of the first."""
+    parts = [part for part in _parts(before) if part in before and part in now]
+    return [
+        _difference(part, before[part], now[part], where)
+        for part in parts
+        if before[part]["sha256"] != now[part]["sha256"]
+    ]
+
+
+def _parts(record: Record) -> tuple[str, ...]:
+    """What can be compared with a record: splits, or all rows together."""
+    return (*(("data",) if "data" in record and "train" not in record else SPLITS), "template", "tokenizer")
+
+
+def _difference(part: str, before: dict[str, Any], now: dict[str, Any], where: str) -> str:
+    if "rows" not in before or "rows" not in now:
+        return f"{part}: another now than {where}"
+    if before["rows"] == now["rows"]:
+        return f"{part}: {now['rows']:,} rows {where} and now, but not the same"
+    return f"{part}: {before['rows']:,} rows {where}, {now['rows']:,} now"
 
 
 def _may_differ(key: str, before: Any, now: Any) -> bool:
@@ -241,6 +311,24 @@ def find_run(text: str) -> RunDir:
 def tree_of(folder: RunDir) -> dict[str, Any]:
     """The resolved configuration of a run."""
     return load_tree(folder / "config.yaml")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The values of a JSON file; none where it is absent or broken."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _written(answers: Path, record: dict[str, Any]) -> float:
+    """When answers were written, in seconds since the epoch: as recorded beside them, which a copy keeps, else by their
+    file. The run's own come before any that were asked for later."""
+    if answers.name == OWN_ANSWERS:
+        return -math.inf
+    written = record.get("written")
+    return float(written) if isinstance(written, (int, float)) else answers.stat().st_mtime
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -134,10 +134,10 @@ def _side(word: str, split: str) -> Side:
         if not _judged(side.rows):
             raise InputError(f"{path} holds no verdicts ({', '.join(RECORDED[:4])}): write them with ftlab score")
         return side
-    folder = find_run(word).path
+    run = find_run(word)
+    folder = run.path
     own = [folder / "predictions.jsonl"] if split == "test" else []
-    later = sorted((folder / "evaluations").glob("*.jsonl"), reverse=True)
-    for file in (file for file in (*own, *later) if file.is_file()):
+    for file in (file for file in (*own, *run.evaluated()) if file.is_file()):
         rows = _by_id(file, "answers")
         if _judged(rows) and all(row.get("split") == SPLITS[split] for row in rows.values()):
             return Side(file, rows)
@@ -170,7 +170,7 @@ def _paired(a: Side, b: Side, contexts: Rows) -> tuple[list[Row], bool]:
     schemas = []
     for name in shared:
         sources = (a.rows[name], b.rows[name], contexts.get(name, {}))
-        for field in ("gold", "context"):
+        for field in ("gold", "context", "question"):
             _check_same(name, field, {json.dumps(row[field]) for row in sources if field in row}, a, b)
         schemas.append(next((row["context"] for row in sources if "context" in row), None))
     clustered = None not in schemas

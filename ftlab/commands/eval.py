@@ -5,7 +5,7 @@ The run's config.yaml is the base; `data=OPTION` (or another group) replaces tha
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,8 +14,11 @@ from ftlab.composition import group_node, suggestions, typed_from_tree
 from ftlab.config import ExperimentConfig
 from ftlab.errors import InputError
 from ftlab.redact import redact_tree
-from ftlab.run_dir import RunDir, find_run, finite, tree_of, write_atomic
+from ftlab.run_dir import Record, RunDir, differences, find_run, finite, sources_of, tree_of, write_atomic
 from ftlab.shortage import lighter, within_memory
+
+if TYPE_CHECKING:
+    from ftlab.terminal import Terminal
 
 GROUPS = ("data", "eval", "quant")
 NODES = ("data.", "eval.", "quant.", "model.dtype", "model.attn_implementation", "model.id", "model.revision")
@@ -61,13 +64,19 @@ def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig
     return typed_from_tree(tree)
 
 
-def _comparable(folder: RunDir, split: str, sha256: str, rows: int) -> dict[str, float]:
-    """The run's own scores on the split, if they are of the same rows."""
+def _comparable(folder: RunDir, name: str, sources: Record, rows: int, terminal: "Terminal") -> dict[str, float]:
+    """The run's own scores on the split, if they are of the same rows; a line where the split has changed since."""
+    split = "test" if name == "test" else "validation"
     summary = folder.summary
-    counted = summary.get("data", {}).get("test_rows" if split == "test" else "validation_rows")
-    if summary.get("data_sha256") != sha256 or counted != rows:
+    found = sources_of(summary)
+    before = {key: found[key] for key in (split if split in found else "data",) if key in found}
+    counted = summary.get("data", {}).get(f"{split}_rows")
+    different = differences(before, sources, "in the run")
+    if different:
+        terminal.note(f"{different[0]}: the run's own scores are of other rows, and left out")
+    if different or not before or counted != rows:
         return {}
-    return {key: value for key, value in summary.get("tuned", {}).items() if key.startswith(f"{split}/")}
+    return {key: value for key, value in summary.get("tuned", {}).items() if key.startswith(f"{name}/")}
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
@@ -80,10 +89,19 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     node[last] = text if is_text else yaml.safe_load(text)
 
 
+def _stem(folder: RunDir) -> str:
+    """The name of a new evaluation's files below the run's folder: its time, and a number where that is taken."""
+    (folder / "evaluations").mkdir(exist_ok=True)
+    name = f"evaluations/{time.strftime('%Y%m%d-%H%M%S')}"
+    stems = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next(stem for stem in stems if not (folder / f"{stem}.json").exists())
+
+
 def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict[str, str]) -> int:
     from ftlab import data
     from ftlab.evaluate import Split, check_rows_dir, prediction_rows
     from ftlab.experiment import load_finished, make_accelerator, quiet
+    from ftlab.provenance import rows_record
     from ftlab.terminal import Terminal
     from ftlab.train.loss import leaks
 
@@ -103,11 +121,12 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     memory = within_memory("evaluate", *lighter(cfg, "evaluate", trained=True))
     with terminal.phase("evaluate"), memory, terminal.progress(len(scored.rows), what="evaluate") as bar:
         scores = scored.score(model, decoder, accelerator, flat, lambda done: bar.update(done, {}))
-    before = _comparable(folder, name, splits.sha256, len(scored.rows))
+    before = _comparable(folder, name, rows_record(splits), len(scored.rows), terminal)
     terminal.scores(before, scores.metrics, {"tuned": scores.intervals}, columns=("run", "now"))
-    stem = f"evaluations/{time.strftime('%Y%m%d-%H%M%S')}"
-    (folder / "evaluations").mkdir(exist_ok=True)
+    stem = _stem(folder)
     record = {
+        "written": time.time(),
+        "step": folder.summary.get("step"),
         "arguments": arguments,
         "metrics": scores.metrics,
         "intervals": scores.intervals,

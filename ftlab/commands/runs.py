@@ -3,7 +3,8 @@
 status=finished  model=tiny  trainer.lr=1e-3   only runs where a column or configuration key has this value;
                                                numbers compare as numbers, text may hold * and ?
 min.eval/sql_exact_match=0.5  max.eval/loss=1  only runs whose number is at least, or at most, this
-sort=eval/sql_exact_match  sort=-trainer.lr    order by a column, a configuration key or a score (best first)
+sort=eval/sql_exact_match  sort=-trainer.lr    order by a column as the table calls it, a configuration
+                                               key or a score (best first)
 limit=20  json=true                            at most so many; one JSON object a line, with configuration
 """
 
@@ -27,6 +28,7 @@ DEPTH = 5  # folders below FOLDER that are looked into
 MOST_FOLDERS = 20_000
 MARKS = ("config.yaml", "summary.json", "metrics.jsonl", "checkpoints", "adapter", ".hydra")
 OPTIONS = ("sort", "limit", "json")
+TITLES = {"lora": "lora.r", "lr": "trainer.lr", "base -> tuned": "score"}  # of columns that show another key
 COLUMNS = ("name", "status", "model", "lora.r", "trainer.lr", "steps", "score", "objective", "seconds", "started")
 
 
@@ -193,6 +195,8 @@ def _asked(args: dict[str, str], runs: list[Run]) -> tuple[Tests, Order, int | N
     """Tests that a run must pass, the order, how many, and whether as JSON."""
     known = {*_leaves(), *OBJECTIVES, *(key.replace("eval/", "test/") for key in OBJECTIVES)}
     known |= {*COLUMNS, *(key for run in runs for key in run.values)}
+    if "sort" in args:
+        args = {**args, "sort": _meant(args["sort"], known)}
     _refuse_unknown(args, known)
     tests = [_test(key, text) for key, text in args.items() if key not in OPTIONS]
     as_json = args.get("json", "false").lower()
@@ -202,6 +206,15 @@ def _asked(args: dict[str, str], runs: list[Run]) -> tuple[Tests, Order, int | N
     if limit != "null" and not limit.isdigit():
         raise InputError(f"limit={limit} must be a whole number, or null for all")
     return tests, _order(args.get("sort", "started")), None if limit == "null" else int(limit), as_json == "true"
+
+
+def _meant(order: str, known: set[str]) -> str:
+    """What to sort by, where the title of a column of the table is named: that of the scores is their objective without
+    its split."""
+    title = order.removeprefix("-")
+    scores = {key.removeprefix("eval/"): key for key in OBJECTIVES}
+    key = title if title in known else {**scores, **TITLES}.get(title, title)
+    return "-" * order.startswith("-") + key
 
 
 def _leaves() -> set[str]:
@@ -217,7 +230,7 @@ def _refuse_unknown(args: dict[str, str], known: set[str]) -> None:
             near = ", ".join(prefix + name for name in _nearest(key[len(prefix) :], known | set(OPTIONS)))
             raise InputError(f"{key}={text}: {key} is neither a column nor a configuration key. Did you mean: {near}?")
         if key == "sort" and text.removeprefix("-") not in known:
-            near = ", ".join(_nearest(text.removeprefix("-"), known))
+            near = ", ".join(_nearest(text.removeprefix("-"), known | TITLES.keys()))
             raise InputError(f"sort={text}: there is nothing of this name to sort by. Did you mean: {near}?")
 
 

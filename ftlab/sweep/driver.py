@@ -25,12 +25,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.exceptions import StorageInternalError
 
+from ftlab import provenance
 from ftlab.composition import composition, quoted
 from ftlab.config import ExperimentConfig
-from ftlab.errors import ConfigError, FtlabError, Stopped, TrainingError
+from ftlab.errors import ConfigError, FtlabError, InputError, Stopped, TrainingError
 from ftlab.process import this_host
+from ftlab.run_dir import Record
 from ftlab.sweep import samplers
-from ftlab.sweep.identity import configuration
+from ftlab.sweep.identity import configuration, shared
 from ftlab.sweep.join import Order, join, rungs_of
 from ftlab.sweep.probe import check_values
 from ftlab.sweep.space import Space
@@ -76,7 +78,10 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
         check_values(space, lambda overrides: composition([*fixed, *overrides], config_dir=config_dir(config)))
     objectives = cfg.sweep.objectives or [cfg.objective]
     composed = configuration(lambda more: composition([*fixed, *more], config_dir=config_dir(config)), space)
-    opened = Study.open(name, folder, cfg.sweep, space, objectives, fixed, composed=composed, rungs=rungs_of(cfg))
+    sources = sources_now(cfg, composed, known=(folder / CARD).is_file(), terminal=terminal)
+    opened = Study.open(
+        name, folder, cfg.sweep, space, objectives, fixed, composed=composed, sources=sources, rungs=rungs_of(cfg)
+    )
     with closing(opened) as study, explained(study.storage_url):
         introduce(study, terminal)
         warn_of_files(study, config, terminal)
@@ -84,6 +89,24 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
             with StopSignal().caught() as stop, suppress(TrainingError):  # too many failures: the conclusion says so
                 work_on(study, cfg, config, terminal, stop, launcher)
         conclude(study, cfg, terminal)
+
+
+def sources_now(
+    cfg: ExperimentConfig, composed: Mapping[str, Any], *, known: bool, terminal: Terminal
+) -> Record | None:
+    """Hashes of the rows, the template and the tokenizer that all trials share. Where those of a `known` study cannot
+    be read any more, a line says that they are not compared.
+
+    Raises:
+        InputError: those of a new study cannot be read.
+    """
+    try:
+        return shared(provenance.read(cfg), composed)
+    except InputError as error:
+        if not known:
+            raise
+        terminal.note(f"whether the data are still those of the study is not known: {str(error).splitlines()[0]}")
+        return None
 
 
 def fixed_of_sweep(arguments: Sequence[str], fixed: Sequence[str]) -> list[str]:

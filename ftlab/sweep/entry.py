@@ -1,7 +1,7 @@
 """What a report knows of a trial and of a parameter: plain data, no Optuna."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -54,6 +54,8 @@ class Entry:
     peak_gib: float | None = None  # GPU memory of a failed trial
     note: str = ""
     test: str = ""  # what it scored on test, in words
+    loss: float | None = None  # validation loss of the weights that were scored
+    sources: Mapping[str, Any] = field(default_factory=dict)  # hashes of what it was trained and scored on, by part
     same_as: int | None = None  # the trial that lent its values: this one was not run
 
     @property
@@ -94,6 +96,8 @@ class Ranked(Protocol):
     @property
     def values(self) -> Sequence[float] | None: ...
     @property
+    def loss(self) -> float | None: ...
+    @property
     def scored(self) -> bool: ...
     @property
     def distinct(self) -> bool: ...
@@ -112,10 +116,19 @@ def costs(trial: Ranked, directions: Sequence[str]) -> tuple[float, ...]:
     return tuple(-v if way == "maximize" else v for v, way in zip(trial.values or (), directions, strict=False))
 
 
+Rank = tuple[tuple[float, ...], float, int]
+
+
+def rank(trial: Ranked, directions: Sequence[str]) -> Rank:
+    """What a scored trial is ordered by, less is better: its values, its validation loss where one is known, its
+    number."""
+    loss = trial.loss if trial.loss is not None and math.isfinite(trial.loss) else math.inf
+    return costs(trial, directions), loss, trial.number
+
+
 def ranked(trials: Sequence[T], directions: Sequence[str]) -> list[T]:
-    """Scored trials, best first objective first; the next objectives part equal ones, then the numbers."""
-    scored = [trial for trial in trials if trial.scored]
-    return sorted(scored, key=lambda trial: (costs(trial, directions), trial.number))
+    """Scored trials, best first objective first; the next objectives part equal ones, then `rank`'s."""
+    return sorted((trial for trial in trials if trial.scored), key=lambda trial: rank(trial, directions))
 
 
 def front(trials: Sequence[T], directions: Sequence[str]) -> list[T]:

@@ -16,8 +16,7 @@ from ftlab.errors import FtlabError
 from ftlab.fast.plan import Setting
 from ftlab.run_dir import tree_of
 from ftlab.sweep.records import runs
-from ftlab.sweep.study import FINISHED, Study
-from ftlab.sweep.worker import folder_of
+from ftlab.sweep.study import FINISHED, Study, folder_of
 
 Likeness = tuple[float, ...]
 

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Literal
 
 import optuna
 
+from ftlab import run_dir
 from ftlab.composition import Composition, flatten
-from ftlab.config import OBJECTIVES, SweepConfig
+from ftlab.config import OBJECTIVES, DataConfig, SweepConfig
 from ftlab.errors import ConfigError
 from ftlab.redact import redact, redact_tree
-from ftlab.run_dir import FREE_KEYS, FREE_NODES, defaults
+from ftlab.run_dir import FREE_KEYS, FREE_NODES, SPLITS, Record, defaults
 from ftlab.sweep.space import Space
 from ftlab.versions import versions
 
@@ -20,6 +22,7 @@ Direction = Literal["maximize", "minimize"]
 PACKAGES = ("ftlab", "optuna", "torch", "transformers", "peft", "bitsandbytes")
 # Pairs of seeds below which Wilcoxon's test cannot be sure (1/16 < 0.1 takes four), and one more to save.
 WILCOXON_SEEDS = 5
+NO_ROWS = ("data.name", "data.prompt", "data.max_length")  # keys of data that leave the rows as they are
 MOST_SHOWN = 20  # keys in which two configurations differ
 REMEDY = "name this one differently with sweep.study=NAME"
 
@@ -86,6 +89,14 @@ def configuration(compose: Callable[[list[str]], Composition], space: Space) -> 
     return plain
 
 
+def shared(sources: Record, composed: Mapping[str, Any]) -> Record:
+    """Of what one configuration is trained and scored on, what all trials share; `composed` is `configuration`'s."""
+    depends = {key: [f"data.{name}" for name in flatten(asdict(DataConfig(name="", source="")))] for key in SPLITS}
+    depends = {key: [name for name in names if name not in NO_ROWS] for key, names in depends.items()}
+    depends |= {"template": ["data.prompt"], "tokenizer": ["model.id", "model.revision", "model.package"]}
+    return {key: sources[key] for key, names in depends.items() if all(name in composed for name in names)}
+
+
 def _kept(composed: Composition) -> dict[str, Any]:
     flat = flatten(redact_tree(composed.tree))
     return {key: value for key, value in flat.items() if key not in FREE_KEYS and not key.startswith(FREE_NODES)}
@@ -98,11 +109,13 @@ def record(
     directions: Sequence[str],
     fixed: list[str],
     composed: Mapping[str, Any] | None = None,
+    sources: Record | None = None,
 ) -> dict[str, Any]:
-    """What makes two sweeps the same study. `composed` is `configuration`'s; who only joins a study need not
-    know it."""
+    """What makes two sweeps the same study. `composed` is `configuration`'s and `sources` are `shared`'s; who only
+    joins a study need not know them."""
     return {
         **({} if composed is None else {"configuration": dict(composed)}),
+        **({} if sources is None else {"sources": sources}),
         "objectives": objectives,
         "directions": list(directions),
         "fixed": sorted(redact(text) for text in fixed if _matters(text)),
@@ -133,8 +146,9 @@ def agreed(study: optuna.Study, space: Space, wanted: dict[str, Any]) -> Space:
     problems = differences(before, wanted, tuple(wanted))
     if problems:
         raise ConfigError(f"the study {study.study_name} is of another sweep:\n" + "\n".join(problems) + f"\n{REMEDY}")
-    if "configuration" in wanted and "configuration" not in before:  # of an older ftlab: known from now on
-        study.set_user_attr("configuration", wanted["configuration"])
+    for key in ("configuration", "sources"):
+        if key in wanted and key not in before:  # of an older ftlab: known from now on
+            study.set_user_attr(key, wanted[key])
     return Space.from_record(before["space"])
 
 
@@ -150,6 +164,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[s
         elif key == "configuration":
             texts = set(old.get("fixed", ())) ^ set(new.get("fixed", ()))
             lines += _values(old[key], new[key], {text.partition("=")[0].lstrip("+") for text in texts})
+        elif key == "sources":
+            lines += run_dir.differences(old[key], new[key], "in the study")
         elif old[key] != new[key]:
             lines.append(f"sweep.{key}: {_words(old[key])} in the study, {_words(new[key])} now")
     return [f"  {line}" for line in lines]

@@ -28,6 +28,7 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6p
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 14px 4px 0; text-align: right; white-space: nowrap; }
 th { color: var(--quiet); font-weight: 600; white-space: normal; vertical-align: bottom; }
+a { color: inherit; }
 th:first-child, td:first-child { text-align: left; }
 .words th:last-child, .words td:last-child { text-align: left; white-space: normal; padding-left: 14px; }
 tr { border-bottom: 1px solid var(--line); } tr.first td { font-weight: 700; }
@@ -94,7 +95,7 @@ def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(title).replace('/', '/<wbr>')}</th>" for title in table.head)
     rows = "\n".join(
         f"<tr{' class=first' if i == 0 and table.head[0] == 'rank' else ''}>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        + "".join(f"<td>{cell}</td>" for cell in _cells(table, row))
         + "</tr>"
         for i, row in enumerate(table.rows)
     )
@@ -102,6 +103,13 @@ def _table(table: Table) -> str:
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
     inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
     return f'<h2>{escape(table.title)}</h2>\n<div class="wide"><table{words}>{inside}</table></div>\n{notes}'
+
+
+def _cells(table: Table, row: list[str]) -> Iterator[str]:
+    """The cells of a row; the number of a trial that has a folder links to it."""
+    for title, cell in zip(table.head, row, strict=True):
+        place = table.links.get(cell) if title == "trial" else None
+        yield escape(cell) if place is None else f'<a href="{escape(place)}">{escape(cell)}</a>'
 
 
 CAPTIONS = {

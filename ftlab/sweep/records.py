@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.config import is_rate
-from ftlab.run_dir import RunDir
+from ftlab.run_dir import RunDir, sources_of
 from ftlab.sql.rates import counts, read_back
 from ftlab.sweep.entry import Answer, Entry
 from ftlab.sweep.statistics import over_seeds
@@ -38,18 +38,28 @@ def completed(entry: Entry, runs: list[RunDir], metric: str, seeds: int, deviati
         return entry
     done = [step for step, _ in map(steps, summaries) if step is not None]
     planned = steps(summaries[0])[1]
-    entry = replace(entry, step=sum(done) if done else None, planned=seeds * planned if planned else None)
+    entry = replace(
+        entry,
+        step=sum(done) if done else None,
+        planned=seeds * planned if planned else None,
+        sources=sources_of(summaries[0]),
+    )
     if not entry.scored:
         return entry
     if deviation is not None:
         reaches = [reach for reach in (_reach(summary, metric) for summary in summaries) if reach]
         between = over_seeds(entry.values[0], deviation, seeds, reaches, rate=is_rate(metric))
         return replace(entry, interval=between, note=f"{seeds} seeds")
-    told = answers(runs[0], metric)
+    told = answers(runs[0], metric, _rows_of(entry))
     rate = sum(answer.right for answer in told.values()) / max(1, len(told))
     same = abs(rate - entry.values[0]) < 1e-9  # an evaluation on other data is none of this score
     between = interval(summaries[0], metric)
     return replace(entry, interval=between, answers=told if same else {}, test=_on_test(summaries[0], metric))
+
+
+def _rows_of(entry: Entry) -> str:
+    """A name for the rows that a trial was validated on: those of other rows are not paired."""
+    return str(entry.sources.get("validation", {}).get("sha256", ""))
 
 
 def _on_test(summary: Mapping[str, Any], metric: str) -> str:
@@ -83,19 +93,18 @@ def steps(summary: Mapping[str, Any]) -> tuple[int | None, int | None]:
     return done, planned
 
 
-def answers(run: RunDir, metric: str) -> dict[str, Answer]:
-    """Right or wrong by row of validation, from what `ftlab eval run=DIR split=validation` wrote last; empty where it
-    has not been asked, or the metric is no rate of rows."""
+def answers(run: RunDir, metric: str, of: str = "") -> dict[str, Answer]:
+    """Right or wrong by row of validation, `of` which rows these are part of its name, from what `ftlab eval run=DIR
+    split=validation` wrote last; empty where it has not been asked, or the metric is no rate of rows."""
     field = FIELDS.get(metric.removeprefix("eval/"))
-    files = sorted((run / "evaluations").glob("*.jsonl"), reverse=True) if field else []
-    for file in files:
+    for file in run.evaluated() if field else []:
         rows = run.read_rows(f"evaluations/{file.name}")
         if rows and all(row.get("split") == "eval" for row in rows):
-            return _judged(rows, str(field))
+            return _judged(rows, str(field), of)
     return {}
 
 
-def _judged(rows: list[dict[str, Any]], field: str) -> dict[str, Answer]:
+def _judged(rows: list[dict[str, Any]], field: str, of: str) -> dict[str, Answer]:
     try:
         verdicts = [read_back(row) for row in rows]
     except KeyError:
@@ -104,7 +113,7 @@ def _judged(rows: list[dict[str, Any]], field: str) -> dict[str, Answer]:
     for row, verdict in zip(rows, verdicts, strict=True):
         name = json.dumps(row.get("id"), sort_keys=True)
         if counts(field, verdict):
-            found[name] = Answer(bool(getattr(verdict, field)), str(row.get("context", name)))
+            found[of + name] = Answer(bool(getattr(verdict, field)), str(row.get("context", name)))
     return found
 
 

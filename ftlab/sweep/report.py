@@ -115,7 +115,7 @@ class Report:
         """What is told, whatever the form."""
         sweep = self.sweep
         found = (tables.rungs(sweep), tables.importance(self.shares), tables.failures(sweep.entries))
-        board = [tables.leaderboard(sweep)] if sweep.entries else []
+        board = [tables.leaderboard(sweep, self._links())] if sweep.entries else []
         return Page(
             f"Sweep {self.name}",
             list(self._lines()),
@@ -124,6 +124,12 @@ class Report:
             [*board, *(table for table in found if table)],
             sweep,
         )
+
+    def _links(self) -> dict[str, str]:
+        """The folders of the trials that have one, below the study's, by number."""
+        places = {e.number: e.folder or self.folder / str(e.number) for e in self.sweep.entries if e.distinct}
+        names = {number: os.path.relpath(place, self.folder).partition(os.sep)[0] for number, place in places.items()}
+        return {str(number): f"{name}/" for number, name in names.items() if (self.folder / name).is_dir()}
 
     def _lines(self) -> Iterator[str]:
         sweep, best = self.sweep, self.best
@@ -213,7 +219,7 @@ def gathered(study: "Study") -> Report:
     )
     shares = importance(study.optuna)
     found = Report(study.name, study.folder, sweep, study.target, _storage(study), shares, study.fixed)
-    found = replace(found, hints=list(_hints(study)))
+    found = replace(found, hints=[*tables.mixed(entries), *_hints(study)])
     return replace(found, chosen=study.space.overrides(found.best.params)) if found.best else found
 
 
@@ -270,6 +276,7 @@ def _entry(study: "Study", row: "TrialRow", trial: "FrozenTrial", rows: Mapping[
         cause=row.cause or "",
         peak_gib=attrs.get("vram_peak_gib") or None,
         note="" if row.distinct else f"as {same_as}",
+        loss=row.loss,
         same_as=same_as,
     )
     deviations = attrs.get("deviation")

@@ -174,6 +174,7 @@ class Space:
         Raises:
             ConfigError: unknown keys and spaces without sense, all of them, each with its remedy.
         """
+        _check_once(overrides)
         written = {**_by_key(map(_from_file, params.items())), **_by_key(overrides)}
         check_syntax(list(written.values()))
         with _session():
@@ -366,6 +367,16 @@ def _each(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
     if problems:
         raise ConfigError(*problems)
     return found
+
+
+def _check_once(overrides: Sequence[str]) -> None:
+    """Refuse a searched key that one command line gives twice: which of the two is meant is not to be guessed."""
+    given: dict[str, list[str]] = {}
+    for text in overrides:
+        given.setdefault(text.partition("=")[0].lstrip("+"), []).append(text)
+    twice = [texts for texts in given.values() if len(texts) > 1 and any(map(is_swept, texts))]
+    if twice:
+        raise ConfigError(*(f"{' and '.join(texts)}: one key, given {len(texts)} times: leave one" for texts in twice))
 
 
 def _by_key(texts: Any) -> dict[str, str]:

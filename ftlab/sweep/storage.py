@@ -16,16 +16,18 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import optuna
 import sqlalchemy.exc
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import StudySystemAttributeModel as Held
 from optuna.storages._rdb.models import TrialModel
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import URL, make_url, select
+from sqlalchemy import URL, CursorResult, insert, make_url, select, update
 from sqlalchemy.orm import Session
 
 from ftlab.errors import InputError
@@ -36,6 +38,7 @@ LOCK_TIMEOUT_S = 60
 PASSWORD = "FTLAB_STORAGE_PASSWORD"  # PostgreSQL also finds one in PGPASSWORD and ~/.pgpass
 NETWORKED = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "sshfs", "afs"}
 _CLAIM = "claim:"
+_HELD = "held:"
 _CREDENTIALS = re.compile(r"(://[^:/@]*):([^?]*)@")
 _PASSWORD_ARGUMENT = re.compile(r"(?P<before>[?&])password=(?P<password>[^&\"']*)(?P<more>&?)")
 _POSTGRES = re.compile(r"^postgres(ql)?://")
@@ -78,6 +81,27 @@ class OwnedStorage(RDBStorage):
             self.set_trial_user_attr(trial_id, "owner", owner)
         return got
 
+    def holder(self, study_id: int, configuration: str) -> int | None:
+        """The number of the trial that has a configuration to run, by its name; None where nobody has asked for it."""
+        with _create_scoped_session(self.scoped_session) as session:
+            found = session.scalars(select(Held.value_json).where(*_held(study_id, configuration))).one_or_none()
+        return None if found is None else int(found)
+
+    def hold(self, study_id: int, configuration: str, number: int, after: int | None) -> bool:
+        """Give a configuration to a trial to run, if `after` (None: nobody) has it still. Of several that ask at once
+        the database lets one through: a key is there once in a study, and a row is changed by one after the other."""
+        mine = {"value_json": str(number)}
+        with _create_scoped_session(self.scoped_session) as session:
+            if after is not None:
+                mark = (*_held(study_id, configuration), Held.value_json == str(after))
+                return bool(cast(CursorResult[Any], session.execute(update(Held).where(*mark).values(**mine))).rowcount)
+            try:
+                session.execute(insert(Held).values(study_id=study_id, key=_HELD + configuration, **mine))
+            except sqlalchemy.exc.IntegrityError:  # another was faster
+                session.rollback()
+                return False
+            return True
+
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         return []
 
@@ -93,6 +117,10 @@ class OwnedStorage(RDBStorage):
         with Session(self.engine) as session:
             trials = session.scalars(select(TrialModel).where(*running, ~TrialModel.heartbeats.any()))
             return [int(trial.trial_id) for trial in trials if trial.datetime_start and trial.datetime_start < before]
+
+
+def _held(study_id: int, configuration: str) -> tuple[Any, Any]:
+    return Held.study_id == study_id, Held.key == _HELD + configuration
 
 
 def owners(trial: FrozenTrial) -> list[Process]:

@@ -3,12 +3,14 @@
 What a trial's user attributes say:
 
     owner         host, pid and start of the process that runs it
-    original      number of the first attempt, whose folder a taken-up trial goes on in
+    original      number of the first attempt
+    attempts      numbers of all attempts before, whose folder becomes this one's when it begins
     retries       times that its process died before
     interrupted   "killed" (found dead) or "stopped" (by a signal): another attempt follows
     surplus       one more than wanted, given back
     cause         why it failed, in one line
     from          the trial of another study that it was taken over from
+    loss          validation loss of its kept weights, the mean over seeds: orders trials of equal values
     same_as       number of the trial with equal parameters whose values it has
 
 Reports to the pruner name optimizer steps, and stand in the study's direction (`Study.reported`).
@@ -23,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +38,9 @@ from ftlab.config import SweepConfig
 from ftlab.errors import ConfigError, InputError
 from ftlab.process import Process
 from ftlab.redact import redact
-from ftlab.run_dir import write_atomic
+from ftlab.run_dir import Record, write_atomic
 from ftlab.sweep import identity, samplers, storage
-from ftlab.sweep.entry import best_of, costs, finite, front
+from ftlab.sweep.entry import Rank, best_of, finite, front, rank
 from ftlab.sweep.samplers import failed, own, point_of
 from ftlab.sweep.space import Space, Value
 from ftlab.sweep.storage import OwnedStorage, owners
@@ -85,6 +88,11 @@ class TrialRow:
         return finite(self.values)
 
     @property
+    def loss(self) -> float | None:
+        """Its validation loss; None in a study of an older ftlab."""
+        return self.user_attrs.get("loss")
+
+    @property
     def distinct(self) -> bool:
         """Whether it is a run of its own, and was not lent its values by an equal one."""
         return "same_as" not in self.user_attrs
@@ -127,13 +135,15 @@ class Study:
         fixed: list[str],
         *,
         composed: Mapping[str, Any] | None = None,
+        sources: Record | None = None,
         rungs: Sequence[int] | None = None,
     ) -> "Study":
         """Make the study or join it; several processes may do so at once. First guesses are enqueued and trials
         of `sweep.warm_start` taken over. What is refused leaves nothing behind.
 
-        `composed` is `identity.configuration`'s, for a study whose fixed values changed in a file to be refused;
-        `rungs` are the optimizer steps of evaluations where they are known, for a pruner that cannot act to be refused.
+        `composed` is `identity.configuration`'s, for a study whose fixed values changed in a file to be refused, and
+        `sources` `identity.shared`'s, for one whose data changed; `rungs` are the optimizer steps of evaluations where
+        they are known, for a pruner that cannot act to be refused.
 
         Raises:
             ConfigError: settings that do not go together, or a study of that name that searches something else.
@@ -141,7 +151,7 @@ class Study:
         """
         name, folder = folder_name(name), Path(folder)
         directions = identity.directions_of(objectives, cfg.direction)
-        wanted = identity.record(cfg, space, objectives, directions, fixed, composed)
+        wanted = identity.record(cfg, space, objectives, directions, fixed, composed, sources)
         identity.check(cfg, space, objectives)
         _check_card(folder, name, cfg.storage)
         lock = _file_lock(folder)
@@ -260,11 +270,10 @@ class Study:
     def _is_grid(self) -> bool:
         return samplers.chosen(self.cfg, self.space) == "grid"
 
-    def surplus(self, number: int, known: list[FrozenTrial] | None = None) -> bool:
+    def surplus(self, number: int) -> bool:
         """Whether a running trial is one too many, which several workers asking at once bring about: `target` of a
-        lower number are done or under way, or one of those has its grid point. `known` are the study's own trials
-        where they were just read."""
-        trials = {t.number: t for t in (self.trials() if known is None else known)}
+        lower number are done or under way, or one of those has its grid point."""
+        trials = {t.number: t for t in self.trials()}
         before = [t for t in trials.values() if t.number < number]
         active = [t for t in before if t.state in (*FINISHED, TrialState.RUNNING)]
         after = [t for t in trials.values() if t.number > number and t.state in FINISHED]
@@ -275,6 +284,30 @@ class Study:
         mine = point_of(trials[number], self.space)
         rivals = [t for t in before if samplers.occupies(t, self.forgiven)] + after
         return mine is not None and mine in {point_of(t, self.space) for t in rivals}
+
+    def equal(self, trial: Trial) -> FrozenTrial | None:
+        """The trial that runs, or has run, the configuration of this one in its stead; None where this one is to run
+        it, which the database tells all others from then on.
+
+        Numbers do not say who drew first, and no look at the trials what others write meanwhile. So one holds the
+        configuration, which outlives neither its failure nor its death. A trial that holds nothing, of an older ftlab
+        or not yet, goes before those of higher numbers.
+        """
+        name = _name(trial.params)
+        holder = self._backend.holder(
+            self.optuna._study_id, name
+        )  # before its trial is read, which then has its values
+        alike = [t for t in self.trials() if t.number != trial.number and t.params == trial.params]
+        finished = [t for t in alike if t.state in FINISHED and "same_as" not in t.user_attrs]
+        running = {t.number: t for t in alike if t.state is TrialState.RUNNING}
+        if finished:
+            return finished[0]
+        if holder in running:
+            return running[holder]
+        if running and min(running) < trial.number:
+            return running[min(running)]
+        mine = self._backend.hold(self.optuna._study_id, name, trial.number, after=holder)
+        return None if mine else self.equal(trial)
 
     # --- trials left behind -----------------------------------------------------------------------------------
 
@@ -401,13 +434,14 @@ class Study:
             rungs={step: self.reported(value) for step, value in sorted(trial.intermediate_values.items())},
             seconds=_seconds(trial),
             cause=attrs.get("cause"),
-            folder=str(self.folder / str(attrs.get("original", trial.number))),
+            folder=str(folder_of(self, trial)),
             user_attrs=attrs,
         )
 
     def leaderboard(self) -> list[TrialRow]:
         """All trials of this study itself, best first (with several objectives: the front first); then pruned by their
-        last rung, running, waiting and failed ones. A tie goes to the lower number."""
+        last rung, running, waiting and failed ones. Of equal ones the lower validation loss comes first, then the lower
+        number."""
         rows = [self.row(trial) for trial in self.trials() if trial.state is not TrialState.FAIL or failed(trial)]
         ahead = {row.number for row in front(rows, self.directions)}
         rows.sort(key=lambda row: (row.number not in ahead, *self._rank(row)))
@@ -421,17 +455,18 @@ class Study:
         """The distinct runs that no other beats in every objective; with one objective the best and its ties."""
         return front(self.leaderboard(), self.directions)
 
-    def _rank(self, row: TrialRow) -> tuple[tuple[float, ...], int]:
+    def _rank(self, row: TrialRow) -> Rank:
         if row.scored:
-            return costs(row, self.directions), row.number
+            return rank(row, self.directions)
         last = [self.reported(value) for value in row.rungs.values()][-1:]
         known = bool(last) and last[0] == last[0]
-        return ((-last[0] if self.directions[0] == "maximize" else last[0]) if known else math.inf,), row.number
+        cost = (-last[0] if self.directions[0] == "maximize" else last[0]) if known else math.inf
+        return (cost,), math.inf, row.number
 
 
 # Samplers that learn from trials, and what may differ between two studies of which one learns from the other.
 LEARNING = ("tpe", "gp", "cmaes")
-LESSONS = ("fixed", "configuration", "seeds", "rung_metric")
+LESSONS = ("fixed", "configuration", "sources", "seeds", "rung_metric")
 STATES = ("complete", "pruned", "running", "waiting", "failed")
 
 
@@ -529,6 +564,29 @@ def _find(text: str) -> tuple[Path, dict[str, Any]]:
     raise InputError(f"{text} is no study: neither a folder with {CARD} nor a name in outputs/. {hint}")
 
 
+def folder_of(study: Study, trial: Trial | FrozenTrial) -> Path:
+    """The trial's folder, named by its number. An attempt that has not begun has that of the attempt before it, and so
+    have those that an older ftlab took up."""
+    own, earlier = study.folder / str(trial.number), _attempts(trial.user_attrs)
+    if not earlier or own.exists():
+        return own
+    return next((place for number in reversed(earlier) if (place := study.folder / str(number)).exists()), own)
+
+
+def take_folder(study: Study, trial: Trial | FrozenTrial) -> Path:
+    """`folder_of` a trial that begins, under its own number from now on."""
+    own = study.folder / str(trial.number)
+    before = folder_of(study, trial)
+    if before != own:
+        before.rename(own)
+    return own
+
+
+def _attempts(attrs: Mapping[str, Any]) -> list[int]:
+    """The attempts before a trial; an older ftlab recorded the first one only."""
+    return attrs.get("attempts") or [attrs[key] for key in ("original",) if key in attrs]
+
+
 def _config_record(cfg: SweepConfig) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps({**asdict(cfg), "storage": None}))
     return found
@@ -560,6 +618,11 @@ def _teacher(cfg: SweepConfig, wanted: Mapping[str, Any]) -> "Study | None":
     return teacher
 
 
+def _name(params: Mapping[str, Any]) -> str:
+    """A configuration by its parameters, as the database holds it."""
+    return sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+
+
 def _counts(trials: list[FrozenTrial]) -> Counts:
     def number(state: TrialState) -> int:
         return sum(trial.state is state for trial in trials)
@@ -589,13 +652,14 @@ def _successor(trial: FrozenTrial) -> FrozenTrial:
         system_attrs={**kept, "retry_of": trial.number},
         user_attrs={
             "original": attrs.get("original", trial.number),
+            "attempts": [*_attempts(attrs), trial.number],
             "retries": int(attrs.get("retries", 0)) + (attrs["interrupted"] == "killed"),
         },
     )
 
 
 def _taken_over(trial: FrozenTrial, origin: str, space: Space) -> FrozenTrial:
-    dropped = ("owner", "original", "retries", "same_as")
+    dropped = ("owner", "original", "attempts", "retries", "same_as")
     return create_trial(
         state=trial.state,
         values=trial.values,

@@ -1,17 +1,19 @@
 """What a sweep's report says, as tables and sentences that the terminal, Markdown and HTML all show."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from ftlab.config import is_rate
 from ftlab.redact import redact
-from ftlab.sweep.entry import MARKS, Entry, front, ranked, text
+from ftlab.run_dir import SPLITS
+from ftlab.sweep.entry import MARKS, Entry, costs, front, ranked, text
 from ftlab.sweep.figures import Sweep
 from ftlab.sweep.statistics import RungCheck, Saved, against, rung_checks
 from ftlab.terminal import percent, span
 
 LEADERBOARD = "Leaderboard"
+LOSS = "validation loss"
 LEAST_TELLING = ("seconds", "rungs", "state", "95 %")  # columns that give way first, in this order
 
 RUNGS = "rungs: evaluations during training, and the {unit} of the last one."
@@ -25,6 +27,7 @@ class Table:
     head: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    links: Mapping[str, str] = field(default_factory=dict)  # of the column "trial": from a cell to a place beside
 
     def fitting(self, width: int, most: int | None = None) -> "Table":
         """The same in `width` characters and `most` rows: the least telling columns give way, then the last
@@ -69,14 +72,15 @@ def counts(entries: Sequence[Entry], wanted: int | None) -> str:
     return f"{words}: {parts}" + (f"; {', '.join(rest)}" if rest else "") + (f"; {runs}" if lent else "")
 
 
-def leaderboard(sweep: Sweep) -> Table:
+def leaderboard(sweep: Sweep, links: Mapping[str, str] | None = None) -> Table:
     """Every trial, best first; a search for several objectives lists its front first. Runs have ranks, and trials that
     were lent their values none."""
     entries = _ordered(sweep)
     objectives, several = sweep.objectives, len(sweep.objectives) > 1
     keys = [parameter.key for parameter in sweep.varied()]
     with_intervals = any(entry.interval for entry in entries)
-    head = ["rank", "trial", *objectives, *(["95 %"] if with_intervals else [])]
+    with_losses = _loss_orders(entries, sweep.directions)
+    head = ["rank", "trial", *objectives, *(["95 %"] if with_intervals else []), *([LOSS] if with_losses else [])]
     head += ["front" if several else "vs best", *_short(keys), "rungs", "state", "seconds"]
     members = {entry.number for entry in front(entries, sweep.directions)} if several else set()
     rows, used = [], set()
@@ -91,10 +95,45 @@ def leaderboard(sweep: Sweep) -> Table:
         rows.append(
             [str(next(places)) if entry.scored and entry.distinct else "-", str(entry.number), *values]
             + ([interval(entry, objectives[0])] if with_intervals else [])
+            + ([("-" if entry.loss is None else f"{entry.loss:.4f}")] if with_losses else [])
             + [standing, *(text(entry.params[key]) if key in entry.params else "-" for key in keys)]
             + [_rungs(entry), _state(entry), "-" if entry.seconds is None else f"{entry.seconds:,.1f}"]
         )
-    return Table(LEADERBOARD, head, rows, [RUNGS.format(unit=sweep.rung_unit), *_constant(sweep), *_how(used, sweep)])
+    notes = [RUNGS.format(unit=sweep.rung_unit), *_constant(sweep), *_how(used, sweep)]
+    return Table(LEADERBOARD, head, rows, notes, links or {})
+
+
+SEARCHED = ("data", "model", "experiment")  # groups and nodes that decide what trials are trained and scored on
+
+
+def mixed(entries: Sequence[Entry]) -> Iterator[str]:
+    """A sentence on each part of what trials were trained and scored on that differs between those that should share
+    it: their values do not compare."""
+    for part in ("data", *SPLITS, "template", "tokenizer"):
+        for alike in _by(lambda entry: str(_searched(entry)), entries):
+            having = [entry for entry in alike if part in entry.sources]
+            groups = _by(lambda entry, part=part: str(entry.sources[part]["sha256"]), having)  # type: ignore[misc]
+            if len(groups) > 1 and not (part == "data" and all("train" in entry.sources for entry in having)):
+                listed = "; ".join(f"trials {', '.join(str(entry.number) for entry in group)}" for group in groups)
+                yield f"WARNING: {part} was not the same in all trials, whose values do not compare: {listed}"
+
+
+def _searched(entry: Entry) -> list[tuple[str, str]]:
+    return [(key, text(value)) for key, value in sorted(entry.params.items()) if key.partition(".")[0] in SEARCHED]
+
+
+def _by(key: Callable[[Entry], str], entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Trials that share a key, in the order of the first of each."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(key(entry), []).append(entry)
+    return list(groups.values())
+
+
+def _loss_orders(entries: Sequence[Entry], directions: Sequence[str]) -> bool:
+    """Whether trials of equal values are ordered by their validation loss."""
+    known = [entry for entry in entries if entry.scored and entry.distinct and entry.loss is not None]
+    return len({costs(entry, directions) for entry in known}) < len(known)
 
 
 def _ordered(sweep: Sweep) -> list[Entry]:

@@ -17,8 +17,8 @@ from ftlab.models import Bases
 from ftlab.sweep.events import Event, Listener, unheard
 from ftlab.sweep.join import evaluated
 from ftlab.sweep.limits import Memory
-from ftlab.sweep.study import Study
-from ftlab.sweep.worker import Values, folder_of, peak_of, work
+from ftlab.sweep.study import Study, folder_of
+from ftlab.sweep.worker import Values, peak_of, work
 from ftlab.terminal import Terminal
 from ftlab.train.batches import Plan
 from ftlab.train.loop import Metrics
@@ -86,12 +86,15 @@ class Trials:
         folder = folder_of(self.study, trial)
         folder.mkdir(parents=True, exist_ok=True)
         seeds: list[tuple[float, ...]] = []
+        losses: list[float] = []
         for place, run in enumerate(self._runs(trial, folder)):
             if place == 0:
                 self._check_memory(trial, run.config)
             summary = self._run(run, folder, self._watch(trial) if place == 0 else _unwatched)
             seeds.append(tuple(value_of(summary, name) for name in self.study.objectives))
+            losses.append(value_of(summary, "eval/loss"))
             self._report_seed(trial, place, seeds[-1][0])
+        trial.set_user_attr("loss", statistics.fmean(losses))  # by which trials of equal values are ordered
         means = tuple(map(statistics.fmean, zip(*seeds, strict=True)))
         if len(seeds) > 1:
             trial.set_user_attr("seed_values", [list(values) for values in seeds])
@@ -110,8 +113,7 @@ class Trials:
 
     def _composed(self, trial: Trial, folder: Path, *more: str) -> Composition:
         study = self.study
-        number = trial.user_attrs.get("original", trial.number)
-        name = "-".join([f"{study.name}-{number}", *(text.replace("=", "-") for text in more)])
+        name = "-".join([f"{study.name}-{trial.number}", *(text.replace("=", "-") for text in more)])
         return composition(
             [
                 f"tracker.group={quoted(study.name)}",

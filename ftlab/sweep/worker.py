@@ -28,7 +28,7 @@ from ftlab.redact import redact
 from ftlab.run_dir import RunDir
 from ftlab.sweep.events import Event, Listener, unheard
 from ftlab.sweep.limits import GRACE_S, Memory, Overdue, start_again, time_limit
-from ftlab.sweep.study import FINISHED, Study
+from ftlab.sweep.study import FINISHED, Study, folder_of, take_folder
 from ftlab.train.signals import StopSignal
 
 Values = float | tuple[float, ...]
@@ -70,11 +70,6 @@ def work(
         Worker(study, run_trial, on_event, stop, memory, restart, grace_s).run()
     finally:
         memory.close()
-
-
-def folder_of(study: Study, trial: Trial | FrozenTrial) -> Path:
-    """The trial's folder, which is that of its first attempt."""
-    return study.folder / str(trial.user_attrs.get("original", trial.number))
 
 
 class Worker:
@@ -135,9 +130,8 @@ class Worker:
         params = self.study.space.suggest(trial)
         self.current = trial.number
         self.on_event(Event("started", trial.number, params))
-        trials = self.study.trials()
-        self._give_back_surplus(trial, trials)
-        twin = self._twin(trial, trials)
+        self._give_back_surplus(trial)
+        twin = self._twin(trial)
         try:
             return self._lent(trial, twin) if twin else self._ran(trial)
         finally:
@@ -145,28 +139,23 @@ class Worker:
 
     # --- trials that need not run -----------------------------------------------------------------------------
 
-    def _give_back_surplus(self, trial: Trial, trials: list[FrozenTrial]) -> None:
-        if self.study.surplus(trial.number, trials):
+    def _give_back_surplus(self, trial: Trial) -> None:
+        if self.study.surplus(trial.number):
             trial.set_user_attr("surplus", True)
             raise Failed("one too many")
 
-    def _twin(self, trial: Trial, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """A finished one of all trials with equal parameters. Where one is under way elsewhere this one is given back,
-        for another draw; where draws do not differ it is waited for."""
-        params = trial.params
-        while True:
-            equal = [t for t in trials if t.number != trial.number and t.params == params]
-            finished = [t for t in equal if t.state in FINISHED and "same_as" not in t.user_attrs]
-            if finished:
-                return finished[0]
-            if not any(t.state is TrialState.RUNNING and t.number < trial.number for t in equal):
-                return None
+    def _twin(self, trial: Trial) -> FrozenTrial | None:
+        """A finished one with equal parameters. Where one is under way elsewhere this one is given back, for another
+        draw; where draws do not differ it is waited for."""
+        while (other := self.study.equal(trial)) is not None:
+            if other.state in FINISHED:
+                return other
             if self.redraws < MOST_REDRAWS:
                 self.redraws += 1
                 trial.set_user_attr("surplus", True)
                 raise Failed("the same configuration is under way")
             self._wait(trial)
-            trials = self.study.trials()
+        return None
 
     def _wait(self, trial: Trial) -> None:
         try:
@@ -180,7 +169,7 @@ class Worker:
     def _lent(self, trial: Trial, twin: FrozenTrial) -> Values:
         """The end of an equal trial as this one's."""
         trial.set_user_attr("same_as", twin.number)
-        for name in ("deviation", "seed_values"):
+        for name in ("deviation", "seed_values", "loss"):
             if name in twin.user_attrs:
                 trial.set_user_attr(name, twin.user_attrs[name])
         for step, value in twin.intermediate_values.items():
@@ -193,6 +182,7 @@ class Worker:
 
     def _ran(self, trial: Trial) -> Values:
         self._note(trial, free_gib_before=self.memory.last)
+        take_folder(self.study, trial)
         try:
             with time_limit(self.study.cfg.trial_limit_s, lambda: self._hung(trial), self.grace_s):
                 values = self._checked(self.run_trial(trial))

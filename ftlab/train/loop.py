@@ -50,6 +50,8 @@ class Progress:
     seconds: float = 0.0  # spent in steps, evaluations left out
     loss_sum: float = 0.0  # over the steps since the last record
     loss_steps: int = 0
+    window_tokens: int = 0  # and so are these two
+    window_seconds: float = 0.0
     evaluated: int | None = None  # the step of the last evaluation
     best: int | None = None  # the step of the best one
     best_metrics: Metrics = field(default_factory=dict)
@@ -160,7 +162,9 @@ class Trainer:
         self._affordable(self.scaled.step)
         self.schedule.step()
         progress.step += 1
-        progress.tokens += sum(len(row.input_ids) for row in rows)
+        tokens = sum(len(row.input_ids) for row in rows)
+        progress.tokens += tokens
+        progress.window_tokens += tokens
         return lr
 
     def _settle(self) -> None:
@@ -180,6 +184,7 @@ class Trainer:
             self.norm = norm
         now = time.perf_counter()
         self.progress.seconds += now - self.clock
+        self.progress.window_seconds += now - self.clock
         self.clock = now
 
     def _gradients(self, rows: list[Encoded], trained: int | None = None) -> torch.Tensor:
@@ -294,13 +299,20 @@ class Trainer:
     # --- records, evaluation, checkpoints -------------------------------------------------------------------
 
     def _window(self, lr: float) -> Metrics:
-        """The metrics to record: the mean loss since the last record, and rates over the run so far."""
+        """The metrics to record: mean loss and tokens a second since the last record, and those of the run so far."""
         self._settle()
         progress = self.progress
         loss = progress.loss_sum / progress.loss_steps
+        rate = progress.window_tokens / max(progress.window_seconds, 1e-9)
         progress.loss_sum, progress.loss_steps = 0.0, 0
-        rate = progress.tokens / max(progress.seconds, 1e-9)
-        return {"train/loss": loss, "train/lr": lr, "train/grad_norm": self.norm, "perf/tokens_per_second": rate}
+        progress.window_tokens, progress.window_seconds = 0, 0.0
+        return {
+            "train/loss": loss,
+            "train/lr": lr,
+            "train/grad_norm": self.norm,
+            "perf/tokens_per_second": rate,
+            "perf/tokens_per_second_mean": progress.tokens / max(progress.seconds, 1e-9),
+        }
 
     def _evaluation_due(self) -> bool:
         progress, every = self.progress, self.cfg.eval.every

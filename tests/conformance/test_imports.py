@@ -52,6 +52,7 @@ WITHOUT = {
     "ftlab.shortage": {"torch", "transformers", "peft"},
     "ftlab.composition": {"torch", "transformers", "peft"},
     "ftlab.run_dir": {"torch", "transformers", "peft"},
+    "ftlab.provenance": {"torch", "transformers", "peft"},
     "ftlab.redact": {"torch", "hydra"},
     "ftlab.sql": {"torch", "hydra", "omegaconf", "transformers"},
     "ftlab.data.sql_synth": {"torch", "transformers", "hydra"},

@@ -43,7 +43,7 @@ def digest(file: Path) -> str:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    clocks = ("time", "perf/tokens_per_second")
+    clocks = ("time", "perf/tokens_per_second", "perf/tokens_per_second_mean")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines]
 

@@ -100,7 +100,7 @@ def check(folder: Path, n_trials: int, seen: dict[int, FrozenTrial]) -> list[Fro
     params = [json.dumps(trial.params, sort_keys=True) for trial in done.values()]
     assert len(set(params)) == n_trials, "two trials have the same parameters"
     originals = [trial.user_attrs.get("original", trial.number) for trial in done.values()]
-    assert len(set(originals)) == n_trials, "two trials have the same folder"
+    assert len(set(originals)) == n_trials, "two trials go on with the same first attempt"
     assert not [trial.user_attrs["cause"] for trial in trials if "cause" in trial.user_attrs]
     return list(done.values())
 
@@ -171,7 +171,7 @@ def kill(process: Process, kind: str, rng: random.Random) -> bool:
 
 
 def summaries(folder: Path, trials: dict[int, FrozenTrial]) -> list[Path]:
-    return [folder / str(t.user_attrs.get("original", number)) / "summary.json" for number, t in trials.items()]
+    return [folder / str(number) / "summary.json" for number in trials]
 
 
 def trained(folder: Path) -> list[int]:

@@ -1,13 +1,17 @@
 """Rules across keys: each message names key, value, rule and remedy, and all are told at once."""
 
+import copy
+import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from functools import cache, reduce
 from typing import Any
 
 import pytest
 
 from ftlab import compose
+from ftlab.composition import composition, typed_from_tree
 from ftlab.config import ExperimentConfig, check, is_rate, known_keys
 from ftlab.errors import ConfigError
 
@@ -130,3 +134,81 @@ def test_the_schema_does_not_import_torch() -> None:
 def test_rates_are_told_from_counts_and_losses() -> None:
     assert all(is_rate(f"test/{name}") for name in ("sql_valid", "sql_exec_match", "sql_ast_match/nested"))
     assert not any(is_rate(f"test/{name}") for name in ("loss", "sql_gold_broken", "sql_vacuous"))
+
+
+# --- what no key may be -------------------------------------------------------------------------------------
+
+
+@cache
+def tree() -> dict[str, Any]:
+    return composition(["experiment=quickstart", "run_dir=x"]).tree
+
+
+def refused(key: str, value: Any) -> str:
+    """What is said of a configuration with one value changed; the line that names the key."""
+    changed = copy.deepcopy(tree())
+    *path, last = key.split(".")
+    reduce(lambda node, name: node[name], path, changed)[last] = value
+    with pytest.raises(ConfigError) as caught:
+        typed_from_tree(changed)
+    (line, *_) = [problem for problem in caught.value.problems if problem.startswith(f"{key}=")]
+    assert "\n" not in line
+    return line
+
+
+LEAVES = {key: str(kind) for key, kind in known_keys().items() if not is_dataclass(kind)}
+WHOLE = [key for key, kind in LEAVES.items() if "int" in kind]
+REAL = [key for key, kind in LEAVES.items() if "float" in kind]
+WORDS = [key for key, kind in LEAVES.items() if "str" in kind and "List" not in kind]
+LISTS = [key for key, kind in LEAVES.items() if "List[str]" in kind]
+FLAGS = [key for key, kind in LEAVES.items() if "bool" in kind]
+FREE = [key for key, kind in LEAVES.items() if kind == "typing.Any"]  # and what they say for themselves
+
+
+@pytest.mark.parametrize("key", WHOLE)
+@pytest.mark.parametrize("value", [10**20, -(10**20), 2**63])
+def test_no_whole_number_is_absurd(key: str, value: int) -> None:
+    assert str(value) in refused(key, value)
+
+
+@pytest.mark.parametrize("key", REAL)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e39, -1e39])
+def test_no_number_is_infinite_or_beyond_float32(key: str, value: float) -> None:
+    assert refused(key, value)
+
+
+@pytest.mark.parametrize("key", WORDS)
+@pytest.mark.parametrize("value", ["", " "])
+def test_no_name_and_no_path_is_empty(key: str, value: str) -> None:
+    assert "is empty" in refused(key, value)
+
+
+@pytest.mark.parametrize("key", LISTS)
+def test_no_item_of_a_list_is_empty(key: str) -> None:
+    assert "is empty" in refused(key, [""])
+
+
+@pytest.mark.parametrize("key", FLAGS)
+def test_a_flag_is_true_or_false(key: str) -> None:
+    assert refused(key, "yess") == f"{key}=yess must be true or false"
+
+
+@pytest.mark.parametrize("key", [key for key in FREE if key != "sweep.direction"])
+@pytest.mark.parametrize("value", [10**20, math.nan, ""])
+def test_keys_of_several_types_are_held_to_the_same(key: str, value: Any) -> None:
+    assert refused(key, value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.max_steps=99999999999999999999", "must lie between -2,147,483,647 and 2,147,483,647"),
+        ("force=yess", "force=yess must be true or false"),
+        ("run_dir=", "run_dir='' is empty: give it a value, or leave run_dir= out"),
+        ("trainer.lr=1e38", "trainer.lr=1e+38 must lie between -1e+30 and 1e+30"),
+    ],
+)
+def test_an_absurd_value_costs_one_line(cli: Any, override: str, said: str) -> None:
+    code, _, err = cli("experiment=quickstart", override)
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err

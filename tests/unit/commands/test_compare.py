@@ -1,6 +1,7 @@
 """Two runs on the same rows: the difference, how sure it is, and in words whether it is one."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -177,6 +178,41 @@ def test_validation_is_what_was_evaluated_last(cli: Cli, tmp_path: Path) -> None
         write(tmp_path / f"a/evaluations/{stamp}.jsonl", rows(right, split=split))
     assert line(cli("compare", folder, folder, "split=validation")[1], "AST")[1] == "20.0"
     assert line(cli("compare", folder, folder)[1], "AST")[1] == "40.0"
+
+
+def test_what_was_written_last_counts_whatever_its_name(cli: Cli, tmp_path: Path) -> None:
+    """A clock that was set back, and a folder that was copied: the time recorded beside the answers decides."""
+    folder = run(tmp_path / "a", rows(40))
+    for name, right, written in (("20261101-030000", 10, 100.0), ("20261101-020000", 30, 200.0)):
+        write(tmp_path / f"a/evaluations/{name}.jsonl", rows(right, split="eval"))
+        (tmp_path / f"a/evaluations/{name}.json").write_text(json.dumps({"written": written}))
+    write(tmp_path / "a/evaluations/validation.jsonl", rows(90, split="eval"))  # a trial's own: older than any other
+    assert line(cli("compare", folder, folder, "split=validation")[1], "AST")[1] == "30.0"
+
+
+def test_older_records_without_a_time_count_by_that_of_their_file(cli: Cli, tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", rows(40))
+    for stamp, right, written in (("2", 10, 100), ("1", 20, 200)):
+        os.utime(write(tmp_path / f"a/evaluations/{stamp}.jsonl", rows(right, split="eval")), (written, written))
+    assert line(cli("compare", folder, folder, "split=validation")[1], "AST")[1] == "20.0"
+
+
+def test_answers_of_weights_that_were_trained_on_are_left_out(cli: Cli, tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", rows(40))
+    (tmp_path / "a/summary.json").write_text(json.dumps({"step": 200}))
+    for step, right, written in ((200, 10, 1.0), (100, 20, 2.0)):
+        write(tmp_path / f"a/evaluations/{step}.jsonl", rows(right, split="eval"))
+        (tmp_path / f"a/evaluations/{step}.json").write_text(json.dumps({"written": written, "step": step}))
+    assert line(cli("compare", folder, folder, "split=validation")[1], "AST")[1] == "10.0"
+
+
+def test_runs_of_other_test_rows_are_refused_though_their_ids_and_answers_are_the_same(
+    cli: Cli, tmp_path: Path
+) -> None:
+    one, other = (run(tmp_path / name, rows(40, question=f"{name}?")) for name in ("a", "b"))
+    code, _, err = cli("compare", one, other)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "its question differs" in err
 
 
 def test_an_older_run_is_compared_once_it_was_evaluated_again(cli: Cli, tmp_path: Path) -> None:

@@ -40,6 +40,36 @@ def test_answers_are_kept_beside_the_scores(cli: Any, run: Path) -> None:
     assert all(isinstance(row["pred"], str) for row in rows)
 
 
+def test_evaluations_of_one_second_keep_their_own_files_and_time(
+    cli: Any, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.strftime", lambda *args: "20261101-020000")
+    for _ in range(2):
+        cli("eval", str(run), "eval.max_new_tokens=1")
+    files = sorted((run / "evaluations").glob("*.json"))
+    assert [file.name for file in files] == ["20261101-020000-2.json", "20261101-020000.json"]
+    later, earlier = (json.loads(file.read_text()) for file in files)
+    assert later["written"] > earlier["written"]
+    assert later["step"] == 4
+
+
+@pytest.mark.parametrize(("split", "shown"), [("train", True), ("test", False)])
+def test_the_runs_own_scores_stand_beside_only_where_the_split_is_the_same(
+    cli: Any, run: Path, rows_folder: Path, tmp_path: Path, split: str, shown: bool
+) -> None:
+    import shutil
+
+    data = Path(shutil.copytree(rows_folder, tmp_path / "data"))
+    lines = (data / f"{split}.jsonl").read_text().splitlines(keepends=True)
+    again = json.loads(lines[0]) | {"question": "How many, all in all?"}
+    (data / f"{split}.jsonl").write_text("".join([json.dumps(again) + "\n", *lines[1:]]))
+    code, out, err = cli("eval", str(run), f"data.path={data}")
+    assert code == 0, err
+    assert ("test: 6 rows in the run and now, but not the same" in out) != shown
+    loss = next(line.split() for line in out.splitlines() if line.split()[:1] == ["loss"])
+    assert (loss[1] == "-") != shown
+
+
 def test_a_group_choice_replaces_the_data(cli: Any, run: Path) -> None:
     code, _, err = cli(
         "eval", str(run), "data=sql_synth", "data.test_rows=5", "data.train_rows=20", "eval.max_new_tokens=2"

@@ -124,6 +124,24 @@ def test_a_filter_that_means_nothing_is_refused(args: dict[str, str], near: str,
         main(args, [])
 
 
+@pytest.mark.parametrize("objective", [[HEAD], [HEAD, "eval/loss"]], ids=["one objective", "several"])
+def test_every_title_of_the_table_can_be_sorted_by(
+    objective: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(objective * 2):
+        chosen = {"name": name, "value": 0.1 * number}
+        write(tmp_path / f"outputs/{number}", objective=chosen, config={"lora": {"r": 8 - number}})
+    assert main({}, []) == 0
+    head = re.split(r"  +", capsys.readouterr().out.splitlines()[0].strip())
+    assert {"lora", "lr", "base -> tuned" if len(objective) > 1 else "sql_exact_match"} <= {*head}
+    for title in head:
+        assert main({"sort": title}, []) == 0
+        assert main({"sort": f"-{title}"}, []) == 0
+    capsys.readouterr()
+    assert listed(capsys, sort="lora")[0] == str(len(objective) * 2 - 1)
+
+
 def test_every_score_can_be_sorted_by_best_first_and_counts_lowest_first(
     outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

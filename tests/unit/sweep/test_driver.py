@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from ftlab import compose
-from ftlab.config import SweepConfig
+from ftlab.config import SweepConfig, known_keys
+from ftlab.errors import InputError
 from ftlab.sweep import driver
 from ftlab.sweep.join import Order, rungs_of
 from ftlab.sweep.space import Space
@@ -72,3 +73,18 @@ def test_a_folder_that_other_machines_see_is_named(tmp_path: Path, monkeypatch: 
 def test_after_a_sweep_nothing_is_kept_from_being_collected(tmp_path: Path) -> None:
     work(study_of(tmp_path, []), lambda trial: float(trial.params["lora.r"]))
     assert gc.get_freeze_count() == 0
+
+
+def test_the_data_of_a_study_are_read_before_it_is_made(tmp_path: Path) -> None:
+    """What cannot be read is refused; a study that is there may have done without for long."""
+    cfg = compose(["experiment=quickstart", "data.train_rows=20", "data.test_rows=5"])
+    composed = dict.fromkeys(known_keys(), 0)
+    file = io.StringIO()
+    found = driver.sources_now(cfg, composed, known=False, terminal=Terminal(file))
+    assert found is not None
+    assert (found["train"]["rows"], found["test"]["rows"]) == (20, 5)
+    gone = compose(["data=jsonl", f"data.path={tmp_path / 'gone.jsonl'}"])
+    with pytest.raises(InputError):
+        driver.sources_now(gone, composed, known=False, terminal=Terminal(file))
+    assert driver.sources_now(gone, composed, known=True, terminal=Terminal(file)) is None
+    assert "is not known" in file.getvalue()

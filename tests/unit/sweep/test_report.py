@@ -120,7 +120,8 @@ def told(made: Maker) -> tuple[Report, str]:
 def assert_whole(file: Path) -> None:
     """The page loads nothing, and its drawings are well-formed, with every number a number."""
     page = file.read_text()
-    assert not re.search(r"(?:src|href)=|url\(|@import|<script", page)
+    assert not re.search(r"src=|url\(|@import|<script", page)
+    assert all(re.fullmatch(r"\d+/", place) for place in re.findall(r'href="([^"]*)"', page))  # folders beside it
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(svg)
         assert not re.search(r"\b(?:nan|inf)\b", re.sub(r"<title>.*?</title>", "", svg, flags=re.DOTALL))
@@ -381,6 +382,79 @@ def test_answers_of_another_evaluation_are_not_paired(make: Callable[..., Maker]
         (folder / "20260101-000000.jsonl").write_text("\n".join(rows))
     entries = gathered(made.study).sweep.entries
     assert [len(one.answers) for one in entries] == [0, 4]
+
+
+def test_each_trial_links_to_its_folder(make: Callable[..., Maker]) -> None:
+    made = make()
+    for value in (0.5, 0.9):
+        made.trial("complete", [value])
+    made.trial("fail", cause="disk full")
+    (made.study.folder / "2").mkdir()
+    told(made)
+    page = (made.study.folder / "report.html").read_text()
+    assert sorted(re.findall(r'<td><a href="(\d+)/">\1</a></td>', page)) == ["0", "1", "2"]
+
+
+def tied(made: Maker, *losses: float | None) -> None:
+    for loss in losses:
+        made.trial("complete", [0.5], **({} if loss is None else {"loss": loss}))
+
+
+def test_of_equal_trials_the_lower_validation_loss_is_the_best(make: Callable[..., Maker]) -> None:
+    made = make()
+    tied(made, 0.9, 0.3, 0.6)
+    found, out = told(made)
+    assert [entry.number for entry in found.sweep.done] == [1, 2, 0]
+    assert [row.number for row in made.study.leaderboard()] == [1, 2, 0]
+    best = made.study.best()
+    assert best is not None
+    assert best.number == found.best.number == 1  # type: ignore[union-attr]
+    assert "trial 1 of the sweep" in (made.study.folder / "experiment" / "best.yaml").read_text()
+    board = next(line for line in out.splitlines() if line.split()[:1] == ["rank"])
+    assert "validation loss" in board
+
+
+def test_a_study_without_losses_is_ordered_by_number(make: Callable[..., Maker]) -> None:
+    made = make()
+    tied(made, None, None)
+    found, out = told(made)
+    assert [entry.number for entry in found.sweep.done] == [0, 1]
+    assert "validation loss" not in out
+    tied(made, 0.4)  # gone on with
+    assert [row.number for row in made.study.leaderboard()] == [2, 0, 1]
+
+
+def sources(made: Maker, number: int, **parts: str) -> None:
+    """Let a trial's run have recorded these hashes."""
+    run = RunDir(made.study.folder / str(number))
+    run.write_summary({**run.summary, "sources": {part: {"rows": 60, "sha256": text} for part, text in parts.items()}})
+
+
+def test_trials_on_other_rows_are_told_and_their_answers_not_paired(make: Callable[..., Maker]) -> None:
+    made = make()
+    verdict = {"exact_string": True, "ast_equal": True, "exec_equal": True, "valid": True}
+    rest = {"vacuous": None, "gold_broken": False, "databases": 0, "reason": "", "split": "eval"}
+    for number, rows in enumerate("aab"):
+        made.trial("complete", [1.0])
+        sources(made, number, train="t", validation=rows, template="p", tokenizer="k")
+        folder = made.study.folder / str(number) / "evaluations"
+        folder.mkdir()
+        (folder / "validation.jsonl").write_text(json.dumps({"id": 1, **verdict, **rest}))
+    found, out = told(made)
+    assert "WARNING: validation was not the same in all trials, whose values do not compare" in out
+    assert ": trials 0, 1; trials 2\n" in out
+    assert out.count("WARNING") == 1
+    entries = found.sweep.entries
+    assert entries[0].answers.keys() == entries[1].answers.keys()
+    assert not entries[0].answers.keys() & entries[2].answers.keys()
+
+
+def test_trials_that_were_to_have_other_data_are_told_nothing(make: Callable[..., Maker]) -> None:
+    made = make(space=["data.validation=60,80"])
+    for number, size in enumerate((60, 80)):
+        made.trial("complete", [0.5], params={"data.validation": size})
+        sources(made, number, validation=str(size))
+    assert "WARNING" not in told(made)[1]
 
 
 def test_what_was_taken_over_is_told_and_listed_nowhere(make: Callable[..., Maker]) -> None:

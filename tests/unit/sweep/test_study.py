@@ -20,7 +20,7 @@ from optuna.trial import Trial, TrialState
 
 from ftlab import process as process_module
 from ftlab.composition import composition
-from ftlab.config import SweepConfig
+from ftlab.config import SweepConfig, known_keys
 from ftlab.errors import ConfigError, FtlabError, InputError
 from ftlab.process import Process
 from ftlab.sweep import identity, samplers, storage
@@ -38,7 +38,7 @@ asks_by_hand = pytest.mark.filterwarnings("ignore:Heartbeat of storage is suppos
 HANGING = """
     import sys, time
     from pathlib import Path
-    from ftlab.config import SweepConfig
+    from ftlab.config import SweepConfig, known_keys
     from ftlab.sweep.space import Space
     from ftlab.sweep.study import Study
 
@@ -67,7 +67,7 @@ def opened(tmp_path: Path, spaces: dict[str, Space]) -> Callable[..., Study]:
         folder = settings.pop("folder", tmp_path / "toy")
         fixed = settings.pop("fixed", ["model=tiny"])
         name = settings.pop("name", "toy")
-        more = {key: settings.pop(key) for key in ("composed", "rungs") if key in settings}
+        more = {key: settings.pop(key) for key in ("composed", "sources", "rungs") if key in settings}
         found = spaces[space] if isinstance(space, str) else space
         return Study.open(name, folder, SweepConfig(**settings), found, objectives or ["eval/loss"], fixed, **more)
 
@@ -307,6 +307,44 @@ def test_an_option_that_changed_under_a_searched_group_is_another_sweep(
         opened(space, composed=edited)
 
 
+def rows_of(**parts: str) -> dict[str, dict[str, Any]]:
+    return {part: {"rows": 60, "sha256": text} for part, text in parts.items()}
+
+
+def test_data_that_changed_under_a_study_are_refused(opened: Callable[..., Study]) -> None:
+    opened(sources=rows_of(train="a", validation="b")).close()
+    opened(sources=rows_of(train="a", validation="b")).close()
+    with pytest.raises(ConfigError, match="validation: 60 rows in the study and now, but not the same") as caught:
+        opened(sources=rows_of(train="a", validation="c"))
+    assert "train:" not in str(caught.value)
+
+
+def test_a_study_of_before_hashes_were_kept_goes_on_and_keeps_them_from_now_on(opened: Callable[..., Study]) -> None:
+    opened().close()
+    opened(sources=rows_of(train="a")).close()
+    with pytest.raises(ConfigError, match="train"):
+        opened(sources=rows_of(train="b"))
+
+
+ALL = {"train", "validation", "test", "template", "tokenizer"}
+
+
+@pytest.mark.parametrize(
+    ("searched", "own"),
+    [
+        ("lora.r", set()),
+        ("data.validation", {"train", "validation", "test"}),
+        ("data.prompt", {"template"}),
+        ("data.max_length", set()),
+        ("model.id", {"tokenizer"}),
+    ],
+)
+def test_only_what_all_trials_share_must_stay_the_same(searched: str, own: set[str]) -> None:
+    found = rows_of(data="d", **dict.fromkeys(ALL, "x"))
+    composed = {key: 0 for key in known_keys() if key != searched}
+    assert identity.shared(found, composed).keys() == ALL - own
+
+
 def test_a_study_of_before_configurations_were_recorded_goes_on(opened: Callable[..., Study]) -> None:
     work(opened("grid"), most=2)
     study = opened("grid", composed={"trainer.lr": 1e-3})
@@ -485,7 +523,7 @@ def test_a_killed_trial_is_taken_up_again(
     trials = study.trials()
     assert (trials[1].params, trials[1].user_attrs["original"]) == (params, 0)
     assert trials[1].intermediate_values == {}
-    assert study.row(trials[1]).folder == str(tmp_path / "toy" / "0")
+    assert study.row(trials[1]).folder == str(tmp_path / "toy" / "1")
     assert study.counts().finished == 4
     assert len(study.leaderboard()) == 4
 

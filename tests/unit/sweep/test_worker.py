@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import Trial, TrialState
+from optuna.trial import Trial, TrialState, create_trial
 
 from ftlab.config import SweepConfig
 from ftlab.errors import Stopped, TrainingError
@@ -192,6 +193,90 @@ def test_three_workers_finish_exactly_the_trials_wanted(study: Open) -> None:
     assert len(ran) == len(set(ran))
 
 
+def test_a_configuration_that_two_draw_at_the_same_moment_is_run_once(
+    study: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The one that was asked for first draws last, when the other runs already."""
+    context = multiprocessing.get_context("fork")
+    second, drawn = context.Event(), context.Event()
+    suggest = Space.suggest
+
+    def late(space: Space, trial: Trial) -> dict[str, Any]:
+        if trial.number == 0:
+            second.set()
+            assert drawn.wait(30)
+        return suggest(space, trial)
+
+    def slow(trial: Trial) -> float:
+        (tmp_path / f"ran-{trial.number}").touch()
+        drawn.set()
+        time.sleep(0.3)
+        return 1.0
+
+    monkeypatch.setattr(Space, "suggest", late)
+    monkeypatch.setattr(module, "MOST_REDRAWS", 0)
+    found = study("lora.r=choice(4,8)", n_trials=2)
+    for _ in range(2):
+        found.optuna.enqueue_trial({"lora.r": 4})
+    first = context.Process(target=lambda: work(study("lora.r=choice(4,8)", n_trials=2), slow))
+    first.start()
+    assert second.wait(30)
+    work(found, slow)
+    first.join(60)
+    assert [path.name for path in tmp_path.glob("ran-*")] == ["ran-1"]
+    assert found.trials()[0].user_attrs["same_as"] == 1
+
+
+def test_a_configuration_is_free_again_where_its_holder_failed(study: Open) -> None:
+    ran: list[int] = []
+
+    def fail_first(trial: Trial) -> float:
+        ran.append(trial.number)
+        if len(ran) == 1:
+            raise RuntimeError("CUDA error")
+        return 1.0
+
+    found = study("lora.r=choice(4,8)", n_trials=2)
+    for _ in range(3):
+        found.optuna.enqueue_trial({"lora.r": 4})
+    work(found, fail_first)
+    assert ran == [0, 1]
+    assert [trial.user_attrs.get("same_as") for trial in found.trials()] == [None, None, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repetition", range(20))
+def test_workers_that_draw_from_few_configurations_run_none_twice(
+    study: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repetition: int
+) -> None:
+    """With pauses where one may overtake another."""
+    suggest, options = Space.suggest, {"n_trials": 9, "sampler": "tpe", "sampler_seed": repetition}
+
+    def late(space: Space, trial: Trial) -> dict[str, Any]:
+        time.sleep(random.uniform(0, 0.1))
+        return suggest(space, trial)
+
+    def slow(trial: Trial) -> float:
+        (tmp_path / f"ran-{trial.params['lora.r']}-{trial.number}").touch()
+        time.sleep(random.uniform(0, 0.06))
+        return float(trial.params["lora.r"])
+
+    def one(number: int) -> None:
+        random.seed(repetition * 10 + number)
+        work(study("lora.r=range(1,13)", **options), slow)
+
+    monkeypatch.setattr(Space, "suggest", late)
+    found = study("lora.r=range(1,13)", **options)
+    processes = [multiprocessing.get_context("fork").Process(target=one, args=(n,)) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    ran = [path.name.split("-")[1] for path in tmp_path.glob("ran-*")]
+    assert len(ran) == len(set(ran))
+    assert found.counts().finished == 9
+
+
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # a trial asked for by hand
 def test_a_configuration_under_way_elsewhere_is_waited_for(study: Open) -> None:
     found = study("lora.r=choice(4,8)", n_trials=2)
@@ -224,10 +309,13 @@ def test_a_configuration_under_way_elsewhere_is_waited_for(study: Open) -> None:
 
 @pytest.mark.parametrize("error", [Stopped("SIGTERM: stopped"), KeyboardInterrupt()])
 def test_a_signal_leaves_the_trial_to_the_next_start(study: Open, error: BaseException) -> None:
-    seen: list[tuple[int, Path, float]] = []
+    seen: list[tuple[int, str, int, float]] = []
 
     def stop(trial: Trial) -> float:
-        seen.append((trial.number, module.folder_of(found, trial), trial.params["trainer.lr"]))
+        folder = module.folder_of(found, trial)
+        folder.mkdir(exist_ok=True)
+        (folder / "begun").touch(exist_ok=True)
+        seen.append((trial.number, folder.name, (folder / "begun").stat().st_ino, trial.params["trainer.lr"]))
         if len(seen) == 2:
             raise error
         return toy(trial)
@@ -239,8 +327,10 @@ def test_a_signal_leaves_the_trial_to_the_next_start(study: Open, error: BaseExc
     work(study(n_trials=3, retries=0), stop)
     assert found.counts() == module.Study.counts(found)
     assert (found.counts().finished, found.counts().failed) == (3, 0)
-    assert seen[2][1:] == seen[1][1:]  # the same parameters in the same folder
+    assert seen[2][2:] == seen[1][2:]  # the same parameters, and what lay in the folder
     assert seen[2][0] != seen[1][0]
+    assert [str(number) for number, *_ in seen] == [name for _, name, *_ in seen]
+    assert not (found.folder / seen[1][1]).exists()
 
 
 def test_a_signal_between_two_trials_stops_there(study: Open) -> None:
@@ -558,9 +648,14 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on(start: Any, small: list
     assert len([path for path in folder.iterdir() if path.name.isdigit()]) == 3
     again = next(trial for trial in found.trials() if trial.user_attrs.get("original") == 1)
     assert list(again.intermediate_values) == [4, 8, 12]
-    notes = (folder / "1/output.txt").read_text()
-    assert "resumed from step" in notes
-    steps = [line["step"] for line in lines(folder / "1") if "train/loss" in line]
+    assert {int(path.name) for path in folder.iterdir() if path.name.isdigit()} == {
+        trial.number for trial in found.trials() if trial.state is TrialState.COMPLETE
+    }
+    mine = Path(found.row(again).folder)
+    assert mine == folder / str(again.number)
+    assert "resumed from step" in (mine / "output.txt").read_text()
+    assert json.loads((mine / "summary.json").read_text())["run_name"] == f"toy-{again.number}"
+    steps = [line["step"] for line in lines(mine) if "train/loss" in line]
     assert steps == list(range(1, 13))  # none lost, none twice
 
 
@@ -575,7 +670,7 @@ def test_a_signal_in_a_trial_leaves_its_checkpoint_to_the_next_start(sweep: Open
     found = sweep("lora.r=choice(2,4)", **options)
     search(found)
     assert (found.counts().complete, found.counts().failed) == (1, 0)
-    assert "resumed from step 2 of 6" in (found.folder / "0/output.txt").read_text()
+    assert "resumed from step 2 of 6" in (found.folder / "1/output.txt").read_text()
     assert list(found.trials()[-1].intermediate_values) == [2, 4, 6]
 
 
@@ -591,4 +686,23 @@ def test_a_trial_killed_after_its_last_step_is_not_trained_again(sweep: Open) ->
     again = found.trials()[-1]
     assert (again.value, again.user_attrs["original"]) == (value, 0)
     assert list(again.intermediate_values) == [2, 4]
-    assert lines(found.folder / "0") == before
+    assert lines(found.folder / "1") == before
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # a trial asked for by hand
+def test_a_study_of_an_older_ftlab_keeps_the_folders_of_its_trials(study: Open) -> None:
+    """Which named a taken-up trial's folder by its first attempt."""
+    found = study(n_trials=2)
+    (found.folder / "0").mkdir()
+    params = {"trainer.lr": 1e-3}
+    trial = create_trial(
+        state=TrialState.COMPLETE,
+        value=1.0,
+        params=params,
+        distributions=found.space.distributions(),
+        user_attrs={"original": 0, "retries": 1},
+    )
+    found.optuna.ask()
+    found.optuna.add_trial(trial)
+    assert module.folder_of(found, found.trials()[1]) == found.folder / "0"
+    assert found.row(found.trials()[1]).folder == str(found.folder / "0")

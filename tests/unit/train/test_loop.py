@@ -500,8 +500,43 @@ def test_the_logged_loss_is_the_mean_since_the_last_record(make: Make) -> None:
         [sum(losses[:2]) / 2, sum(losses[2:4]) / 2, losses[4]]
     )
     assert losses[-1] < losses[0]
-    wanted = {"train/loss", "train/lr", "train/grad_norm", "perf/tokens_per_second"}
+    wanted = {"train/loss", "train/lr", "train/grad_norm", "perf/tokens_per_second", "perf/tokens_per_second_mean"}
     assert all(metrics.keys() == wanted for _, metrics in each.records)
+
+
+def test_tokens_a_second_are_those_since_the_last_record_beside_those_of_the_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that slows down shows it; one that is resumed goes on with both."""
+    now = [0.0]
+    monkeypatch.setattr("ftlab.train.loop.time.perf_counter", lambda: now[0])
+
+    def rates(run: Run, seconds: list[float]) -> list[tuple[float, float]]:
+        step, tokens = run.trainer._step, [run.trainer.progress.tokens]
+
+        def stepping() -> float:
+            now[0] += seconds[run.trainer.progress.step] / 2
+            lr = step()
+            now[0] += seconds[run.trainer.progress.step - 1] / 2
+            tokens.append(run.trainer.progress.tokens)
+            return lr
+
+        run.trainer._step = stepping  # type: ignore[method-assign]
+        run.trainer.train()
+        keys = ("perf/tokens_per_second", "perf/tokens_per_second_mean")
+        return [(metrics[keys[0]], metrics[keys[1]]) for _, metrics in run.records]
+
+    options = ("trainer.log_every=2", "trainer.save_every=3")
+    run = make("trainer.max_steps=4", *options, at="a")
+    each = [sum(len(ROWS[i].input_ids) for i in run.trainer.plan.indices(step)) for step in range(4)]
+    fast, slow = rates(run, [1.0, 1.0, 10.0, 10.0])
+    assert fast == pytest.approx((sum(each[:2]) / 2, sum(each[:2]) / 2))
+    assert slow == pytest.approx((sum(each[2:]) / 20, sum(each) / 22))
+    again = make("trainer.max_steps=4", *options, at="a")
+    checkpoint = again.trainer.checkpoints.at(3)
+    assert checkpoint is not None
+    again.trainer.restore(checkpoint)
+    assert rates(again, [1.0, 1.0, 10.0, 10.0]) == [pytest.approx(slow)]
 
 
 def test_gradients_are_clipped_and_their_norm_before_is_logged(make: Make) -> None:
