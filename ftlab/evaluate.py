@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlab.config import EvalConfig, ExperimentConfig
 from ftlab.data import Example
-from ftlab.data.encode import Encoded, encode
-from ftlab.data.prompts import prompt_ids
+from ftlab.data.encode import Encoded, fit, refuse_nothing, tokenise
 from ftlab.errors import ConfigError, TrainingError
 from ftlab.fast import scoring
 from ftlab.fast.decoder import Decoder
@@ -108,15 +107,17 @@ def _rates(prefix: str, suffix: str, verdicts: list[Verdict], names: tuple[str, 
 
 
 class Split:
-    """The rows of a split that are scored, tokenised once. `name` prefixes its metrics: eval or test."""
+    """The rows of a split that are scored, tokenised once. `name` prefixes its metrics: eval or test. `encoded` are the
+    rows whose loss is measured, those that `data.max_length` leaves; `fitted` counts the others."""
 
     def __init__(self, name: str, rows: list[Example], tokenizer: PreTrainedTokenizerBase, cfg: ExperimentConfig):
         self.name, self.title = name, "validation" if name == "eval" else name
         self.rows = subset(rows, cfg.eval.max_rows, cfg.data.split_seed)
-        self.prompts = [prompt_ids(tokenizer, cfg.data.prompt, row.question, row.context) for row in self.rows]
-        self.encoded: list[Encoded] = encode(
-            self.rows, tokenizer, cfg.data.prompt, cfg.data.max_length, cfg.trainer.loss_on
-        ).rows
+        tokens = tokenise(self.rows, tokenizer, cfg.data.prompt)
+        self.prompts = [row.prompt for row in tokens]  # answered whole, whatever data.max_length
+        self.fitted = fit(tokens, cfg.data.max_length, cfg.trainer.loss_on)
+        refuse_nothing(self.fitted, tokens, cfg.data.max_length, self.title)
+        self.encoded: list[Encoded] = self.fitted.rows
         self.tokenizer, self.cfg = tokenizer, cfg
 
     def score(

@@ -26,7 +26,7 @@ from ftlab import data, models, provenance, trackers, weights
 from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
-from ftlab.data.encode import Encoded, EncodedSet, encode
+from ftlab.data.encode import Encoded, EncodedSet, encode, warnings_of
 from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
 from ftlab.fast.decoder import LOGITS_BYTES, Decoder
@@ -165,6 +165,11 @@ class Prepared:
     test: Split
     tokenizer: PreTrainedTokenizerBase
     sources: Record  # hashes of all of it
+
+    def warnings(self, cfg: ExperimentConfig) -> list[str]:
+        """What a person should hear of rows that were not taken as they are."""
+        sets = {"train": self.train, "validation": self.validation.fitted, "test": self.test.fitted}
+        return warnings_of(sets, cfg.data.max_length)
 
 
 def prepare(cfg: ExperimentConfig) -> Prepared:
@@ -337,11 +342,8 @@ class Experiment:
         splits, train = prepared.splits, prepared.train
         for note in splits.notes:
             self.terminal.note(note)
-        if train.truncated or train.dropped:
-            self.terminal.warn(
-                f"data.max_length={self.cfg.data.max_length}: {train.truncated} prompts shortened, "
-                f"{train.dropped} rows dropped of {len(splits.train)} to train on (python -m ftlab data shows lengths)"
-            )
+        for warning in prepared.warnings(self.cfg):
+            self.terminal.warn(warning)
         self.summary |= {"data_sha256": splits.sha256, "sources": prepared.sources}
         self.summary["data"] = {
             "train_rows": len(train.rows),
@@ -349,6 +351,10 @@ class Experiment:
             "test_rows": len(prepared.test.rows),
             "truncated": train.truncated,
             "dropped": train.dropped,
+            "validation_truncated": prepared.validation.fitted.truncated,
+            "validation_dropped": prepared.validation.fitted.dropped,
+            "test_truncated": prepared.test.fitted.truncated,
+            "test_dropped": prepared.test.fitted.dropped,
         }
 
     def _open_tracker(self, resumed: Checkpoint | None) -> None:
@@ -722,6 +728,8 @@ def dry_run(composition: Composition, terminal: Terminal) -> None:
     prepared = prepare(cfg)
     for note in prepared.splits.notes:
         terminal.note(note)
+    for warning in prepared.warnings(cfg):
+        terminal.warn(warning)
     rows = prepared.train.rows
     trainer = cfg.trainer
     plan = Plan.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)

@@ -7,17 +7,14 @@ not at all.
 import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ftlab import content
+from ftlab.content import Content
 from ftlab.errors import DataError, InputError
-
-GZIP = b"\x1f\x8b"
-BOM = b"\xef\xbb\xbf"
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -27,8 +24,8 @@ def read(path: Path) -> list[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: the file cannot be read, or a line is no JSON object; the message names file and line.
     """
-    lines = _content(path).removeprefix(BOM).split(b"\n")
-    return [(number, _object(path, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
+    text = _content(path)
+    return [(number, _object(text, number, line)) for number, line in enumerate(text.lines, 1) if line.strip()]
 
 
 @contextmanager
@@ -89,25 +86,22 @@ def _aside(path: Path) -> Path:
     return real.with_name(f".{real.name}.{os.getpid()}.part")
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path) -> Content:
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data.startswith(GZIP) else data
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged or incomplete ({error}): copy or download the file again") from None
+        return content.read(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
-    if data.startswith(UTF16):
-        raise DataError(f"{path}:1: UTF-16, not UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW")
-    return data
 
 
-def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _object(text: Content, number: int, line: bytes) -> dict[str, Any]:
+    path = text.path
     try:
         value = json.loads(line.decode(), parse_constant=_refuse)
     except UnicodeDecodeError as error:
         bad = error.object[error.start]
-        raise DataError(f"{path}:{number}: not UTF-8 (byte 0x{bad:02x} at {error.start + 1:,})") from None
+        raise DataError(
+            f"{path}:{number}: not UTF-8 (byte 0x{bad:02x} at {error.start + 1:,}). {text.remedy}"
+        ) from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{number}: broken JSON ({error.msg}, column {error.colno})") from None
     except (ValueError, RecursionError) as error:

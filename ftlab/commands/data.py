@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ftlab import data
 from ftlab.config import ExperimentConfig
-from ftlab.data.encode import Encoded, refuse_nothing, whole_step
+from ftlab.data.encode import Encoded, refuse_nothing, warnings_of, whole_step
 from ftlab.data.lengths import COLOURS, PERCENTILES, Measured, bins, figure, measure, percentile
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main(cfg: ExperimentConfig, tokenizer: "PreTrainedTokenizerBase") -> int:
         console.width = PLAIN_WIDTH
     console.print(Text.assemble((cfg.data.name, "bold"), ", as ", (cfg.model.name, "bold"), " reads it"))
     console.print(_table(found))
-    for line in _remarks(splits, train, max_length):
+    for line in _remarks(splits, found, max_length):
         console.print(line, soft_wrap=True)
     _show_samples(console, train.fitted.rows, tokenizer)
     _show_lengths(console, train.lengths, max_length)
@@ -70,16 +70,23 @@ def _share(part: int, total: int) -> Text:
     return Text(f"{part:,} ({part / total:.1%})", style=WARN) if part else Text("0", style="dim")
 
 
-def _remarks(splits: data.Splits, train: Measured, max_length: int) -> list[Text]:
+def _remarks(splits: data.Splits, found: dict[str, Measured], max_length: int) -> list[Text]:
     remarks = [Text(note) for note in splits.notes]
     remarks.append(Text(f"sha256 of all rows: {splits.sha256}"))
-    if train.lengths[-1] > max_length:
-        longest, most = whole_step(train.lengths[-1]), whole_step(percentile(train.lengths, 99))
-        advice = f"data.max_length={longest} would keep all rows of train whole"
+    remarks += [Text(line, style=WARN) for line in warnings_of({k: v.fitted for k, v in found.items()}, max_length)]
+    longer = [name for name, split in found.items() if split.lengths and split.lengths[-1] > max_length]
+    if longer:
+        longest = whole_step(max(found[name].lengths[-1] for name in longer))
+        most = whole_step(max(percentile(found[name].lengths, 99) for name in longer))
+        advice = f"data.max_length={longest} would keep all rows of {_listed(longer)} whole"
         if max_length < most < longest:
             advice += f", data.max_length={most} at least 99 % of them"
         remarks.append(Text(advice, style=WARN))
     return remarks
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _show_samples(console: Console, rows: Sequence[Encoded], tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -103,8 +110,20 @@ def _sample(row: Encoded, tokenizer: "PreTrainedTokenizerBase", coloured: bool) 
     if not coloured:
         return Text(f"{read}⟦{trained}⟧")
     text = Text.assemble(read, (trained, TRAINED))
-    text.highlight_words([str(token) for token in tokenizer.all_special_tokens], style=SPECIAL)
+    for offset, ids in zip((0, len(read)), halves, strict=True):
+        for first, last in _control_spans(ids, tokenizer):
+            text.stylize(SPECIAL, offset + first, offset + last)
     return text
+
+
+def _control_spans(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, int]]:
+    """Where special tokens stand in the decoded text; text that only spells one is none."""
+    special = set(tokenizer.all_special_ids)
+
+    def end(count: int) -> int:
+        return len(str(tokenizer.decode(ids[:count], skip_special_tokens=False)))
+
+    return [(end(i), end(i + 1)) for i, id in enumerate(ids) if id in special]
 
 
 def _show_lengths(console: Console, lengths: list[int], max_length: int) -> None:

@@ -99,6 +99,7 @@ def _stem(folder: RunDir) -> str:
 
 def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict[str, str]) -> int:
     from ftlab import data
+    from ftlab.data.encode import warnings_of
     from ftlab.evaluate import Split, check_rows_dir, prediction_rows
     from ftlab.experiment import load_finished, make_accelerator, quiet
     from ftlab.provenance import rows_record
@@ -116,6 +117,8 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
         terminal.note(f"slower path, {reason}")
     name = "test" if split == "test" else "eval"
     scored = Split(name, splits.test if split == "test" else splits.validation, tokenizer, cfg)
+    for warning in warnings_of({split: scored.fitted}, cfg.data.max_length):
+        terminal.warn(warning)
     with accelerator.autocast():
         flat = not leaks(model, scored.encoded, accelerator.device)
     memory = within_memory("evaluate", *lighter(cfg, "evaluate", trained=True))

@@ -12,6 +12,7 @@ from ftlab.errors import InputError
 from ftlab.run_dir import RunDir, find_run, tree_of
 from ftlab.shortage import within_memory
 
+SHOWN = 5  # questions that a warning names
 KEYS = ("run", "question", "context", "max_new_tokens", "input")
 
 
@@ -39,7 +40,7 @@ def main(arguments: dict[str, str]) -> int:
 
 
 def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]) -> list[str]:
-    from ftlab.data.prompts import prompt_ids
+    from ftlab.data.prompts import PromptTokenizer
     from ftlab.evaluate import answer, ready
     from ftlab.experiment import load_finished, make_accelerator, quiet
 
@@ -48,7 +49,15 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]
     tokenizer, model, decoder, reason = load_finished(folder.path, cfg, accelerator)
     if reason:
         print(f"slower path, {reason}", file=sys.stderr)
-    prompts = [prompt_ids(tokenizer, cfg.data.prompt, question, context) for question, context in asked]
+    reader = PromptTokenizer(tokenizer, cfg.data.prompt)
+    prompts = reader.prompts(asked)
+    if reader.unescaped:
+        numbers = ", ".join(str(i + 1) for i in sorted(reader.unescaped)[:SHOWN])
+        print(
+            f"{len(reader.unescaped):,} questions spell a control token, which this tokenizer cannot read as text "
+            f"(question {numbers})",
+            file=sys.stderr,
+        )
     fewer = f"a max_new_tokens below {cfg.eval.max_new_tokens}"
     with within_memory("predict", fewer), ready(model, decoder, accelerator) as fast:
         return answer(model, fast, tokenizer, prompts, cfg.eval)

@@ -1,7 +1,11 @@
-"""Prompts: one function writes them and one tokenises them, for training, evaluation and prediction alike."""
+"""Prompts: one place writes them and tokenises them, for training, evaluation and prediction alike."""
 
 import string
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
+
+from ftlab.data.control import ControlTokens, Piece, text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,48 +21,72 @@ def uses_context(template: str) -> bool:
     return any(name == "context" for _, name, _, _ in string.Formatter().parse(template))
 
 
-def kept_tail(template: str, question: str, context: str) -> str:
-    """The end of the prompt that is never cut: the question and everything after it.
+def pieces(template: str, question: str, context: str) -> list[Piece]:
+    """`render(...)` in pieces: the template's literal texts and its fields."""
+    values = {"question": (question, False), "context": (context, False)}
+    return [values[part] if is_field else (part, True) for part, is_field in _parts(template)]
 
-    `render(...)` ends with this text.
+
+def kept_tail(template: str, question: str, context: str) -> list[Piece]:
+    """The end of the prompt that is never cut: the question and everything after it."""
+    return pieces(template, question, context)[_parts(template).index(("question", True)) :]
+
+
+@lru_cache(maxsize=8)
+def _parts(template: str) -> list[tuple[str, bool]]:
+    """Literal texts and names of fields in order, and whether each is a field."""
+    found = [((text, False), (name, True)) for text, name, _, _ in string.Formatter().parse(template)]
+    return [(part, is_field) for pair in found for part, is_field in pair if part]
+
+
+class PromptTokenizer:
+    """Rows under one template as token ids. Control tokens that the template spells are read as such, and those that
+    a field spells as text (`ftlab.data.control` says which tokens these are).
+
+    `unescaped` holds the indices of rows in which a field's control token stayed one, since the tokenizer offers no
+    other reading.
     """
-    literals = list(string.Formatter().parse(template))
-    first = next(i for i, (_, name, _, _) in enumerate(literals) if name == "question")
-    values = {"question": question, "context": context}
-    return "".join(
-        ("" if i == first else text) + values.get(name or "", "")
-        for i, (text, name, _, _) in enumerate(literals)
-        if i >= first
-    )
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str) -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self.unescaped: set[int] = set()
+
+    def prompts(self, asked: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Prompts of (question, context): begin marker first if the tokenizer puts one, no end marker."""
+        ids = self._encode([pieces(self.template, *row) for row in asked], pieces(self.template, "7", "7"))
+        # A template may write the begin marker itself.
+        return [row if self.begin and row[:1] == self.begin else self.begin + row for row in ids]
+
+    def tails(self, asked: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """The ends of these prompts that are never cut."""
+        return self._encode([kept_tail(self.template, *row) for row in asked], kept_tail(self.template, "7", "7"))
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts of fields by themselves, such as answers, with nothing added round them."""
+        return self._encode([[(text, False)] for text in texts], [])
+
+    @cached_property
+    def begin(self) -> list[int]:
+        """`[bos]` if the tokenizer puts its begin marker before text, otherwise `[]`.
+
+        Having a bos_token is not enough: GPT-2 and SmolLM2 define one that their models never saw in that place.
+        """
+        bos: Any = self.tokenizer.bos_token_id
+        added: list[int] = self.tokenizer("a", return_attention_mask=False)["input_ids"]
+        return [bos] if bos is not None and added[:1] == [bos] else []
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer, [text for text, ours in pieces(self.template, "", "") if ours])
+
+    def _encode(self, texts: list[list[Piece]], sample: list[Piece]) -> list[list[int]]:
+        """Ids of texts; the template's control tokens are those that a `sample` with harmless fields holds."""
+        own = self._control.found(text_ids(self.tokenizer, ["".join(text for text, _ in sample)])[0])
+        ids, unescaped = self._control.encode(texts, own)
+        self.unescaped |= unescaped
+        return ids
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", template: str, question: str, context: str) -> list[int]:
-    """Token ids of one prompt: begin marker first if the tokenizer puts one, no end marker."""
-    return batch_prompt_ids(tokenizer, [render(template, question, context)])[0]
-
-
-def batch_prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: list[str]) -> list[list[int]]:
-    """`prompt_ids` of many rendered prompts at once."""
-    start = begin_ids(tokenizer)
-    # A template may write the begin marker itself.
-    return [ids if start and ids[:1] == start else start + ids for ids in text_ids(tokenizer, prompts)]
-
-
-def begin_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """`[bos]` if the tokenizer puts its begin marker before text, otherwise `[]`.
-
-    Having a bos_token is not enough: GPT-2 and SmolLM2 define one that their models never saw in that place.
-    """
-    bos: Any = tokenizer.bos_token_id
-    added: list[int] = tokenizer("a", return_attention_mask=False)["input_ids"]
-    return [bos] if bos is not None and added[:1] == [bos] else []
-
-
-def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
-    """Token ids of texts with nothing added round them, whatever their length."""
-    if not texts:
-        return []
-    # verbose: lengths are ftlab's business; the tokenizer would warn of those beyond its model's.
-    found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    ids: list[list[int]] = found["input_ids"]
-    return ids
+    """Token ids of one prompt: see `PromptTokenizer.prompts`."""
+    return PromptTokenizer(tokenizer, template).prompts([(question, context)])[0]

@@ -6,9 +6,10 @@ rows, nor on other splits, nor on PYTHONHASHSEED, and a larger `train_rows` only
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from operator import attrgetter
 
 from ftlab.config import DataConfig
 from ftlab.errors import DataError
@@ -55,11 +56,13 @@ def divide(parts: Parts, cfg: DataConfig) -> Splits:
     notes = list(parts.notes)
     train, validation, test = parts.train, parts.validation, parts.test
     if test is None:
-        train, test = carve(train, cfg.test_size, cfg.split_seed, "test_size", parts.grouped_by)
-        notes.append(_taken("test", test, parts.grouped_by))
+        grouping = Grouping.of(train, parts.grouped_by)
+        train, test = carve(train, cfg.test_size, cfg.split_seed, "test_size", grouping)
+        notes.append(_taken("test", test, grouping))
     if validation is None:
-        train, validation = carve(train, cfg.validation, cfg.split_seed, "validation", parts.grouped_by)
-        notes.append(_taken("validation", validation, parts.grouped_by))
+        grouping = Grouping.of(train, parts.grouped_by)
+        train, validation = carve(train, cfg.validation, cfg.split_seed, "validation", grouping)
+        notes.append(_taken("validation", validation, grouping))
     kept, scored = cap(train, cfg.train_rows, cfg.split_seed), cap(test, cfg.test_rows, cfg.split_seed)
     notes += _capped("train", train, kept) + _capped("test", test, scored)
     for name, rows in (("validation", validation), ("test", scored)):
@@ -67,20 +70,47 @@ def divide(parts: Parts, cfg: DataConfig) -> Splits:
     return Splits(kept, validation, scored, fingerprint(kept, validation, scored), notes)
 
 
+@dataclass(frozen=True)
+class Grouping:
+    """What keeps rows together: `key` of a row, and its `name` for a person with `why` it was chosen."""
+
+    key: Callable[[Example], str]
+    name: str
+    why: str = ""
+
+    @classmethod
+    def of(cls, rows: list[Example], grouped_by: str) -> "Grouping":
+        """Groups as the source has them; rows that are all of one group, as over a single database, go by their
+        questions, so that none is on two sides."""
+        groups = {row.group for row in rows}
+        if len(groups) == 1 and len({_asked(row) for row in rows}) > 1:
+            return cls(_asked, "question", f", since all rows share one {grouped_by}")
+        return cls(attrgetter("group"), grouped_by)
+
+
+def _asked(row: Example) -> str:
+    """A question without regard to case and blanks."""
+    return " ".join(row.question.casefold().split())
+
+
+BY_CONTEXT = Grouping(attrgetter("group"), "context")
+
+
 def carve(
-    rows: list[Example], size: float, seed: int, key: str, grouped_by: str = "context"
+    rows: list[Example], size: float, seed: int, key: str, grouping: Grouping = BY_CONTEXT
 ) -> tuple[list[Example], list[Example]]:
     """Divide `rows` into (rest, taken) by whole groups, `taken` as near to `size` as groups allow.
 
     `size` is a number of rows, or a fraction of them below 1; both sides get at least one group and keep the
     order of `rows`. `data.<key>` is the setting that an error names.
     """
-    counts = Counter(row.group for row in rows)
+    groups = list(map(grouping.key, rows))
+    counts = Counter(groups)
     wanted = round(size) if size >= 1 else max(1, round(size * len(rows)))
     if len(counts) < 2:
         raise DataError(
-            f"data.{key}={size:g} cannot be taken from {len(rows):,} rows: all share one {grouped_by}, "
-            f"and rows of one {grouped_by} stay together.\n"
+            f"data.{key}={size:g} cannot be taken from {len(rows):,} rows: all share one {grouping.name} and one "
+            f"question, and rows of one {grouping.name} stay together.\n"
             f"Add a {key.removesuffix('_size')} file beside train, or name a column that tells groups apart: "
             "data.columns.group=NAME"
         )
@@ -90,7 +120,8 @@ def carve(
             f"Ask for fewer, or for a share of them: data.{key}=0.1"
         )
     chosen = _choose(counts, wanted, f"{key}/{seed}")
-    return [row for row in rows if row.group not in chosen], [row for row in rows if row.group in chosen]
+    rest = [row for row, group in zip(rows, groups, strict=True) if group not in chosen]
+    return rest, [row for row, group in zip(rows, groups, strict=True) if group in chosen]
 
 
 def _choose(counts: Counter[str], wanted: int, salt: str) -> set[str]:
@@ -135,9 +166,9 @@ def _draw(salt: str, text: str) -> bytes:
     return sha256(f"{salt}/{text}".encode(errors="surrogatepass")).digest()
 
 
-def _taken(name: str, rows: list[Example], grouped_by: str) -> str:
-    groups = len({row.group for row in rows})
-    return f"{name}: {len(rows):,} rows taken from train by whole groups ({groups:,} by {grouped_by})"
+def _taken(name: str, rows: list[Example], by: Grouping) -> str:
+    groups = len(set(map(by.key, rows)))
+    return f"{name}: {len(rows):,} rows taken from train by whole groups ({groups:,} by {by.name}{by.why})"
 
 
 def _capped(name: str, rows: list[Example], kept: list[Example]) -> list[str]:

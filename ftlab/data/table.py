@@ -5,22 +5,18 @@ Everything that can be wrong with a row is found here, before weights load; erro
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ftlab.config import ColumnsConfig, DataConfig
-from ftlab.data import hub, rows
+from ftlab.data import folder, hub, rows, saved
+from ftlab.data.faults import Fault, Located, describe, refuse
+from ftlab.data.folder import Folder
 from ftlab.data.prompts import uses_context
-from ftlab.data.rows import Fault, Located
 from ftlab.data.splits import Example, Parts
 from ftlab.errors import DataError
 
-PREFIXES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test",),
-}
 # Names under which other text-to-SQL and instruction data keep the same thing, likeliest first.
 _ALIASES = {
     "question": ("instruction", "sql_prompt", "prompt", "utterance", "input", "text"),
@@ -37,19 +33,35 @@ def load(cfg: DataConfig) -> Parts:
     if not cfg.path:
         return _from_hub(cfg)
     path = Path(cfg.path).expanduser()
-    found = _split_files(path) if path.is_dir() else {"train": [_existing(path)]}
-    examples = {name: [row for file in files for row in _examples(file, cfg)] for name, files in found.items()}
-    notes = [f"{name}: {len(examples[name]):,} rows from {_listed(files)}" for name, files in found.items()]
-    return _parts(examples, notes, cfg)
+    if path.is_dir() and saved.is_saved(path):
+        return _from_saved(path, cfg)
+    found = folder.look(path) if path.is_dir() else Folder({"train": [_existing(path)]}, [])
+    examples: dict[str, list[Example]] = {}
+    notes: list[str] = []
+    for name, files in found.splits.items():
+        examples[name] = [row for file in files for row in _examples(file, cfg, notes)]
+        notes.append(f"{name}: {len(examples[name]):,} rows from {folder.described(files)}")
+    return _parts(examples, notes + folder.left_out(found), cfg)
 
 
 def _from_hub(cfg: DataConfig) -> Parts:
     tables, read_from = hub.tables(str(cfg.hub_id), cfg.hub_revision)
+    return _from_tables(str(cfg.hub_id), tables, read_from, cfg)
+
+
+def _from_saved(path: Path, cfg: DataConfig) -> Parts:
+    tables, left_out = saved.tables(path)
+    parts = _from_tables(str(path), tables, f"{path} (save_to_disk)", cfg)
+    notes = [f"not read, since no split is called so: {', '.join(left_out)}"] if left_out else []
+    return replace(parts, notes=parts.notes + notes)
+
+
+def _from_tables(name: str, tables: hub.Tables, read_from: str, cfg: DataConfig) -> Parts:
     examples = {
-        name: parse(f"{cfg.hub_id} ({name})", "row", list(enumerate(table, start=1)), cfg, f"{name}:")
-        for name, table in tables.items()
+        split: parse(f"{name} ({split})", "row", list(enumerate(table, start=1)), cfg, f"{split}:")
+        for split, table in tables.items()
     }
-    notes = [f"{name}: {len(found):,} rows from {read_from}" for name, found in examples.items()]
+    notes = [f"{split}: {len(found):,} rows from {read_from}" for split, found in examples.items()]
     return _parts(examples, notes, cfg)
 
 
@@ -72,49 +84,16 @@ def _existing(path: Path) -> Path:
     hint = f" Did you mean {path.parent / near[0]}?" if near else ""
     raise DataError(
         f"data.path={path} does not exist.{hint}\n"
-        f"Name a file ({', '.join(rows.SUFFIXES)}) or a folder with train* and perhaps test* files."
+        f"Name a file ({', '.join(rows.SUFFIXES)}) or a folder with train.jsonl and perhaps test.jsonl in it."
     )
 
 
-def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split of a folder, shards in order; a lone file of another name is all there is."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and rows.suffix(path)]
-    found = {name: [f for f in files if f.name.lower().startswith(known)] for name, known in PREFIXES.items()}
-    found = {name: paths for name, paths in found.items() if paths}
-    if not found and len(files) == 1:
-        found = {"train": files}
-    if not files and (folder / "data").is_dir():
-        return _split_files(folder / "data")
-    if "train" not in found:
-        held = ", ".join(path.name for path in sorted(folder.iterdir())[:8]) or "nothing"
-        raise DataError(
-            f"data.path={folder} holds no train* file ({', '.join(rows.SUFFIXES)}); it holds {held}.\n"
-            "Rename the training file to train.jsonl, or name one file: data.path=FILE"
-        )
-    for paths in found.values():
-        _refuse_copies(paths)
-    return found
-
-
-def _refuse_copies(paths: list[Path]) -> None:
-    """train.csv beside train.jsonl is one split twice, not two shards."""
-    stems: dict[str, Path] = {}
-    for path in paths:
-        stem = path.name[: -len(rows.suffix(path))].lower()
-        if stem in stems:
-            raise DataError(
-                f"{stems[stem]} and {path.name} look like two copies of one split.\n"
-                f"Keep one of them, or name the file to read: data.path={path}"
-            )
-        stems[stem] = path
-
-
-def _listed(files: list[Path]) -> str:
-    return str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
-
-
-def _examples(file: Path, cfg: DataConfig) -> list[Example]:
-    return parse(str(file), rows.unit(file), rows.read(file), cfg, f"{file.name}:")
+def _examples(file: Path, cfg: DataConfig, notes: list[str]) -> list[Example]:
+    """The examples of one file; `notes` gets what the user should hear of how it was read."""
+    columns = cfg.columns
+    read = rows.read(file, (columns.question, columns.context, columns.answer))
+    notes += read.notes
+    return parse(str(file), read.unit, read.rows, cfg, f"{file.name}:")
 
 
 def parse(name: str, unit: str, located: list[Located], cfg: DataConfig, prefix: str) -> list[Example]:
@@ -135,7 +114,7 @@ def parse(name: str, unit: str, located: list[Located], cfg: DataConfig, prefix:
         elif not isinstance(row, Fault):
             examples.append(_example(f"{prefix}{number}", row, cfg.columns))
     if faults:
-        raise rows.refuse(name, unit, faults, len(located))
+        raise refuse(name, unit, faults, len(located))
     return examples
 
 
@@ -171,7 +150,7 @@ def _field_fault(name: str, value: Any, may_be_blank: bool) -> Fault | None:
     if value is None:
         return Fault(f"{name} is null", "Fill the empty fields, or delete these rows.")
     if not isinstance(value, str):
-        return Fault(f"{name} is {rows.describe(value)}, not text", f"Write every {name} as text, in quotes.")
+        return Fault(f"{name} is {describe(value)}, not text", f"Write every {name} as text, in quotes.")
     if not value.strip() and not may_be_blank:
         return Fault(f"{name} is empty", "Fill the empty fields, or delete these rows.")
     if any("\ud800" <= char <= "\udfff" for char in value):

@@ -28,7 +28,9 @@ MAY_IMPORT = {
     "ftlab.shortage": {"ftlab.errors", "ftlab.config"},
     "ftlab.weights": BASICS,
     "ftlab.models": BASICS | {"ftlab.weights"},
-    "ftlab.data": BASICS,
+    "ftlab.encodings": set(),
+    "ftlab.content": {"ftlab.errors", "ftlab.encodings"},
+    "ftlab.data": BASICS | {"ftlab.content"},
     "ftlab.process": set(),
     "ftlab.train": BASICS | SHARED | {"ftlab.process", "ftlab.fast.flat", "ftlab.fast.plan", "ftlab.fast.adam"},
     "ftlab.fast": BASICS | SHARED,
@@ -37,7 +39,7 @@ MAY_IMPORT = {
     "ftlab.terminal": BASICS,
     "ftlab.composition": BASICS,
     "ftlab.run_dir": BASICS | {"ftlab.composition"},
-    "ftlab.lines": {"ftlab.errors"},
+    "ftlab.lines": {"ftlab.errors", "ftlab.content"},
     "ftlab.evaluate": BASICS
     | SHARED
     | SQL
@@ -62,6 +64,7 @@ WITHOUT = {
     "ftlab.generate": {"wandb", "hydra", "peft"},
     "ftlab.trackers": {"torch", "hydra", "transformers"},
     "ftlab.vram": {"transformers", "peft", "hydra"},
+    "ftlab.content": {"torch", "hydra", "omegaconf", "transformers"},
     "ftlab.lines": {"torch", "hydra", "omegaconf", "transformers"},
     "ftlab.terminal": {"torch", "transformers"},
     "ftlab.commands.score": {"torch", "hydra", "transformers"},

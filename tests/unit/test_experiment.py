@@ -417,7 +417,18 @@ def test_rows_that_were_shortened_or_dropped_are_counted(fit: Fit, terminal: Any
     summary = fit("trainer.max_steps=0", "data.max_length=84").summary
     counted = summary["data"]
     assert counted["truncated"] + counted["dropped"] > 0
-    assert any("data.max_length=84" in warning for warning in terminal.warnings)
+    assert counted["validation_truncated"] + counted["validation_dropped"] > 0
+    assert counted["test_truncated"] + counted["test_dropped"] > 0
+    for name in ("train", "validation", "test"):
+        assert any(line.startswith(f"data.max_length=84: {name}: ") for line in terminal.warnings)
+
+
+def test_a_split_none_of_whose_rows_fit_is_named(fit: Fit, tmp_path: Path, rows_folder: Path) -> None:
+    long = {"question": "q" * 300, "context": "CREATE TABLE t (a INT)", "answer": "SELECT a FROM t"}
+    shutil.copy(rows_folder / "train.jsonl", tmp_path)
+    (tmp_path / "test.jsonl").write_text(json.dumps(long))
+    with pytest.raises(InputError, match=r"leaves nothing of test to measure a loss on.*\n.*data\.max_length=384"):
+        fit(f"data.path={tmp_path}")
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_one_warning(fit: Fit, terminal: Any, tmp_path: Path) -> None:

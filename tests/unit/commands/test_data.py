@@ -155,3 +155,23 @@ def test_generated_data_are_shown_too(capsys: pytest.CaptureFixture[str], tokeni
     cfg = config()
     cfg.data = DataConfig(name="s", source="sql_synth", train_rows=20, validation=4, test_rows=5, max_length=2048)
     assert re.search(r"train +20 ", show(capsys, cfg, tokenizer))
+
+
+def test_only_control_tokens_are_coloured_as_such_and_not_text_that_spells_one(tokenizer: Any) -> None:
+    from ftlab.data.encode import Encoded
+
+    ids = [0, *tokenizer("a", add_special_tokens=False)["input_ids"]]
+    spelled = [id for char in "<|end|>" for id in tokenizer(char, add_special_tokens=False)["input_ids"]]
+    text = command._sample(Encoded("1", [*ids, *spelled, 0], 3, False), tokenizer, coloured=True)
+    assert text.plain == "<|end|>a<|end|><|end|>"
+    assert [(span.start, span.end) for span in text.spans if span.style == command.SPECIAL] == [(0, 7), (15, 22)]
+
+
+def test_rows_of_every_split_that_do_not_fit_are_told_of(capsys: pytest.CaptureFixture[str], tokenizer: Any) -> None:
+    row = {"question": "q" * 120, "context": "CREATE TABLE t (a INTEGER)", "answer": "SELECT 1"}
+    cfg = config(max_length=170)
+    for name in ("validation", "test"):
+        Path(f"{name}.jsonl").write_text(json.dumps(row | {"question": "short"}) + "\n" + json.dumps(row))
+    out = show(capsys, cfg, tokenizer)
+    assert "data.max_length=170: validation: 1 prompts shortened, 0 rows left out of its loss, of 2 rows" in out
+    assert "would keep all rows of validation and test whole" in out

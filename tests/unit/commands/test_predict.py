@@ -57,7 +57,7 @@ def test_each_question_of_a_file_has_one_line(
         (["input={list}"], "list:1: no JSON object"),
         (["input={null}"], 'null:1: needs "question"'),
         (["input={empty}"], "no question"),
-        (["input={latin}"], "latin:1: UTF-16"),
+        (["input={latin}"], "latin: line 1: UTF-16"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )

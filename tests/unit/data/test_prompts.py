@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from ftlab.data.prompts import batch_prompt_ids, kept_tail, prompt_ids, render, uses_context
+from ftlab.data.prompts import PromptTokenizer, kept_tail, prompt_ids, render, uses_context
 
 TEMPLATE = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
 
@@ -23,7 +23,7 @@ def test_doubled_braces_are_braces() -> None:
     [TEMPLATE, "Q {question} over {{{context}}} answer:", "{question}", "{context} {question} {question}"],
 )
 def test_the_kept_tail_ends_the_prompt_and_begins_with_the_question(template: str) -> None:
-    tail = kept_tail(template, "how many {x}?", "CREATE TABLE {t}")
+    tail = "".join(text for text, _ in kept_tail(template, "how many {x}?", "CREATE TABLE {t}"))
     assert render(template, "how many {x}?", "CREATE TABLE {t}").endswith(tail)
     assert tail.startswith("how many {x}?")
 
@@ -52,5 +52,5 @@ def test_a_begin_marker_in_the_template_is_not_doubled(tokenizer: Any) -> None:
 
 def test_many_prompts_are_tokenised_as_each_alone(tokenizer: Any) -> None:
     asked = [("How many singers?", "CREATE TABLE singer (a INTEGER)"), ("ä \u2028?", "x" * 3000), ("", "")]
-    together = batch_prompt_ids(tokenizer, [render(TEMPLATE, *row) for row in asked])
+    together = PromptTokenizer(tokenizer, TEMPLATE).prompts(asked)
     assert together == [prompt_ids(tokenizer, TEMPLATE, *row) for row in asked]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ftlab.config import DataConfig
-from ftlab.data.splits import Example, Parts, cap, carve, divide, fingerprint
+from ftlab.data.splits import Example, Grouping, Parts, cap, carve, divide, fingerprint
 from ftlab.errors import DataError
 
 
@@ -89,7 +89,7 @@ def test_splits_do_not_depend_on_the_hash_seed_of_python() -> None:
 
 def test_one_group_cannot_be_divided() -> None:
     with pytest.raises(DataError, match=r"data\.validation=5 .*all share one db_id") as caught:
-        carve(rows_of({"only": 50}), 5, 0, "validation", "db_id")
+        carve(rows_of({"only": 50}), 5, 0, "validation", Grouping(lambda row: row.group, "db_id"))
     assert "Add a validation file" in str(caught.value)
     assert "data.columns.group=NAME" in str(caught.value)
 
@@ -136,3 +136,31 @@ def test_contexts_and_questions_of_test_that_occur_in_train_are_counted() -> Non
     assert "test: 2 of its 3 contexts also occur in train" in splits.notes
     assert "test: 2 of its 4 rows ask a question of train over the same context" in splits.notes
     assert splits.train == train, "the user's own splits stay as they are"
+
+
+def test_rows_over_one_schema_are_divided_by_question_and_equal_questions_stay_together() -> None:
+    rows = [replace(row, context="one", group="one") for row in rows_of({"only": 60})]
+    again = [replace(row, id=f"{row.id}b", question=f" {row.question.upper()}  ", answer="other") for row in rows]
+    splits = divide(Parts(rows + again), DataConfig(name="x", source="table", validation=10, test_size=12))
+    parts = [splits.train, splits.validation, splits.test]
+    assert [len(part) for part in parts] == [98, 10, 12]
+    asked = [{" ".join(row.question.lower().split()) for row in part} for part in parts]
+    assert not asked[0] & (asked[1] | asked[2])
+    assert not asked[1] & asked[2]
+    assert {row.group for row in splits.train} == {"one"}, "the database of a row stays what it is"
+    for line in ("test: 12 rows", "validation: 10 rows"):
+        (note,) = [note for note in splits.notes if note.startswith(line)]
+        assert note.endswith("by question, since all rows share one context)")
+
+
+def test_what_one_split_leaves_of_a_single_schema_is_divided_by_question_too() -> None:
+    rows = rows_of({"a": 5, "b": 40})
+    splits = divide(Parts(rows), DataConfig(name="x", source="table", validation=4, test_size=5))
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [36, 4, 5]
+    assert {row.group for row in splits.test} == {"a"}
+
+
+def test_one_question_over_one_schema_cannot_be_divided() -> None:
+    rows = [replace(row, question="same", context="one", group="one") for row in rows_of({"only": 9})]
+    with pytest.raises(DataError, match="all share one context and one question"):
+        divide(Parts(rows), DataConfig(name="x", source="table"))

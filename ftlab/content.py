@@ -1,0 +1,129 @@
+"""What a file holds: its bytes, unpacked, where they can be text in UTF-8; otherwise what they are, and how to convert
+them. No torch.
+"""
+
+import gzip
+import shlex
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+from ftlab.encodings import LANGUAGES, guess
+from ftlab.errors import DataError
+
+GZIP = b"\x1f\x8b"
+BOM = b"\xef\xbb\xbf"
+SAMPLE = 20_000  # bytes of lines outside ASCII that an encoding is guessed from
+
+# First bytes of files that are no text, what they are, and what to do.
+_OTHERS = (
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard", "Unpack it: zstd -d {path}"),
+    (b"\xfd7zXZ\x00", "compressed by xz", "Unpack it: xz -dk {path}"),
+    (b"BZh", "compressed by bzip2", "Unpack it: bzip2 -dk {path}"),
+    (b"PK\x03\x04", "a ZIP archive or a spreadsheet (.xlsx)", "Unpack it, or save the sheet as CSV in UTF-8."),
+    (b"\xd0\xcf\x11\xe0", "an Office document (.xls)", "Save the sheet as CSV in UTF-8."),
+    (b"PAR1", "a Parquet file", "Give it the ending .parquet."),
+    (b"ARROW1", "an Arrow file", "Load it with the package datasets or pyarrow and save it as Parquet."),
+    (b"SQLite format 3\x00", "an SQLite database", "Write its rows as JSON lines or CSV."),
+    (b"%PDF", "a PDF document", "Name a file of rows: data.path=FILE"),
+    (b"<!doctype html", "a web page, perhaps an error or log-in page saved in its place", "Download the file again."),
+    (b"<html", "a web page, perhaps an error or log-in page saved in its place", "Download the file again."),
+)
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of a text file, unpacked where they were packed by gzip, without a byte order mark."""
+
+    path: Path
+    data: bytes
+    packed: bool = False
+
+    @cached_property
+    def lines(self) -> list[bytes]:
+        """Lines without their ends: \\n, or \\r in a file that has no other."""
+        if b"\n" not in self.data and b"\r" in self.data:
+            return self.data.split(b"\r")
+        return self.data.split(b"\n")
+
+    @cached_property
+    def remedy(self) -> str:
+        """What to do about bytes that are not UTF-8."""
+        odd = [line for line in self.lines if not line.isascii()]
+        if any(_is_utf8(line) for line in odd):
+            return "Other lines are UTF-8: correct or delete these, or copy the file again if it is cut off."
+        sizes = accumulate(map(len, odd))
+        names = guess(
+            b"\n".join(line for line, size in zip(odd, sizes, strict=True) if size <= SAMPLE or line is odd[0])
+        )
+        if not names:
+            return (
+                "Its encoding is none that can be told from its bytes: save it as UTF-8 with the program that wrote it."
+            )
+        if not names[1:]:
+            seems = f"It seems to be {_named(names[0])}. Write it as UTF-8"
+        else:
+            seems = f"It may be {' or '.join(map(_named, names))}. Write it as UTF-8; if it is {names[0]}"
+        return f"{seems}: {conversion(self.path, names[0], self.packed)}"
+
+
+def _named(encoding: str) -> str:
+    return f"{encoding} ({LANGUAGES[encoding]})"
+
+
+def read(path: Path) -> Content:
+    """The content of a text file; gzip is told by its first bytes, whatever the file is called.
+
+    Raises:
+        DataError: a damaged archive, UTF-16 or UTF-32, a Git LFS pointer, or no text at all.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    packed = data.startswith(GZIP)
+    try:
+        data = gzip.decompress(data) if packed else data
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged or incomplete ({error}). Copy or download the file again.") from None
+    refuse_other(path, data[:512])
+    if wide := _wide(data[:4]):
+        raise DataError(f"{path}: line 1: {wide}, not UTF-8. Convert it: {conversion(path, wide, packed)}")
+    return Content(path, data.removeprefix(BOM), packed)
+
+
+def refuse_other(path: Path, head: bytes) -> None:
+    """Raise DataError where a file that should hold rows begins like something else."""
+    if head.startswith(_LFS):
+        raise DataError(
+            f"{path}: a Git LFS pointer, not the file itself. Fetch it: git lfs pull, in the repository it is from."
+        )
+    for begin, name, remedy in _OTHERS:
+        if head.lstrip(b"\r\n\t " + BOM)[: len(begin)].lower() == begin.lower():
+            raise DataError(f"{path}: {name}, not rows as text. {remedy.format(path=shlex.quote(str(path)))}")
+
+
+def conversion(path: Path, encoding: str, packed: bool = False) -> str:
+    """The command that writes a file in another encoding as UTF-8."""
+    name = shlex.quote(path.name)
+    if packed:
+        return f"gzip -dc < {name} | iconv -f {encoding} -t UTF-8 > NEW"
+    return f"iconv -f {encoding} -t UTF-8 {name} > NEW"
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        return bool(line.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _wide(head: bytes) -> str:
+    """UTF-16 or UTF-32 by the byte order mark, or by where the zeros of the first character stand."""
+    if head.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
+        return "UTF-32"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    zeros = "".join("0" if byte == 0 else "x" for byte in head)
+    return {"x000": "UTF-32LE", "000x": "UTF-32BE", "x0x0": "UTF-16LE", "0x0x": "UTF-16BE"}.get(zeros, "")

@@ -1,0 +1,170 @@
+"""Rows of JSON files, whatever they are called: an object a line, a list of objects, objects over several lines, and
+the shapes in which pandas and `datasets` write a whole table as one object.
+"""
+
+import json
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from ftlab.content import BOM, Content
+from ftlab.data.faults import Fault, Located, describe, not_utf8, refuse
+
+_OBJECT = 'Each row must be an object: {"question": ..., "answer": ...}'
+
+
+class _Repeated(ValueError):
+    """An object names a key twice: which of the values is meant?"""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Repeated(next(key for key in keys if keys.count(key) > 1))
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def read(content: Content, wanted: Collection[str]) -> tuple[list[Located], str, list[str]]:
+    """The rows, what they are counted in (line, or row of a table that is one object), and notes for the user.
+
+    `wanted` are the names of columns, by which the shapes of a table are told apart.
+    """
+    first = next((line.strip() for line in content.lines if line.strip()), b"")
+    located = _whole(content) if _spans_lines(content, first) else list(_lines(content))
+    if len(located) == 1 and isinstance(located[0][1], dict) and (table := _table(located[0][1], wanted)):
+        rows, note = table
+        return list(enumerate(rows, start=1)), "row", [f"{content.path.name}: {note}"]
+    return located, "line", []
+
+
+def _spans_lines(content: Content, first: bytes) -> bool:
+    """Whether the file is made of values over several lines: a list, or objects of which the first does not end in the
+    first line. A broken line among others is none: then the faults of all lines are found."""
+    if not first.startswith(b"{"):
+        return first.startswith(b"[")
+    try:
+        _DECODER.decode(first.decode())
+    except (ValueError, RecursionError):
+        others = [line for line in content.lines if line.strip().startswith(b"{")][1:3]
+        return not any(line.rstrip().endswith(b"}") for line in others)
+    return False
+
+
+def _lines(content: Content) -> Iterator[Located]:
+    for number, line in enumerate(content.lines, start=1):
+        if line.strip():
+            yield number, _line(content, line)
+
+
+def _line(content: Content, line: bytes) -> dict[str, Any] | Fault:
+    try:
+        return _object(_DECODER.decode(line.decode()))
+    except UnicodeDecodeError as error:
+        return not_utf8(content, error)
+    except (ValueError, RecursionError) as error:
+        # Files that were joined hold a byte order mark in their midst.
+        return _line(content, line.removeprefix(BOM)) if line.startswith(BOM) else _broken(error)
+
+
+def _object(value: Any) -> dict[str, Any] | Fault:
+    return value if isinstance(value, dict) else Fault(f"{describe(value)}, not an object", _OBJECT)
+
+
+def _broken(error: Exception) -> Fault:
+    if isinstance(error, _Repeated):
+        return Fault(f"{error} stands twice in one object", "Keep one of the two, or give them different names.")
+    reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return Fault(
+        f"broken JSON ({reason})",
+        "Correct or delete these lines, or copy the file again if it is cut off. A .jsonl or .json file holds one "
+        "object a line, or one list of objects.",
+    )
+
+
+def _whole(content: Content) -> list[Located]:
+    """The objects of one JSON list, or objects one after another, each with the line it begins at."""
+    data = content.data if b"\n" in content.data else content.data.replace(b"\r", b"\n")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        start = data.rfind(b"\n", 0, error.start) + 1
+        placed = UnicodeDecodeError("utf-8", data[start : error.end], error.start - start, error.end - start, "")
+        raise refuse(str(content.path), "line", [(line, not_utf8(content, placed))], line) from None
+    return list(_values(text))
+
+
+def _values(text: str) -> Iterator[Located]:
+    at = _skip(text, 0)
+    listed = text[at] == "["
+    at = _skip(text, at + 1) if listed else at
+    line, counted = 1, 0
+    while at < len(text) and not (listed and text[at] == "]"):
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, at = _DECODER.raw_decode(text, at)
+            yield line, _object(value)
+            at = _skip(text, at)
+            if listed and text[at : at + 1] not in (",", "]"):
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+            at = _skip(text, at + 1) if text[at : at + 1] == "," else at
+        except (ValueError, RecursionError) as error:
+            yield getattr(error, "lineno", line), _broken(error)
+            return
+    if listed:
+        yield from _end(text, at)
+
+
+def _end(text: str, at: int) -> Iterator[Located]:
+    """A list ends with its bracket, and nothing comes after it."""
+    after = _skip(text, at + 1)
+    if at >= len(text) or after < len(text):
+        place = json.JSONDecodeError("Expecting ']'" if at >= len(text) else "text after the list's end", text, after)
+        yield place.lineno, _broken(place)
+
+
+def _skip(text: str, at: int) -> int:
+    """The index of the next character that is no white space."""
+    while text[at : at + 1] in (" ", "\n", "\r", "\t"):
+        at += 1
+    return at
+
+
+# --- a table as one object ----------------------------------------------------------------------------------
+
+
+def _table(value: dict[str, Any], wanted: Collection[str]) -> tuple[list[dict[str, Any] | Fault], str] | None:
+    """The rows of a table that is one object, and a note of its shape; None where the object is a row itself."""
+    parts = list(value.values())
+    if {"columns", "data"} <= set(value) and all(isinstance(value[key], list) for key in ("columns", "data")):
+        return [_named(value["columns"], row) for row in value["data"]], "a table as pandas' to_json(orient='split')"
+    if parts and all(isinstance(part, dict) for part in parts):
+        return _mapped(value, wanted)
+    if parts and all(isinstance(part, list) for part in parts) and len(set(map(len, parts))) == 1 and parts[0]:
+        return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)], "a table of columns"
+    lists = [key for key, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)]
+    if len(lists) == 1 and not set(value) & set(wanted):
+        return [_object(row) for row in value[lists[0]]], f'rows are the list "{lists[0]}"'
+    return None
+
+
+def _named(columns: list[Any], row: Any) -> dict[str, Any] | Fault:
+    if not isinstance(row, list) or len(row) != len(columns):
+        return Fault(f"{describe(row)}, not a list of {len(columns)} fields", "Write the table again.")
+    if len(set(map(str, columns))) < len(columns):
+        return Fault("its columns have a name twice", "Give each column a name of its own.")
+    return dict(zip(map(str, columns), row, strict=True))
+
+
+def _mapped(value: dict[str, Any], wanted: Collection[str]) -> tuple[list[dict[str, Any] | Fault], str] | None:
+    """An object of objects: columns of an index, as pandas writes them by default, or rows by their index."""
+    inner = dict.fromkeys(key for part in value.values() for key in part)
+    if set(wanted) & set(inner) and not set(wanted) & set(value):
+        return list(value.values()), "a table as pandas' to_json(orient='index')"
+    if set(wanted) & set(value) or all(key.isdigit() for key in inner):
+        rows = [{name: part[key] for name, part in value.items() if key in part} for key in inner]
+        return [*rows], "a table as pandas' to_json()"
+    return None

@@ -1,0 +1,119 @@
+"""What encoding of one or two bytes a character may have written some bytes, told by whether its text makes sense.
+
+An encoding is named only where it makes sense of nearly all characters; where several do, all of them are.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+
+_MARKS = set("‘’‚“”„–—…€£¥°§©®«»·•¿¡™½¼¾×²³ªº\u00a0")  # noqa: RUF001
+_WORDS = set("àáéèòóôêöåæøÀÁÉÈÒÓÔÊÖÅÆØаивкосуяАИВКОСУЯ")  # letters that are words
+_CJK_MARKS = set("、。「」『』（），：；！？《》〈〉【】・ー“”‘’—…\u3000")  # noqa: RUF001
+
+
+def guess(data: bytes) -> list[str]:
+    """The encodings, as iconv calls them, that may have written `data`, likeliest first: one where its text is
+    plausible in one reading only, up to three where it is in several, none where it is in none or in more."""
+    texts = {name: text for name, codec in _CODECS.items() if (text := _decodes(data, codec))}
+    likely = [name for name, text in texts.items() if _PLAUSIBLE[name](text) >= 0.95]
+    if "CP949" in likely and sum(byte > 0x7F for byte in data) >= 16:
+        return ["CP949"]  # Chinese of eight characters or more has some that are no Hangul
+    first_of: dict[str, str] = {}  # of encodings that read the same, the first: the others add nothing
+    for name in likely:
+        first_of.setdefault(texts[name], name)
+    return list(first_of.values()) if len(first_of) <= 3 else []
+
+
+def _decodes(data: bytes, codec: str) -> str:
+    try:
+        return data.decode(codec)
+    except UnicodeDecodeError:
+        return ""
+
+
+def _alphabetic(text: str, script: str) -> float:
+    """The share of the characters outside ASCII that stand as in words of `script`: letters beside other letters, no
+    capital after a small one, no Latin word of accented letters alone; or that are marks and stand as such."""
+    good = total = 0
+    for odd, group in groupby(enumerate(text), key=lambda pair: not pair[1].isascii()):
+        if not odd:
+            continue
+        run = list(group)
+        total += len(run)
+        before, after = text[max(0, run[0][0] - 1) : run[0][0]], text[run[-1][0] + 1 : run[-1][0] + 2]
+        latin = any(beside.isalpha() for beside in (before, after))
+        lone = len(run) == 1 and run[0][1] in _WORDS
+        word = lone or (latin and len(run) <= 3 if script == "LATIN" else not latin and len(run) > 1)
+        turned = any(char.isupper() and text[max(0, at - 1) : at].islower() for at, char in run)
+        good += sum(_stands(text, at, char, script, word and not turned) for at, char in run)
+    return good / max(1, total)
+
+
+def _stands(text: str, at: int, char: str, script: str, word: bool) -> bool:
+    if char not in _MARKS:
+        return word and char.isalpha() and unicodedata.name(char, "").startswith(script)
+    before, after = text[max(0, at - 1) : at], text[at + 1 : at + 2]
+    inside = before.isalpha() and after.isalpha() and char not in "’·"  # noqa: RUF001
+    return not inside and not (before.isalpha() and not before.isascii() and char in "²³ªº¿¡")
+
+
+def _ideographic(text: str, codec: str, first: int, last: int, trail: int, syllables: tuple[str, ...] = ()) -> float:
+    """The share of the characters outside ASCII that are common in `codec`: ideographs with lead bytes from `first` to
+    `last` and a second byte from `trail` on; `syllables`, by how their Unicode names begin (a text without any is in
+    no language that has them); marks."""
+    odd = [char for char in text if not char.isascii()]
+    codes = [char.encode(codec) for char in odd]
+    spelled = [bool(syllables) and unicodedata.name(char, "").startswith(syllables) for char in odd]
+    if syllables and not any(spelled):
+        return 0.0
+    common = sum(
+        char in _CJK_MARKS or (len(code) == 2 and code[1] >= trail and (is_syllable or first <= code[0] <= last))
+        for char, code, is_syllable in zip(odd, codes, spelled, strict=True)
+    )
+    return common / max(1, len(odd))
+
+
+_CODECS = {
+    "CP1252": "cp1252",
+    "CP1250": "cp1250",
+    "MACINTOSH": "mac_roman",
+    "CP850": "cp850",
+    "CP1251": "cp1251",
+    "KOI8-R": "koi8_r",
+    "GB18030": "gb18030",
+    "BIG5": "big5",
+    "CP932": "cp932",
+    "EUC-JP": "euc_jp",
+    "CP949": "cp949",
+}
+LANGUAGES = {
+    "CP1252": "Western European, Windows",
+    "CP1250": "Central European, Windows",
+    "MACINTOSH": "Western European, old Macs",
+    "CP850": "Western European, DOS",
+    "CP1251": "Cyrillic, Windows",
+    "KOI8-R": "Cyrillic",
+    "GB18030": "Simplified Chinese, GBK included",
+    "BIG5": "Traditional Chinese",
+    "CP932": "Japanese, Shift JIS",
+    "EUC-JP": "Japanese",
+    "CP949": "Korean",
+}
+_LATIN, _CYRILLIC = partial(_alphabetic, script="LATIN"), partial(_alphabetic, script="CYRILLIC")
+_KANA = ("HIRAGANA", "KATAKANA")
+_PLAUSIBLE: dict[str, Callable[[str], float]] = {
+    "CP1252": _LATIN,
+    "CP1250": _LATIN,
+    "MACINTOSH": _LATIN,
+    "CP850": _LATIN,
+    "CP1251": _CYRILLIC,
+    "KOI8-R": _CYRILLIC,
+    # GB18030 reads nearly any bytes; its common characters are the first level of GB 2312.
+    "GB18030": partial(_ideographic, codec="gb18030", first=0xB0, last=0xD7, trail=0xA1),
+    "BIG5": partial(_ideographic, codec="big5", first=0xA4, last=0xC6, trail=0x40),
+    "CP932": partial(_ideographic, codec="cp932", first=0x88, last=0x97, trail=0x40, syllables=_KANA),
+    "EUC-JP": partial(_ideographic, codec="euc_jp", first=0xB0, last=0xCF, trail=0xA1, syllables=_KANA),
+    "CP949": partial(_ideographic, codec="cp949", first=1, last=0, trail=0xA1, syllables=("HANGUL",)),
+}
