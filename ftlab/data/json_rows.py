@@ -27,7 +27,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_once)
-_SCAN = make_scanner(_DECODER)
+_SCAN: Any = make_scanner(_DECODER)  # type: ignore[arg-type]  # a decoder is the context it wants
 
 
 def read(content: Content, wanted: Collection[str]) -> tuple[list[Located], str, list[str]]:

@@ -10,6 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 import ftlab
+from ftlab import data
+from ftlab.config import DataConfig
 from ftlab.data import Example
 from ftlab.data.control import text_ids
 from ftlab.data.encode import encode, tokenise, warnings_of
@@ -110,6 +112,16 @@ def test_the_text_round_a_spelled_token_is_read_as_without_it() -> None:
 
 def text_ids_of(tokenizer: Any, text: str) -> list[int]:
     return PromptTokenizer(tokenizer, TEMPLATE).texts([text])[0]
+
+
+def test_the_quickstart_keeps_its_ids() -> None:
+    rows = data.load(DataConfig(name="s", source="sql_synth", train_rows=60, validation=4, test_rows=4)).train
+    tokenizer = byte_level()
+    prompts = text_ids(tokenizer, [render(TEMPLATE, row.question, row.context) for row in rows])
+    answers = text_ids(tokenizer, [row.answer for row in rows])
+    found = tokenise(rows, tokenizer, TEMPLATE)
+    assert [row.prompt for row in found] == [[tokenizer.bos_token_id, *ids] for ids in prompts]
+    assert [row.answer for row in found] == [[*ids, tokenizer.eos_token_id] for ids in answers]
 
 
 def test_real_rows_that_spell_none_keep_their_ids(shared: Path) -> None:
