@@ -95,12 +95,14 @@ def _header(content: Content, number: int, fields: list[str]) -> list[str]:
 def _row(content: Content, header: list[str], fields: list[str]) -> dict[str, Any] | Fault:
     if _is_odd(fields):
         return Fault("not UTF-8", content.remedy)
-    while len(fields) > len(header) and not fields[-1].strip():
-        fields.pop()
+    if len(fields) > len(header) and not "".join(fields[len(header) :]).strip():
+        fields = fields[: len(header)]
     if len(fields) != len(header):
         return Fault(f"{len(fields)} fields, but the first line names {len(header)} columns", _QUOTES)
     return dict(zip(header, fields, strict=True))
 
 
 def _is_odd(fields: list[str]) -> bool:
-    return any("\udc80" <= char <= "\udcff" for field in fields if not field.isascii() for char in field)
+    if all(map(str.isascii, fields)):
+        return False
+    return any("\udc80" <= char <= "\udcff" for field in fields for char in field)

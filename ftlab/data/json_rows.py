@@ -3,7 +3,9 @@ the shapes in which pandas and `datasets` write a whole table as one object.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator
+from json.scanner import make_scanner
 from typing import Any
 
 from ftlab.content import BOM, Content
@@ -25,6 +27,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_SCAN: Any = make_scanner(_DECODER)  # type: ignore[arg-type]  # a decoder is the context it wants
 
 
 def read(content: Content, wanted: Collection[str]) -> tuple[list[Located], str, list[str]]:
@@ -32,7 +35,8 @@ def read(content: Content, wanted: Collection[str]) -> tuple[list[Located], str,
 
     `wanted` are the names of columns, by which the shapes of a table are told apart.
     """
-    first = next((line.strip() for line in content.lines if line.strip()), b"")
+    found = re.search(rb"\S[^\r\n]*", content.data)
+    first = found[0] if found else b""
     located = _whole(content) if _spans_lines(content, first) else list(_lines(content))
     if len(located) == 1 and isinstance(located[0][1], dict) and (table := _table(located[0][1], wanted)):
         rows, note = table
@@ -61,7 +65,8 @@ def _lines(content: Content) -> Iterator[Located]:
 
 def _line(content: Content, line: bytes) -> dict[str, Any] | Fault:
     try:
-        return _object(_DECODER.decode(line.decode()))
+        value = _DECODER.decode(line.decode())
+        return value if type(value) is dict else _object(value)
     except UnicodeDecodeError as error:
         return not_utf8(content, error)
     except (ValueError, RecursionError) as error:
@@ -98,19 +103,22 @@ def _whole(content: Content) -> list[Located]:
 
 
 def _values(text: str) -> Iterator[Located]:
-    at = _skip(text, 0)
+    at = _after(_BLANK, text, 0)
     listed = text[at] == "["
-    at = _skip(text, at + 1) if listed else at
-    line, counted = 1, 0
-    while at < len(text) and not (listed and text[at] == "]"):
+    at = _after(_BLANK, text, at + 1) if listed else at
+    line, counted, size, next_of, scan = 1, 0, len(text), _COMMA.match, _SCAN
+    while at < size and not (listed and text[at] == "]"):
         line, counted = line + text.count("\n", counted, at), at
         try:
-            value, at = _DECODER.raw_decode(text, at)
-            yield line, _object(value)
-            at = _skip(text, at)
-            if listed and text[at : at + 1] not in (",", "]"):
+            value, end = scan(text, at)
+            yield line, value if type(value) is dict else _object(value)
+            gap = next_of(text, end)
+            at = gap.end() if gap else end
+            if listed and gap and not gap[1] and text[at : at + 1] != "]":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-            at = _skip(text, at + 1) if text[at : at + 1] == "," else at
+        except StopIteration as stop:  # what the scanner raises where no value begins
+            yield line, _broken(json.JSONDecodeError("Expecting value", text, stop.value))
+            return
         except (ValueError, RecursionError) as error:
             yield getattr(error, "lineno", line), _broken(error)
             return
@@ -120,17 +128,20 @@ def _values(text: str) -> Iterator[Located]:
 
 def _end(text: str, at: int) -> Iterator[Located]:
     """A list ends with its bracket, and nothing comes after it."""
-    after = _skip(text, at + 1)
+    after = _after(_BLANK, text, at + 1)
     if at >= len(text) or after < len(text):
         place = json.JSONDecodeError("Expecting ']'" if at >= len(text) else "text after the list's end", text, after)
         yield place.lineno, _broken(place)
 
 
-def _skip(text: str, at: int) -> int:
-    """The index of the next character that is no white space."""
-    while text[at : at + 1] in (" ", "\n", "\r", "\t"):
-        at += 1
-    return at
+_BLANK = re.compile(r"[ \t\n\r]*")
+_COMMA = re.compile(r"[ \t\n\r]*(,?)[ \t\n\r]*")
+
+
+def _after(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Where a match of a pattern that matches everywhere ends."""
+    match = pattern.match(text, at)
+    return match.end() if match else at
 
 
 # --- a table as one object ----------------------------------------------------------------------------------

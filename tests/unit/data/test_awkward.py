@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -318,11 +319,10 @@ def test_a_folder_name_is_no_column_of_a_parquet_file(tmp_path: Path) -> None:
     assert load(tmp_path / "answer=x/r.parquet")[0] == ROWS
 
 
-def test_the_shared_cases(shared: Path) -> None:
-    cases = shared.parent / "cases"
+def test_the_shared_cases(shared: Callable[[str], Path]) -> None:
     with pytest.raises(DataError, match="names answer 2 times"):
-        load(cases / "case-09-dup-header.csv")
+        load(shared("cases/case-09-dup-header.csv"))
     for name in ("case-11-semicolon.csv", "case-13-pandas.json"):
-        rows, _ = load(cases / name)
+        rows, _ = load(shared(f"cases/{name}"))
         assert rows[11]["answer"] == "SELECT COUNT(*) FROM head11 WHERE age > 11"
         assert len(rows) == 12

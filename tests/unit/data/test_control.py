@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 import ftlab
+from ftlab import data
+from ftlab.config import DataConfig
 from ftlab.data import Example
 from ftlab.data.control import text_ids
 from ftlab.data.encode import encode, tokenise, warnings_of
@@ -112,9 +115,19 @@ def text_ids_of(tokenizer: Any, text: str) -> list[int]:
     return PromptTokenizer(tokenizer, TEMPLATE).texts([text])[0]
 
 
-def test_real_rows_that_spell_none_keep_their_ids(shared: Path) -> None:
+def test_the_quickstart_keeps_its_ids() -> None:
+    rows = data.load(DataConfig(name="s", source="sql_synth", train_rows=60, validation=4, test_rows=4)).train
     tokenizer = byte_level()
-    with gzip.open(shared / "sql_create_context/test.jsonl.gz", "rt") as file:
+    prompts = text_ids(tokenizer, [render(TEMPLATE, row.question, row.context) for row in rows])
+    answers = text_ids(tokenizer, [row.answer for row in rows])
+    found = tokenise(rows, tokenizer, TEMPLATE)
+    assert [row.prompt for row in found] == [[tokenizer.bos_token_id, *ids] for ids in prompts]
+    assert [row.answer for row in found] == [[*ids, tokenizer.eos_token_id] for ids in answers]
+
+
+def test_real_rows_that_spell_none_keep_their_ids(shared: Callable[[str], Path]) -> None:
+    tokenizer = byte_level()
+    with gzip.open(shared("data/sql_create_context/test.jsonl.gz"), "rt") as file:
         rows = [json.loads(line) for line in file][:500]
     reader = PromptTokenizer(tokenizer, TEMPLATE)
     found = reader.prompts([(row["question"], row["context"]) for row in rows])
@@ -123,10 +136,10 @@ def test_real_rows_that_spell_none_keep_their_ids(shared: Path) -> None:
     assert reader.texts([row["answer"] for row in rows]) == text_ids(tokenizer, [row["answer"] for row in rows])
 
 
-def test_rows_read_as_text_have_the_ids_of_the_whole_where_nothing_is_spelled(shared: Path) -> None:
+def test_rows_read_as_text_have_the_ids_of_the_whole_where_nothing_is_spelled(shared: Callable[[str], Path]) -> None:
     """The copy in which control tokens are renamed reads like the original, the template's control tokens included."""
     tokenizer = byte_level()
-    with gzip.open(shared / "sql_create_context/test.jsonl.gz", "rt") as file:
+    with gzip.open(shared("data/sql_create_context/test.jsonl.gz"), "rt") as file:
         rows = [json.loads(line) for line in file][:200]
     encoder = PromptTokenizer(tokenizer, CHAT)._control
     for row in rows:

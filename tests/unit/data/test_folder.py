@@ -1,6 +1,7 @@
 """Which files of a folder are read: exact names and shards, and nothing else without a word."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -118,5 +119,8 @@ def test_what_is_read_and_what_is_not_is_told_in_a_line_each(tmp_path: Path) -> 
     assert described([tmp_path]) == str(tmp_path)
 
 
-def test_the_folder_with_predictions_is_read_without_them(shared: Path) -> None:
-    assert found(shared.parent / "cases/folder_with_predictions") == {"train": ["train.jsonl"], "test": ["test.jsonl"]}
+def test_the_folder_with_predictions_is_read_without_them(shared: Callable[[str], Path]) -> None:
+    assert found(shared("cases/folder_with_predictions/train.jsonl").parent) == {
+        "train": ["train.jsonl"],
+        "test": ["test.jsonl"],
+    }
