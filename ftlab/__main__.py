@@ -39,10 +39,7 @@ SHOWING = (
 )
 MULTIRUN = ("--multirun", "-m")
 # Hydra's options that take the next word, and what `--info` may take.
-TAKING = (
-    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
-    "--experimental-rerun",
-)
+TAKING = (*("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 HYDRAS = (*SHOWING, *MULTIRUN, *TAKING, "--resolve", "--run", "-r")
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}  # to their extras
@@ -292,27 +289,15 @@ def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
 def show(words: list[str]) -> int:
     """Hydra's own answers: help, the composed configuration, information, completion. What `--multirun` is given is
     shown as one run would have it."""
-    return through_hydra([word for word in words if word not in MULTIRUN], lambda cfg: None)
+    return through_hydra([word for word in words if word not in MULTIRUN])
 
 
 def multirun(words: list[str]) -> int:
-    """Several experiments, one after another, through Hydra's sweeper; each in a folder of its own."""
-
-    def job(cfg: Any) -> float:
-        from hydra.core.hydra_config import HydraConfig
-
-        from ftlab.composition import of_job
-        from ftlab.experiment import run
-
-        hydra: Any = HydraConfig.get()
-        composition = of_job(cfg, hydra)
-        print(f"\n== job {hydra.job.num}: {' '.join(hydra.overrides.task) or 'no overrides'}")
-        return run(composition).objective
-
+    """Several experiments, through ftlab's sweeper; each in a folder of its own."""
     check_launch(None)
     if "--dry-run" in words:
         raise InputError("--dry-run plans one experiment: leave out --multirun and give one value a key")
-    return through_hydra([_harmless(word) for word in words], job, _in_folder)
+    return through_hydra([_harmless(word) for word in words], _in_folder)
 
 
 def _in_folder(overrides: list[str]) -> list[str]:
@@ -349,15 +334,15 @@ def _harmless(word: str) -> str:
     return set_password_aside(word)
 
 
-def through_hydra(
-    words: list[str], job: Callable[[Any], Any], changed: Callable[[list[str]], list[str]] = lambda overrides: overrides
-) -> int:
-    """Check the overrides, then let Hydra's main act on the words, the overrides `changed` to what Hydra calls them."""
+def through_hydra(words: list[str], changed: Callable[[list[str]], list[str]] = lambda overrides: overrides) -> int:
+    """Check the overrides, then let Hydra's main act on the words, the overrides `changed` to what Hydra calls them.
+    Hydra shows, or starts the sweeper; it runs no experiment itself."""
     import hydra
     import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from ftlab.allowlist import guarded
     from ftlab.composition import CONF, explain, normalise, register
 
     options, overrides = hydras_options(words)
@@ -368,7 +353,8 @@ def through_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
     before, sys.argv = sys.argv, [sys.argv[0], *overrides, *options]
     try:
-        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
+        with guarded():
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda cfg: None)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(_missing_launcher(str(error)) or explain(error)) from None
     except ValueError as error:
@@ -411,7 +397,7 @@ def hydras_options(words: list[str]) -> tuple[list[str], list[str]]:
     options: list[str] = []
     overrides: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
-        value = before in TAKING or (before in ("--info", "-i") and word in INFO)
+        value = (before in TAKING and not word.startswith("-")) or (before in ("--info", "-i") and word in INFO)
         if not value and word.startswith("-") and word.partition("=")[0] not in HYDRAS:
             raise _no_option(word, HYDRAS)
         (options if value or word.startswith("-") else overrides).append(word)

@@ -33,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf, ValidationError
 from omegaconf.errors import OmegaConfBaseException
 
 from ftlab import config
+from ftlab.allowlist import guarded
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
 from hydra_plugins import ftlab_sweeper
@@ -189,22 +190,12 @@ def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None)
         )
 
 
-def of_job(cfg: DictConfig, hydra: DictConfig) -> Composition:
-    """One job of a multirun, with the folder that Hydra gave it as its run folder."""
-    tree = _plain(cfg)
-    tree["run_dir"] = str(hydra.runtime.output_dir)
-    tree["run_name"] = f"{Path(hydra.sweep.dir).name}-{hydra.job.num}"
-    record = cast(dict[str, Any], OmegaConf.to_container(hydra, resolve=False, enum_to_str=True))
-    changed = {override.partition("=")[0] for override in hydra.overrides.task}
-    return Composition(typed_from_tree(tree), tree, record, list(hydra.overrides.task), changed)
-
-
 @contextmanager
 def hydra_session() -> Iterator[None]:
     """Hydra's global state, set up on `conf/` and cleared again."""
     register()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="ftlab"):
+    with guarded(), initialize_config_dir(str(CONF), version_base="1.3", job_name="ftlab"):
         yield
 
 
