@@ -5,10 +5,13 @@ composed, and run; `--help`, `--cfg`, `--info`, `--multirun` and shell completio
 """
 
 import difflib
+import io
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -289,7 +292,26 @@ def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
 def show(words: list[str]) -> int:
     """Hydra's own answers: help, the composed configuration, information, completion. What `--multirun` is given is
     shown as one run would have it."""
-    return through_hydra([word for word in words if word not in MULTIRUN])
+    from ftlab.redact import redact
+
+    shown = io.StringIO()
+    try:
+        with redirect_stdout(shown), _root_logger_restored():
+            return through_hydra([word for word in words if word not in MULTIRUN])
+    finally:
+        print(redact(shown.getvalue()), end="")
+
+
+@contextmanager
+def _root_logger_restored() -> Iterator[None]:
+    """Hydra's handlers write to what stdout is now; they go again."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def multirun(words: list[str]) -> int:

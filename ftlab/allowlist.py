@@ -146,6 +146,8 @@ def _check_places(places: Sequence[str], key: str) -> None:
 
 def _calls(node: Any, path: Path, seen: set[int]) -> Iterator[str]:
     """Keys that Hydra reads as calls, wherever they stand; what interpolations and resolvers stand for included."""
+    if isinstance(node, (dict, list)):  # what some resolvers return
+        node = OmegaConf.create(node)
     if not isinstance(node, Tree) or id(node) in seen:
         return
     if len(path) > DEEPEST:
