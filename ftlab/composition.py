@@ -49,6 +49,11 @@ def _shipped(name: str) -> Path:
 CONF = _shipped("conf")
 SWEEPS = _shipped("sweeps")
 
+TRUST = "model.trust_remote_code"
+UNTYPED = (
+    f"{TRUST}=true stands in a configuration file (or is not literally true), where it does not count: it lets Python "
+    f"files of the model's folder run here. Look at them, then type {TRUST}=true for this call, or remove it"
+)
 PATH_KEYS = ("data.path", "run_dir", "lora.init_from", "model.id")
 
 # What other tools call these keys.
@@ -180,9 +185,12 @@ def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None)
         check_overrides(overrides, extra=extra)
         whole = _composed([*overrides, *extra])
         tree, base = _plain(whole), flatten(_plain(_default(_sources())))
+        trusted = allows_code(overrides)
+        if tree["model"]["trust_remote_code"] and not trusted:
+            raise ConfigError(UNTYPED)
         changed = {key for key, value in flatten(tree).items() if base.get(key) != value}
         return Composition(
-            typed_from_tree(tree),
+            typed_from_tree(tree, trusted),
             tree,
             _hydra_record(whole),
             list(overrides),
@@ -239,13 +247,9 @@ def _hydra_record(cfg: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False, enum_to_str=True))
 
 
-def to_typed(cfg: DictConfig) -> ExperimentConfig:
-    """Dataclasses from a composed (or loaded and merged) configuration, checked as a whole."""
-    return typed_from_tree(_plain(cfg))
-
-
-def typed_from_tree(tree: dict[str, Any]) -> ExperimentConfig:
-    """An ExperimentConfig from plain containers, e.g. a run's config.yaml.
+def typed_from_tree(tree: dict[str, Any], trust_remote_code: bool = False) -> ExperimentConfig:
+    """An ExperimentConfig from plain containers, e.g. a run's config.yaml, whose word on a model's own code does not
+    count: `trust_remote_code` is what was typed for this call.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a broken rule.
@@ -255,6 +259,7 @@ def typed_from_tree(tree: dict[str, Any]) -> ExperimentConfig:
         typed = cast(ExperimentConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
+    typed.model.trust_remote_code = trust_remote_code
     return config.check(typed)
 
 
@@ -279,6 +284,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def allows_code(overrides: Sequence[str]) -> bool:
+    """Whether overrides say literally, as the last word on it, that a model's own code may run."""
+    said = [text.lstrip("+").partition("=") for text in overrides]
+    values = [value.strip().lower() for key, _, value in said if key.strip() == TRUST]
+    return values[-1:] == ["true"]
 
 
 # --- overrides, looked at before Hydra composes ---------------------------------------------------------

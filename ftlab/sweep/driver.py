@@ -220,7 +220,11 @@ class Crew:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.peers)))
         with open(self.study.folder / f"worker-{number}.log", "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "ftlab.sweep.join"], cwd=self.order.cwd, env=environment, stdout=log, stderr=log
+                [sys.executable, "-P", "-m", "ftlab.sweep.join"],
+                cwd=self.order.cwd,
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
 
     def look_after(self) -> None:

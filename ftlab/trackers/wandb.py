@@ -224,7 +224,7 @@ class WandbTracker:
 
 def _read(part: Path) -> list[dict[str, Any]]:
     """The rows of an earlier part of the record; none where it cannot be read. W&B has no function for it."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
+    command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(part)]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS).stdout
         records = [json.loads(line) for line in text.splitlines() if '"history"' in line]
