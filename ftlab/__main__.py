@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ftlab.commands import plain_arguments
 from ftlab.errors import FtlabError, InputError, Stopped
 from ftlab.launcher import check_launch
+from ftlab.redact import redact, redact_message, redact_streams, redact_tree, remember
 
 if TYPE_CHECKING:
     from ftlab.train.ranks import Ranks
@@ -57,6 +58,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 def entry() -> None:
     """The console script."""
+    redact_streams()
     code = main(sys.argv[1:])
     interrupted = code in (Stopped.exit_code, 130) and not any(word in MULTIRUN for word in sys.argv)
     if launched() > 1 or interrupted:
@@ -70,6 +72,7 @@ def entry() -> None:
 
 def main(words: Sequence[str]) -> int:
     """Run one command line; the exit code. A user's mistake is one message without a traceback."""
+    remember(words)
     try:
         return dispatch(list(words))
     except FtlabError as error:
@@ -85,7 +88,8 @@ def main(words: Sequence[str]) -> int:
 
 def failed(error: FtlabError) -> int:
     """Show a user's mistake; the exit code."""
-    print(f"ftlab: {error}" if "\n" not in str(error) else f"ftlab:\n{error}", file=sys.stderr)
+    text = redact_message(str(error))
+    print(f"ftlab: {text}" if "\n" not in text else f"ftlab:\n{text}", file=sys.stderr)
     return error.exit_code
 
 
@@ -245,7 +249,6 @@ def _shared(tree: dict[str, Any]) -> dict[str, Any]:
     """The settings in which the processes of a launch must agree; the first one alone keeps records, under a name that
     may hold the time of day."""
     from ftlab.composition import flatten
-    from ftlab.redact import redact_tree
 
     settings = flatten(redact_tree(tree))
     return {key: v for key, v in settings.items() if key not in ("run_dir", "run_name") and key[:8] != "tracker."}
@@ -292,8 +295,6 @@ def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
 def show(words: list[str]) -> int:
     """Hydra's own answers: help, the composed configuration, information, completion. What `--multirun` is given is
     shown as one run would have it."""
-    from ftlab.redact import redact
-
     shown = io.StringIO()
     try:
         with redirect_stdout(shown), _root_logger_restored():

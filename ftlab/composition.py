@@ -36,6 +36,7 @@ from ftlab import config
 from ftlab.allowlist import guarded
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
+from ftlab.redact import MASK, known, redact, redact_message, redact_tree
 from hydra_plugins import ftlab_sweeper
 
 PACKAGE = Path(__file__).resolve().parent
@@ -184,7 +185,7 @@ def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None)
         extra = search_path(config_dir)
         check_overrides(overrides, extra=extra)
         whole = _composed([*overrides, *extra])
-        tree, base = _plain(whole), flatten(_plain(_default(_sources())))
+        tree, base = without_secrets(_plain(whole)), flatten(_plain(_default(_sources())))
         trusted = allows_code(overrides)
         if tree["model"]["trust_remote_code"] and not trusted:
             raise ConfigError(UNTYPED)
@@ -221,7 +222,7 @@ def _composed(overrides: list[str]) -> DictConfig:
     try:
         return hydra_compose("config", overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(explain(error)) from None
+        raise ConfigError(redact_message(explain(error))) from None
 
 
 @lru_cache(maxsize=1)
@@ -240,6 +241,18 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         return cast(dict[str, Any], OmegaConf.to_container(job, resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
+
+
+def without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
+    """A tree in which no known secret stands (`run_name=x-${oc.env:HF_TOKEN}`): what is trained is what is recorded.
+    Places and connections stay, which must function; they are masked where they are written."""
+    masked: dict[str, Any] = redact_tree(tree, known)
+    for node, key in (("sweep", "storage"), ("data", "path"), ("model", "id"), ("lora", "init_from")):
+        masked[node][key] = tree[node][key]
+    name = str(tree["run_name"])
+    masked["run_name"] = redact(name).replace(MASK, "redacted")  # it names a folder
+    masked["run_dir"] = str(tree["run_dir"]).replace(name, masked["run_name"])
+    return masked
 
 
 def _hydra_record(cfg: DictConfig) -> dict[str, Any]:
@@ -336,7 +349,7 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False, extra: 
     groups = config_groups(extra)
     problems = [problem for text in overrides if (problem := _problem(text, groups, multirun))]
     if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*map(redact_message, problems))
 
 
 def config_groups(extra: Sequence[str] = ()) -> dict[str, list[str]]:

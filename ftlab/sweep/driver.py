@@ -30,6 +30,7 @@ from ftlab.composition import composition, quoted
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError, FtlabError, InputError, Stopped, TrainingError
 from ftlab.process import this_host
+from ftlab.redact import redact_message
 from ftlab.run_dir import Record
 from ftlab.sweep import samplers
 from ftlab.sweep.identity import configuration, shared
@@ -270,7 +271,7 @@ class Job:
                 with closing(self.order.open()) as study:  # launchers keep their processes, or kill them
                     Crew(study, self.order, [number], stopped, peers).work()
         except FtlabError as error:
-            return str(error)
+            return redact_message(str(error))
         return ""
 
 

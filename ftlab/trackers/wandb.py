@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from ftlab.config import TrackerConfig
-from ftlab.redact import redact, redact_tree
+from ftlab.redact import known, redact, redact_tree
 
 # Error reports to the vendor hold the process for 20 s at its end when the server hangs.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -159,10 +159,10 @@ class WandbTracker:
                 reinit="create_new",
                 mode=mode,
                 name=redact(run_name),
-                project=cfg.project,
-                entity=cfg.entity,
-                group=cfg.group,
-                job_type=cfg.job_type,
+                project=redact(cfg.project),
+                entity=cfg.entity and redact(cfg.entity),
+                group=cfg.group and redact(cfg.group),
+                job_type=cfg.job_type and redact(cfg.job_type),
                 tags=[redact(tag) for tag in cfg.tags],
                 config=redact_tree(config),
                 settings=_settings(),
@@ -325,7 +325,7 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
 
 
 def _cell(value: object) -> object:
-    return value if value is None or isinstance(value, (str, int, float)) else str(value)
+    return value if value is None or isinstance(value, (int, float)) else known(str(value))
 
 
 def _line(error: BaseException) -> str:
