@@ -51,6 +51,7 @@ HANDLERS = ("logging.StreamHandler",)
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOGGING = ("hydra_logging", "job_logging")
 CALLING = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")  # what Hydra reads as a call
+OWN_RECORD = ".hydra"
 DEEPEST = 60  # levels of a configuration; resolvers could make one without an end
 
 Tree = DictConfig | ListConfig
@@ -116,6 +117,8 @@ def check(cfg: DictConfig, typed: Sequence[Override]) -> None:
     assert isinstance(hydra, dict)
     problems = list(dict.fromkeys([*_calls(cfg, (), set()), *_callbacks(hydra), *_started(hydra)]))
     problems += [*_commands(hydra, typed), *_environment(hydra, typed)]
+    if hydra.get("output_subdir") not in (None, OWN_RECORD):
+        problems.append(f"hydra.output_subdir={hydra['output_subdir']} is not used: ftlab writes {OWN_RECORD}/ itself")
     logs = {name: _plain(cfg.hydra, name) for name in LOGGING if name in hydra}
     problems += [problem for name, node in logs.items() for problem in _logging(node, ("hydra", name))]
     if problems:
@@ -127,6 +130,7 @@ def check(cfg: DictConfig, typed: Sequence[Override]) -> None:
 def _fix(hydra: DictConfig, logs: Mapping[str, Any]) -> None:
     """Nothing inside a launcher or a sweeper is called, whatever it resolves to; loggers are as checked."""
     with read_write(hydra), open_dict(hydra):
+        hydra["output_subdir"] = None  # Hydra's record would have secrets in it
         for name, node in logs.items():
             hydra[name] = node
         for name in ("launcher", "sweeper"):

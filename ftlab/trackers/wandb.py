@@ -3,6 +3,7 @@
 import json
 import netrc
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -27,6 +28,7 @@ FINISH_SECONDS = 30.0  # until uploads that do not end are left to `wandb sync`
 STOP_SECONDS = 5.0  # of these, until W&B's service is killed
 TABLE_SECONDS = 10.0  # W&B asks the server for an artifact's place; metrics go out without waiting
 
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Mode = Literal["online", "offline", "disabled"]
 T = TypeVar("T")
 
@@ -54,6 +56,7 @@ class WandbTracker:
         self._warned = False
         self._tables = True  # until one fails: waiting again and again would slow the run
         self._folder = run_dir / "wandb"
+        run_id = run_id if run_id and _ID.fullmatch(run_id) else None  # it names folders
         self.id = run_id or secrets.token_hex(4)
         earlier = self._parts() if run_id else []
         self._run = self._start(cfg, run_name, config)

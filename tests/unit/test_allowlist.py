@@ -265,6 +265,7 @@ PLACES: dict[str, tuple[dict[str, Any], str]] = {
         "hydra.job_logging.handlers.x.class",
     ),
     "variables": ({"hydra": {"job": {"env_set": {"LD_PRELOAD": "evil.so"}}}}, "hydra.job.env_set.LD_PRELOAD"),
+    "Hydra's record elsewhere": ({"hydra": {"output_subdir": "../../x"}}, "hydra.output_subdir"),
     "places of configuration": ({"hydra": {"searchpath": ["pkg://run"]}}, ""),
 }
 

@@ -169,6 +169,16 @@ def test_the_flag_must_be_true_or_false(cli: Cli, finished: Path, marker: Path) 
     assert "true or false" in refused(cli("predict", str(finished), "model.trust_remote_code=maybe"), marker)
 
 
+def test_an_adapter_names_no_module_to_import(cli: Cli, finished: Path, marker: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / "adapter" / "adapter_config.json"
+    hostile = {"megatron_config": {"x": 1}, "megatron_core": "this", "auto_mapping": {"parent_library": "this"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | hostile))
+    sys.modules.pop("this", None)
+    assert cli("predict", str(tmp_path / "run"), *QUESTION)[0] == 0
+    assert "this" not in sys.modules
+
+
 # --- pickles -------------------------------------------------------------------------------------------------------
 
 
