@@ -47,6 +47,7 @@ LAUNCHERS: dict[str, frozenset[str]] = {
     "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher": RAY,
     "hydra_plugins.hydra_ray_launcher.ray_aws_launcher.RayAWSLauncher": frozenset(),
 }
+OPTIONS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray", "ray_aws")
 HANDLERS = ("logging.StreamHandler",)
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOGGING = ("hydra_logging", "job_logging")
@@ -115,7 +116,9 @@ def check(cfg: DictConfig, typed: Sequence[Override]) -> None:
     """
     hydra = OmegaConf.to_container(cfg.hydra, resolve=False) if "hydra" in cfg else {}
     assert isinstance(hydra, dict)
-    problems = list(dict.fromkeys([*_calls(cfg, (), set()), *_callbacks(hydra), *_started(hydra)]))
+    problems = list(dict.fromkeys([*_calls(cfg, (), set()), *_started(hydra)]))
+    if not any(problem.startswith("hydra.callbacks.") for problem in problems):
+        problems += _callbacks(hydra)
     problems += [*_commands(hydra, typed), *_environment(hydra, typed)]
     if hydra.get("output_subdir") not in (None, OWN_RECORD):
         problems.append(f"hydra.output_subdir={hydra['output_subdir']} is not used: ftlab writes {OWN_RECORD}/ itself")
@@ -189,11 +192,11 @@ def _callbacks(hydra: Mapping[Any, Any]) -> Iterator[str]:
 
 def _started(hydra: Mapping[Any, Any]) -> Iterator[str]:
     """The launcher and the sweeper, each by its literal name."""
-    for name, allowed in (("launcher", tuple(LAUNCHERS)), ("sweeper", (SWEEPER,))):
+    for name, allowed, options in (("launcher", tuple(LAUNCHERS), OPTIONS), ("sweeper", (SWEEPER,), ("ftlab",))):
         node = hydra.get(name)
         target = node.get("_target_") if isinstance(node, Mapping) else node
         if name in hydra and target not in allowed:
-            yield _refusal(("hydra", name, "_target_"), target, f"the {name}s are: {', '.join(allowed)}")
+            yield _refusal(("hydra", name, "_target_"), target, f"only hydra/{name}={'|'.join(options)} may")
     foreign = [key for key in _mapping(hydra.get("sweeper")) if key not in ("_target_", "params")]
     if foreign:
         yield f"hydra.sweeper.{foreign[0]} is no setting: ftlab's sweeper takes hydra.sweeper.params"
