@@ -225,6 +225,9 @@ def train(words: list[str], ranks: "Ranks | None" = None) -> None:
             check_reported(folder, cfg, Terminal())
             report_finished(folder, finished, Terminal())
             return
+        from ftlab.weights import check_code
+
+        check_code(cfg.model)
         from ftlab.experiment import run_in
 
         lead = partial(run_in, ranks=ranks) if ranks else run_in

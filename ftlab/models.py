@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from transformers import (
 
 from ftlab.config import ExperimentConfig, LoraConfig, ModelConfig, QuantConfig
 from ftlab.errors import ConfigError, WeightsError, first_line
-from ftlab.weights import Located, find, on_disk, own_code
+from ftlab.weights import Located, find, own_code
 
 # transformers and PEFT ask on stdin whether a model's code may run, where nobody said so; so they never do.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
@@ -55,18 +55,6 @@ def _code_refused(located: Located) -> Iterator[None]:
         if "trust_remote_code" not in str(error):
             raise
         raise WeightsError(own_code(located.folder)) from None
-
-
-def check_code(model: ModelConfig) -> None:
-    """Refuse a model on this machine that brings code of its own, before anything else takes its time.
-
-    Raises:
-        WeightsError: it does, and `model.trust_remote_code` is off.
-    """
-    located = None if model.trust_remote_code else on_disk(model, what="tokenizer")
-    if located:
-        with suppress(ValueError, OSError, KeyError), _code_refused(located):  # whatever else is wrong is told later
-            AutoConfig.from_pretrained(located.folder, trust_remote_code=False)
 
 
 def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerBase:

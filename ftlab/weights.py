@@ -291,6 +291,22 @@ def _first(folder: Path, patterns: Iterable[str]) -> Path | None:
     return next((file for pattern in patterns for file in folder.glob(pattern)), None)
 
 
+def check_code(model: ModelConfig) -> None:
+    """Refuse a model on this machine whose architecture only its own Python files know, before anything takes time.
+
+    Raises:
+        WeightsError: it is one, and `model.trust_remote_code` is off; or the folder cannot be used.
+    """
+    located = None if model.trust_remote_code else on_disk(model, what="tokenizer")
+    if located is None or not any(_named_code(located.folder)):
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    config = json.loads((located.folder / CONFIG).read_text(encoding="utf-8"))
+    if "AutoConfig" in (config.get("auto_map") or {}) and config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise WeightsError(own_code(located.folder))
+
+
 def own_code(folder: Path) -> str:
     """Why a folder whose model or tokenizer brings Python code is refused: what would run, and how to allow it."""
     files = [f"{file.name} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()})" for file in _code(folder)]
