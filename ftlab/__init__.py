@@ -7,9 +7,18 @@
 Both are loaded when they are first used: torch is not imported before a run.
 """
 
-from typing import TYPE_CHECKING, Any
+import os
+import sys
 
-from ftlab import quiet as quiet
+# `python -m ftlab` looks for modules in the working folder first, where files of a downloaded folder could stand in
+# for any library. It is left out, unless ftlab itself lies there; nothing but these two modules was needed so far.
+_HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if getattr(sys, "argv", [])[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and os.getcwd() != _HOME:
+    del sys.path[0]
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from ftlab import quiet as quiet  # noqa: E402
 
 if TYPE_CHECKING:
     from ftlab.composition import compose

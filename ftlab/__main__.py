@@ -5,16 +5,20 @@ composed, and run; `--help`, `--cfg`, `--info`, `--multirun` and shell completio
 """
 
 import difflib
+import io
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ftlab.commands import plain_arguments
 from ftlab.errors import FtlabError, InputError, Stopped
 from ftlab.launcher import check_launch
+from ftlab.redact import redact, redact_message, redact_streams, redact_tree, remember
 
 if TYPE_CHECKING:
     from ftlab.train.ranks import Ranks
@@ -39,10 +43,7 @@ SHOWING = (
 )
 MULTIRUN = ("--multirun", "-m")
 # Hydra's options that take the next word, and what `--info` may take.
-TAKING = (
-    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
-    "--experimental-rerun",
-)
+TAKING = (*("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 HYDRAS = (*SHOWING, *MULTIRUN, *TAKING, "--resolve", "--run", "-r")
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}  # to their extras
@@ -57,6 +58,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 def entry() -> None:
     """The console script."""
+    redact_streams()
     code = main(sys.argv[1:])
     interrupted = code in (Stopped.exit_code, 130) and not any(word in MULTIRUN for word in sys.argv)
     if launched() > 1 or interrupted:
@@ -70,6 +72,7 @@ def entry() -> None:
 
 def main(words: Sequence[str]) -> int:
     """Run one command line; the exit code. A user's mistake is one message without a traceback."""
+    remember(words)
     try:
         return dispatch(list(words))
     except FtlabError as error:
@@ -85,7 +88,8 @@ def main(words: Sequence[str]) -> int:
 
 def failed(error: FtlabError) -> int:
     """Show a user's mistake; the exit code."""
-    print(f"ftlab: {error}" if "\n" not in str(error) else f"ftlab:\n{error}", file=sys.stderr)
+    text = redact_message(str(error))
+    print(f"ftlab: {text}" if "\n" not in text else f"ftlab:\n{text}", file=sys.stderr)
     return error.exit_code
 
 
@@ -221,6 +225,9 @@ def train(words: list[str], ranks: "Ranks | None" = None) -> None:
             check_reported(folder, cfg, Terminal())
             report_finished(folder, finished, Terminal())
             return
+        from ftlab.weights import check_code
+
+        check_code(cfg.model)
         from ftlab.experiment import run_in
 
         lead = partial(run_in, ranks=ranks) if ranks else run_in
@@ -245,7 +252,6 @@ def _shared(tree: dict[str, Any]) -> dict[str, Any]:
     """The settings in which the processes of a launch must agree; the first one alone keeps records, under a name that
     may hold the time of day."""
     from ftlab.composition import flatten
-    from ftlab.redact import redact_tree
 
     settings = flatten(redact_tree(tree))
     return {key: v for key, v in settings.items() if key not in ("run_dir", "run_name") and key[:8] != "tracker."}
@@ -292,27 +298,32 @@ def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
 def show(words: list[str]) -> int:
     """Hydra's own answers: help, the composed configuration, information, completion. What `--multirun` is given is
     shown as one run would have it."""
-    return through_hydra([word for word in words if word not in MULTIRUN], lambda cfg: None)
+    shown = io.StringIO()
+    try:
+        with redirect_stdout(shown), _root_logger_restored():
+            return through_hydra([word for word in words if word not in MULTIRUN])
+    finally:
+        print(redact(shown.getvalue()), end="")
+
+
+@contextmanager
+def _root_logger_restored() -> Iterator[None]:
+    """Hydra's handlers write to what stdout is now; they go again."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def multirun(words: list[str]) -> int:
-    """Several experiments, one after another, through Hydra's sweeper; each in a folder of its own."""
-
-    def job(cfg: Any) -> float:
-        from hydra.core.hydra_config import HydraConfig
-
-        from ftlab.composition import of_job
-        from ftlab.experiment import run
-
-        hydra: Any = HydraConfig.get()
-        composition = of_job(cfg, hydra)
-        print(f"\n== job {hydra.job.num}: {' '.join(hydra.overrides.task) or 'no overrides'}")
-        return run(composition).objective
-
+    """Several experiments, through ftlab's sweeper; each in a folder of its own."""
     check_launch(None)
     if "--dry-run" in words:
         raise InputError("--dry-run plans one experiment: leave out --multirun and give one value a key")
-    return through_hydra([_harmless(word) for word in words], job, _in_folder)
+    return through_hydra([_harmless(word) for word in words], _in_folder)
 
 
 def _in_folder(overrides: list[str]) -> list[str]:
@@ -349,15 +360,15 @@ def _harmless(word: str) -> str:
     return set_password_aside(word)
 
 
-def through_hydra(
-    words: list[str], job: Callable[[Any], Any], changed: Callable[[list[str]], list[str]] = lambda overrides: overrides
-) -> int:
-    """Check the overrides, then let Hydra's main act on the words, the overrides `changed` to what Hydra calls them."""
+def through_hydra(words: list[str], changed: Callable[[list[str]], list[str]] = lambda overrides: overrides) -> int:
+    """Check the overrides, then let Hydra's main act on the words, the overrides `changed` to what Hydra calls them.
+    Hydra shows, or starts the sweeper; it runs no experiment itself."""
     import hydra
     import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from ftlab.allowlist import guarded
     from ftlab.composition import CONF, explain, normalise, register
 
     options, overrides = hydras_options(words)
@@ -368,7 +379,8 @@ def through_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
     before, sys.argv = sys.argv, [sys.argv[0], *overrides, *options]
     try:
-        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)()
+        with guarded():
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda cfg: None)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(_missing_launcher(str(error)) or explain(error)) from None
     except ValueError as error:
@@ -411,7 +423,7 @@ def hydras_options(words: list[str]) -> tuple[list[str], list[str]]:
     options: list[str] = []
     overrides: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
-        value = before in TAKING or (before in ("--info", "-i") and word in INFO)
+        value = (before in TAKING and not word.startswith("-")) or (before in ("--info", "-i") and word in INFO)
         if not value and word.startswith("-") and word.partition("=")[0] not in HYDRAS:
             raise _no_option(word, HYDRAS)
         (options if value or word.startswith("-") else overrides).append(word)

@@ -33,8 +33,10 @@ from omegaconf import DictConfig, OmegaConf, ValidationError
 from omegaconf.errors import OmegaConfBaseException
 
 from ftlab import config
+from ftlab.allowlist import guarded
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
+from ftlab.redact import MASK, known, redact, redact_message, redact_tree
 from hydra_plugins import ftlab_sweeper
 
 PACKAGE = Path(__file__).resolve().parent
@@ -48,6 +50,11 @@ def _shipped(name: str) -> Path:
 CONF = _shipped("conf")
 SWEEPS = _shipped("sweeps")
 
+TRUST = "model.trust_remote_code"
+UNTYPED = (
+    f"{TRUST}=true stands in a configuration file (or is not literally true), where it does not count: it lets Python "
+    f"files of the model's folder run here. Look at them, then type {TRUST}=true for this call, or remove it"
+)
 PATH_KEYS = ("data.path", "run_dir", "lora.init_from", "model.id")
 
 # What other tools call these keys.
@@ -178,10 +185,13 @@ def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None)
         extra = search_path(config_dir)
         check_overrides(overrides, extra=extra)
         whole = _composed([*overrides, *extra])
-        tree, base = _plain(whole), flatten(_plain(_default(_sources())))
+        tree, base = without_secrets(_plain(whole)), flatten(_plain(_default(_sources())))
+        trusted = allows_code(overrides)
+        if tree["model"]["trust_remote_code"] and not trusted:
+            raise ConfigError(UNTYPED)
         changed = {key for key, value in flatten(tree).items() if base.get(key) != value}
         return Composition(
-            typed_from_tree(tree),
+            typed_from_tree(tree, trusted),
             tree,
             _hydra_record(whole),
             list(overrides),
@@ -189,22 +199,12 @@ def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None)
         )
 
 
-def of_job(cfg: DictConfig, hydra: DictConfig) -> Composition:
-    """One job of a multirun, with the folder that Hydra gave it as its run folder."""
-    tree = _plain(cfg)
-    tree["run_dir"] = str(hydra.runtime.output_dir)
-    tree["run_name"] = f"{Path(hydra.sweep.dir).name}-{hydra.job.num}"
-    record = cast(dict[str, Any], OmegaConf.to_container(hydra, resolve=False, enum_to_str=True))
-    changed = {override.partition("=")[0] for override in hydra.overrides.task}
-    return Composition(typed_from_tree(tree), tree, record, list(hydra.overrides.task), changed)
-
-
 @contextmanager
 def hydra_session() -> Iterator[None]:
     """Hydra's global state, set up on `conf/` and cleared again."""
     register()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="ftlab"):
+    with guarded(), initialize_config_dir(str(CONF), version_base="1.3", job_name="ftlab"):
         yield
 
 
@@ -222,7 +222,7 @@ def _composed(overrides: list[str]) -> DictConfig:
     try:
         return hydra_compose("config", overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(explain(error)) from None
+        raise ConfigError(redact_message(explain(error))) from None
 
 
 @lru_cache(maxsize=1)
@@ -243,18 +243,26 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(explain(error)) from None
 
 
+def without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
+    """A tree in which no known secret stands (`run_name=x-${oc.env:HF_TOKEN}`): what is trained is what is recorded.
+    Places and connections stay, which must function; they are masked where they are written."""
+    masked: dict[str, Any] = redact_tree(tree, known)
+    for node, key in (("sweep", "storage"), ("data", "path"), ("model", "id"), ("lora", "init_from")):
+        masked[node][key] = tree[node][key]
+    name = str(tree["run_name"])
+    masked["run_name"] = redact(name).replace(MASK, "redacted")  # it names a folder
+    masked["run_dir"] = str(tree["run_dir"]).replace(name, masked["run_name"])
+    return masked
+
+
 def _hydra_record(cfg: DictConfig) -> dict[str, Any]:
     """Hydra's own node, unresolved: parts of it exist only while Hydra runs a job."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False, enum_to_str=True))
 
 
-def to_typed(cfg: DictConfig) -> ExperimentConfig:
-    """Dataclasses from a composed (or loaded and merged) configuration, checked as a whole."""
-    return typed_from_tree(_plain(cfg))
-
-
-def typed_from_tree(tree: dict[str, Any]) -> ExperimentConfig:
-    """An ExperimentConfig from plain containers, e.g. a run's config.yaml.
+def typed_from_tree(tree: dict[str, Any], trust_remote_code: bool = False) -> ExperimentConfig:
+    """An ExperimentConfig from plain containers, e.g. a run's config.yaml, whose word on a model's own code does not
+    count: `trust_remote_code` is what was typed for this call.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a broken rule.
@@ -264,6 +272,7 @@ def typed_from_tree(tree: dict[str, Any]) -> ExperimentConfig:
         typed = cast(ExperimentConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
+    typed.model.trust_remote_code = trust_remote_code
     return config.check(typed)
 
 
@@ -288,6 +297,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def allows_code(overrides: Sequence[str]) -> bool:
+    """Whether overrides say literally, as the last word on it, that a model's own code may run."""
+    said = [text.lstrip("+").partition("=") for text in overrides]
+    values = [value.strip().lower() for key, _, value in said if key.strip() == TRUST]
+    return values[-1:] == ["true"]
 
 
 # --- overrides, looked at before Hydra composes ---------------------------------------------------------
@@ -333,7 +349,7 @@ def check_overrides(overrides: Sequence[str], *, multirun: bool = False, extra: 
     groups = config_groups(extra)
     problems = [problem for text in overrides if (problem := _problem(text, groups, multirun))]
     if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*map(redact_message, problems))
 
 
 def config_groups(extra: Sequence[str] = ()) -> dict[str, list[str]]:

@@ -180,6 +180,7 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
     """
     check_packages(cfg)
     check_rows_dir(cfg.eval)
+    weights.check_code(cfg.model)
     splits = data.load(cfg.data)
     located = weights.find(cfg.model, what="tokenizer")
     tokenizer = models.load_tokenizer(located, cfg.model.trust_remote_code)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,35 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    dynamic_module_utils,
 )
 
 from ftlab.config import ExperimentConfig, LoraConfig, ModelConfig, QuantConfig
 from ftlab.errors import ConfigError, WeightsError, first_line
-from ftlab.weights import Located, find
+from ftlab.weights import Located, find, own_code
+
+# transformers and PEFT ask on stdin whether a model's code may run, where nobody said so; so they never do.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 # A linear layer belongs to attention or to the MLP by the name of the module that holds it.
 ATTENTION_PARENTS = ("attn", "attention")
 MLP_PARENTS = ("mlp", "ffn", "feed_forward", "experts")
 QUERY_VALUE = ("q_proj", "v_proj", "query", "value", "wq", "wv", "q", "v")
+
+
+@contextmanager
+def _code_refused(located: Located) -> Iterator[None]:
+    """A model that brings code of its own, where none may run: which files, and how to allow them.
+
+    Raises:
+        WeightsError: always where transformers asks for permission.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise WeightsError(own_code(located.folder)) from None
 
 
 def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -44,7 +64,8 @@ def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedToken
         WeightsError: no tokenizer, or one without an end-of-sequence token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+        with _code_refused(located):
+            tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{located.folder}: no usable tokenizer ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
@@ -78,7 +99,8 @@ def load_base(
     if quantization := quantization_config(quant):
         arguments |= {"quantization_config": quantization, "device_map": {"": device}}
     try:
-        base = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
+        with _code_refused(located):
+            base = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise WeightsError(f"model.id={model.id} cannot be loaded: {first_line(error)}") from None
     if not quantization:
@@ -217,8 +239,9 @@ def quantization_config(quant: QuantConfig) -> BitsAndBytesConfig | None:
 
 def skeleton(located: Located, trust_remote_code: bool) -> PreTrainedModel:
     """The architecture without weights (meta device): names and shapes, no memory."""
-    config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
+    with _code_refused(located):
+        config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+    with _code_refused(located), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
@@ -386,6 +409,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
     if like is not None:
         _check_like(config, peft_config(base, like), folder)
         config.lora_dropout = like.lora_dropout
+    config.megatron_config = None  # with it, PEFT imports whatever module the file names
     config.base_model_name_or_path = None  # PEFT would warn of a base that lies elsewhere; shapes are checked below
     config.inference_mode = not trainable
     config.init_lora_weights = True

@@ -1,18 +1,41 @@
-"""Masking secrets in whatever is written or shown: configuration, overrides, messages."""
+"""Masking secrets in whatever is written or shown, in three degrees:
 
+known(text)           values of secrets that this process knows; for data, which must stay as it is otherwise
+redact(text)          and whatever has a secret's shape; for configuration and notes
+redact_message(text)  and `password=...` in the middle of a line; for errors, tracebacks and logs
+"""
+
+import json
 import os
 import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
+from urllib.parse import quote
 
 MASK = "***"
 
-_VARIABLE = re.compile(r"(?:^|_)(?:API_KEY|ACCESS_KEY|TOKEN|SECRET|(?:PG)?PASSWORD|MYSQL_PWD)$", re.IGNORECASE)
+# Words of a variable's name that make its value a secret: HF_TOKEN, SECRET_KEY_BASE, PGPASSWORD.
+_VARIABLE = re.compile(
+    r"(?:^|_)(?:(?:API|ACCESS|PRIVATE)?KEY|TOKEN|SECRET|CREDENTIALS?|AUTH|PASS|MYSQL_PWD)(?:_|\d*$)|"
+    r"PASSWORD|PASSWD|PASSPHRASE",
+    re.IGNORECASE,
+)
 _SHORTEST = 8  # masking a shorter value would hit ordinary words
+_ORDINARY = frozenset(
+    {
+        *("password", "passw0rd", "changeme", "postgres", "localhost", "anonymous", "disabled", "required", "optional"),
+        *("undefined", "username", "development", "production", "transformers"),
+    }
+)
+_IN_ADDRESS = re.compile(r"://[^\s/:@]*:([^\s@]+)@")
+_remembered: set[str] = set()
 
 # A key names a secret when its LAST words say so: `hub_token` does, `tokenizer` and `max_new_tokens` do not.
 _SECRET_NAME = re.compile(
-    r"(?:^|[._/-])(?:api_?key|access_?key|private_?key|secret(?:_?key)?|(?:pg)?password|passwd|credentials?|"
-    r"authorization|token)$",
+    r"(?:^|[._/-])(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|secret(?:[_-]?key)?|(?:pg)?password|passwd|"
+    r"passphrase|credentials?|authorization|token)$",
     re.IGNORECASE,
 )
 # Tokens of a vocabulary, not of an account.
@@ -29,55 +52,146 @@ _ASSIGNMENT = re.compile(
     re.MULTILINE,
 )
 
+# The same anywhere in a line; of a message nothing is lost where it is SQL.
+_INLINE = re.compile(
+    r"(?P<head>(?<![\w.])(?:--?|[+~]{1,2})?(?P<name>[\w./@-]+?)(?:=|:[ ](?=\S+$)|(?<=-key)[ ]|(?<=-token)[ ])[\"']?)"
+    r"[^\s\"',;)\]}]+",
+    re.MULTILINE,
+)
+
+# Addresses of these have no path before their host, so that a password may hold any character.
+_STORES = (
+    "postgres(?:ql)?|mysql|mariadb|mssql|oracle|clickhouse|snowflake|redis|rediss|amqps?|mongodb|s3[an]?|gs|abfss?|"
+    "wasbs?|ftps?|sftp"
+)
+_NAMES = r"(?:[\w.-]*(?:token|secret|passwo?r?d|pwd|api[_-]?key|access[_-]?key|signature|credential)|key|sig|sas|auth)"
 _SHAPES = tuple(
     re.compile(pattern)
     for pattern in (
-        # A database's address has no path before its host, so that a password may hold any character.
-        r"(?P<keep>\b(?:postgres(?:ql)?|mysql|mariadb)(?:\+\w+)?://[^\s/:@]*:)[^\s?]+(?=@)",
-        r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)",  # scheme://user:password@host
-        r"(?i)(?P<keep>[?&](?:(?:[a-z]+_)?token|api_?key|key|sig|signature|secret|password)=)[^\s&#'\"]+",
+        rf"(?P<keep>\b(?:{_STORES})(?:\+\w+)?:/{{1,2}}[^\s/:@]*:)(?:[^\s?]+(?=@)|[^\s@]+(?=@))",
+        r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]*:/{1,2}[^\s/:@]*:)[^\s/@]+(?=@)",  # scheme://user:password@host
+        r"(?P<keep>\bhttps?:/{1,2})[^\s/:@?#]+(?=@)",  # https://token@host
+        rf"(?i)(?P<keep>[?&#;]{_NAMES}=)[^\s&#'\";]+",
         r"(?i)(?P<keep>\bbearer\s+)(?=\S*\d)[a-z0-9._~+/=-]{16,}",
-        r"(?P<keep>\b)hf_[A-Za-z0-9]{20,}\b",
+        r"(?i)(?P<keep>\bauthorization:\s*basic\s+)[a-z0-9+/=]{8,}",
+        r"(?P<keep>\b)hf_[A-Za-z0-9]{20,}",
         r"(?P<keep>\b)sk-(?=\S*\d)[A-Za-z0-9_-]{16,}",
-        r"(?P<keep>\b)gh[pousr]_[A-Za-z0-9]{20,}\b",
+        r"(?P<keep>\b)(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{16,}",
+        r"(?P<keep>\b)gh[pousr]_[A-Za-z0-9]{20,}",
+        r"(?P<keep>\b)github_pat_[A-Za-z0-9_]{20,}",
+        r"(?P<keep>\b)glpat-[A-Za-z0-9_-]{16,}",
+        r"(?P<keep>\b)xox[abeoprs]-[A-Za-z0-9-]{10,}",
+        r"(?P<keep>\b)xapp-[A-Za-z0-9-]{20,}",
+        r"(?P<keep>\bhooks\.slack\.com/services/)[A-Za-z0-9/]{20,}",
+        r"(?P<keep>\b)(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+        r"(?P<keep>\b)AIza[A-Za-z0-9_-]{35}",
+        r"(?P<keep>\b)ya29\.[A-Za-z0-9_-]{20,}",
+        r"(?P<keep>\b)npm_[A-Za-z0-9]{36}",
+        r"(?P<keep>\b)pypi-[A-Za-z0-9_-]{50,}",
+        r"(?P<keep>\b)eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",  # a JSON web token
         r"(?P<keep>\b)wandb_v\d+_[A-Za-z0-9_]{16,}",
         # A classic W&B key is 40 hex digits like a git commit: only the name before it tells them apart.
         r"(?i)(?P<keep>(?:api_?key[\"']?\s*[=:]\s*[\"']?|\b(?:key|login|token)\s?[=:]\s?|\blogin\s+))[0-9a-f]{40}\b",
+        r"(?P<keep>-----BEGIN [A-Z ]*PRIVATE KEY-----)[\s\S]+?(?=-----END)",
     )
 )
 
 
 def secrets() -> set[str]:
-    """Values of environment variables whose name says secret: `WANDB_API_KEY`, `HF_TOKEN`, `*_PASSWORD`..."""
-    return {v for name, v in os.environ.items() if _VARIABLE.search(name) and len(v) >= _SHORTEST}
+    """Values of environment variables whose name says secret (`WANDB_API_KEY`, `HF_TOKEN`, `*_PASSWORD`), and those
+    that were typed."""
+    named = {value for name, value in os.environ.items() if _says_secret(name)}
+    return {value for value in named if _is_secret(value)} | _remembered
+
+
+def remember(words: Iterable[str]) -> None:
+    """Secrets among the words of a command line, so that they are known wherever they turn up."""
+    for word in words:
+        name, _, value = word.lstrip("+-~").partition("=")
+        given = {value.strip("'\"")} if names_secret(name) else set(_IN_ADDRESS.findall(word))
+        _remembered.update(secret for secret in given if _is_secret(secret))
+
+
+@lru_cache(maxsize=1024)
+def _says_secret(name: str) -> bool:
+    return bool(_VARIABLE.search(name))
+
+
+@lru_cache(maxsize=1024)
+def _is_secret(value: str) -> bool:
+    """Long enough, no ordinary word, and no file (`SSH_AUTH_SOCK` names one)."""
+    ordinary = value.lower() in _ORDINARY or value.isspace() or (value.isdigit() and len(value) < 12)
+    return len(value) >= _SHORTEST and not ordinary and not os.path.exists(value)
+
+
+@lru_cache(maxsize=8)
+def _any_of(values: frozenset[str]) -> re.Pattern[str] | None:
+    """Finds the values, also as a URL and as JSON write them; of two that overlap the longer one."""
+    forms = {form for value in values for form in (value, quote(value, safe=""), json.dumps(value)[1:-1])}
+    longest = sorted(forms, key=lambda form: (-len(form), form))
+    return re.compile("|".join(map(re.escape, longest))) if forms else None
+
+
+def known(text: str) -> str:
+    """`text` with the values of `secrets()` replaced by `***`."""
+    pattern = _any_of(frozenset(secrets()))
+    return pattern.sub(MASK, text) if pattern else text
 
 
 def redact(text: str) -> str:
     """`text` with the values of `secrets()`, and whatever has a secret's shape, replaced by `***`."""
-    for value in sorted(secrets(), key=len, reverse=True):
-        text = text.replace(value, MASK)
+    text = known(text)
+    if len(text) < 16 and ":" not in text and "=" not in text:  # no shape is shorter; most of a configuration is
+        return text
     text = _ASSIGNMENT.sub(_mask_assignment, text)
     for shape in _SHAPES:
         text = shape.sub(rf"\g<keep>{MASK}", text)
     return text
 
 
-def redact_tree(node: Any) -> Any:
-    """A copy of nested dicts, lists and tuples in which every string is redacted.
+def redact_message(text: str) -> str:
+    """`redact`, and the values of assignments inside of lines."""
+    return _INLINE.sub(_mask_assignment, redact(text))
+
+
+class RedactedStream:
+    """A text stream that masks what is written to it."""
+
+    def __init__(self, stream: Any, mask: Callable[[str], str]) -> None:
+        self._stream, self._mask = stream, mask
+
+    def write(self, text: str) -> int:
+        self._stream.write(self._mask(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def redact_streams() -> None:
+    """Nothing that this process prints shows a secret, tracebacks included. Results on stdout may be data."""
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout, known), RedactedStream(sys.stderr, redact_message)
+
+
+def redact_tree(node: Any, mask: Callable[[str], str] = redact) -> Any:
+    """A copy of nested dicts, lists and tuples in which every string is masked.
 
     The value of a key that names a secret (`api_key`, `hub_token`, `db.password`) is masked whatever it looks
     like. Null, empty and boolean values stay: they only say that there is no secret.
     """
     if isinstance(node, dict):
         return {
-            redact_tree(key): MASK if names_secret(key) and _may_be_secret(value) else redact_tree(value)
+            redact_tree(key, mask): MASK if names_secret(key) and _may_be_secret(value) else redact_tree(value, mask)
             for key, value in node.items()
         }
-    if isinstance(node, list):
-        return [redact_tree(item) for item in node]
-    if isinstance(node, tuple):
-        return tuple(redact_tree(item) for item in node)
-    return redact(node) if isinstance(node, str) else node
+    if isinstance(node, (list, tuple)):
+        items = [redact_tree(item, mask) for item in node]
+        return items if isinstance(node, list) else tuple(items)
+    return mask(node) if isinstance(node, str) else node
 
 
 def names_secret(key: object) -> bool:

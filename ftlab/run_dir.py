@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from ftlab.composition import Composition, flatten, load_tree
 from ftlab.config import ExperimentConfig
 from ftlab.errors import RunDirError
-from ftlab.redact import redact, redact_tree
+from ftlab.redact import known, redact, redact_message, redact_tree
 
 # A run may go on although these differ: they do not change what is learnt.
 FREE_KEYS = (
@@ -116,7 +116,7 @@ class RunDir:
         write_atomic(self / "summary.json", json.dumps(finite(redact_tree(summary)), indent=2) + "\n")
 
     def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        write_atomic(self / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_atomic(self / name, known("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """Rows of a JSON-lines file; an absent or torn file has none."""
@@ -139,7 +139,7 @@ class RunDir:
         hydra = self / ".hydra"
         hydra.mkdir(exist_ok=True)
         write_yaml(hydra / "overrides.yaml", composition.overrides)
-        write_yaml(hydra / "hydra.yaml", {"hydra": composition.hydra})
+        write_yaml(hydra / "hydra.yaml", redact_tree({"hydra": composition.hydra}, redact_message))
         write_yaml(hydra / "config.yaml", composition.tree)
         write_yaml(self / "config.yaml", composition.tree)
 

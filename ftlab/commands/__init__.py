@@ -42,6 +42,18 @@ def check_keys(command: str, arguments: Iterable[str], known: Iterable[str]) -> 
             raise InputError(f"{key}= is no argument of {command}. Did you mean: {', '.join(near)}?")
 
 
+def allowed_code(arguments: dict[str, str]) -> bool:
+    """Whether `model.trust_remote_code=true` was typed; takes it out of the arguments.
+
+    Raises:
+        InputError: it is neither true nor false.
+    """
+    text = arguments.pop("model.trust_remote_code", "false").lower()
+    if text not in ("true", "false"):
+        raise InputError(f"model.trust_remote_code={text} must be true or false")
+    return text == "true"
+
+
 def dashed_arguments(
     command: str, words: list[str], options: Iterable[str], flags: Iterable[str]
 ) -> tuple[dict[str, str], list[str]]:

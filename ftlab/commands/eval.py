@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ftlab import config
+from ftlab.commands import allowed_code
 from ftlab.composition import group_node, suggestions, typed_from_tree
 from ftlab.config import ExperimentConfig
 from ftlab.errors import InputError
@@ -49,7 +50,8 @@ def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig
     Raises:
         InputError: an unknown key or value.
     """
-    tree = tree_of(folder)
+    tree, arguments = tree_of(folder), dict(arguments)
+    code = allowed_code(arguments)
     for key in [key for key in arguments if key in GROUPS]:
         tree[key] = group_node(key, arguments[key])
     for key, text in arguments.items():
@@ -61,7 +63,7 @@ def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig
         if key not in config.known_keys():
             raise InputError(f"{key} is no key of the configuration. Did you mean: {', '.join(suggestions(key))}?")
         _set(tree, key, text)
-    return typed_from_tree(tree)
+    return typed_from_tree(tree, code)
 
 
 def _comparable(folder: RunDir, name: str, sources: Record, rows: int, terminal: "Terminal") -> dict[str, float]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ftlab import lines
-from ftlab.commands import check_keys
+from ftlab.commands import allowed_code, check_keys
 from ftlab.composition import typed_from_tree
 from ftlab.config import ExperimentConfig
 from ftlab.errors import InputError
@@ -13,7 +13,7 @@ from ftlab.run_dir import RunDir, find_run, tree_of
 from ftlab.shortage import within_memory
 
 SHOWN = 5  # questions that a warning names
-KEYS = ("run", "question", "context", "max_new_tokens", "input")
+KEYS = ("run", "question", "context", "max_new_tokens", "input", "model.trust_remote_code")
 
 
 def main(arguments: dict[str, str]) -> int:
@@ -24,10 +24,11 @@ def main(arguments: dict[str, str]) -> int:
         TrainingError: too little GPU memory.
     """
     check_keys("predict", arguments, KEYS)
+    code = allowed_code(arguments)
     if "run" not in arguments:
         raise InputError("predict needs a run: python -m ftlab predict run=DIR question=TEXT context=TEXT")
     folder = find_run(arguments["run"])
-    cfg = typed_from_tree(tree_of(folder))
+    cfg = typed_from_tree(tree_of(folder), code)
     folder.check_result("adapter" if cfg.lora.r else "model")
     new_tokens = _positive(arguments, "max_new_tokens", cfg.eval.max_new_tokens)
     cfg = replace(cfg, eval=replace(cfg.eval, max_new_tokens=new_tokens))

@@ -30,6 +30,7 @@ from ftlab.composition import composition, quoted
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError, FtlabError, InputError, Stopped, TrainingError
 from ftlab.process import this_host
+from ftlab.redact import redact_message
 from ftlab.run_dir import Record
 from ftlab.sweep import samplers
 from ftlab.sweep.identity import configuration, shared
@@ -220,7 +221,11 @@ class Crew:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.peers)))
         with open(self.study.folder / f"worker-{number}.log", "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "ftlab.sweep.join"], cwd=self.order.cwd, env=environment, stdout=log, stderr=log
+                [sys.executable, "-P", "-m", "ftlab.sweep.join"],
+                cwd=self.order.cwd,
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
 
     def look_after(self) -> None:
@@ -266,7 +271,7 @@ class Job:
                 with closing(self.order.open()) as study:  # launchers keep their processes, or kill them
                     Crew(study, self.order, [number], stopped, peers).work()
         except FtlabError as error:
-            return str(error)
+            return redact_message(str(error))
         return ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ftlab.config import ExperimentConfig, SweepConfig
 from ftlab.errors import FtlabError
 from ftlab.process import end_with
-from ftlab.redact import redact
+from ftlab.redact import redact_message, redact_streams
 from ftlab.sweep.events import Listener, unheard
 from ftlab.sweep.space import Space
 from ftlab.sweep.storage import without_password
@@ -71,7 +71,7 @@ def main() -> int:
             end_with(order.parent)
             join(order, stop, order.open())
     except FtlabError as error:
-        print(f"ftlab: {redact(str(error))}", file=sys.stderr)
+        print(f"ftlab: {redact_message(str(error))}", file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -96,4 +96,5 @@ def evaluated(steps: int, every: int | None) -> list[int]:
 
 
 if __name__ == "__main__":
+    redact_streams()
     sys.exit(main())

@@ -28,7 +28,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftlab.composition import check_overrides, hydra_session, quoted
+from ftlab.composition import TRUST, UNTYPED, check_overrides, hydra_session, quoted
 from ftlab.config import known_keys
 from ftlab.errors import ConfigError, InputError
 
@@ -176,6 +176,8 @@ class Space:
         """
         _check_once(overrides)
         written = {**_by_key(map(_from_file, params.items())), **_by_key(overrides)}
+        if any(str(key).strip(" +") == TRUST for key in params) and TRUST not in _by_key(overrides):
+            raise ConfigError(UNTYPED)
         check_syntax(list(written.values()))
         with _session():
             check_overrides([text for text in written.values() if not _is_glob(text)], multirun=True)

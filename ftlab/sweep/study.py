@@ -583,8 +583,10 @@ def take_folder(study: Study, trial: Trial | FrozenTrial) -> Path:
 
 
 def _attempts(attrs: Mapping[str, Any]) -> list[int]:
-    """The attempts before a trial; an older ftlab recorded the first one only."""
-    return attrs.get("attempts") or [attrs[key] for key in ("original",) if key in attrs]
+    """The attempts before a trial; an older ftlab recorded the first one only. They name folders, so that nothing but
+    numbers counts, whoever wrote the database."""
+    found = attrs.get("attempts") or [attrs.get("original")]
+    return [number for number in found if isinstance(number, int)] if isinstance(found, list) else []
 
 
 def _config_record(cfg: SweepConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ftlab.errors import FtlabError, Stopped, TrainingError
-from ftlab.redact import redact
+from ftlab.redact import redact_message
 from ftlab.run_dir import RunDir
 from ftlab.sweep.events import Event, Listener, unheard
 from ftlab.sweep.limits import GRACE_S, Memory, Overdue, start_again, time_limit
@@ -220,7 +220,7 @@ class Worker:
         folder = folder_of(self.study, trial)
         cause = in_one_line(error)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8")
+        (folder / "error.txt").write_text(redact_message("".join(traceback.format_exception(error))), encoding="utf-8")
         self._note(trial, cause=cause, vram_peak_gib=peak_gib(folder))
         return cause
 
@@ -285,8 +285,8 @@ class Worker:
 
 def in_one_line(error: BaseException) -> str:
     """What went wrong, as the study records it."""
-    text = " ".join(redact(str(error)).split("\n")) if isinstance(error, FtlabError | Overdue) else ""
-    first = (redact(str(error)).strip().splitlines() or [""])[0]
+    text = " ".join(redact_message(str(error)).split("\n")) if isinstance(error, FtlabError | Overdue) else ""
+    first = (redact_message(str(error)).strip().splitlines() or [""])[0]
     return (text or f"{type(error).__name__}: {first}".rstrip(": "))[:500]
 
 

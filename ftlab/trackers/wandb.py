@@ -3,6 +3,7 @@
 import json
 import netrc
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from ftlab.config import TrackerConfig
-from ftlab.redact import redact, redact_tree
+from ftlab.redact import known, redact, redact_tree
 
 # Error reports to the vendor hold the process for 20 s at its end when the server hangs.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -27,6 +28,7 @@ FINISH_SECONDS = 30.0  # until uploads that do not end are left to `wandb sync`
 STOP_SECONDS = 5.0  # of these, until W&B's service is killed
 TABLE_SECONDS = 10.0  # W&B asks the server for an artifact's place; metrics go out without waiting
 
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Mode = Literal["online", "offline", "disabled"]
 T = TypeVar("T")
 
@@ -54,6 +56,7 @@ class WandbTracker:
         self._warned = False
         self._tables = True  # until one fails: waiting again and again would slow the run
         self._folder = run_dir / "wandb"
+        run_id = run_id if run_id and _ID.fullmatch(run_id) else None  # it names folders
         self.id = run_id or secrets.token_hex(4)
         earlier = self._parts() if run_id else []
         self._run = self._start(cfg, run_name, config)
@@ -159,10 +162,10 @@ class WandbTracker:
                 reinit="create_new",
                 mode=mode,
                 name=redact(run_name),
-                project=cfg.project,
-                entity=cfg.entity,
-                group=cfg.group,
-                job_type=cfg.job_type,
+                project=redact(cfg.project),
+                entity=cfg.entity and redact(cfg.entity),
+                group=cfg.group and redact(cfg.group),
+                job_type=cfg.job_type and redact(cfg.job_type),
                 tags=[redact(tag) for tag in cfg.tags],
                 config=redact_tree(config),
                 settings=_settings(),
@@ -224,7 +227,7 @@ class WandbTracker:
 
 def _read(part: Path) -> list[dict[str, Any]]:
     """The rows of an earlier part of the record; none where it cannot be read. W&B has no function for it."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(part)]
+    command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(part)]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS).stdout
         records = [json.loads(line) for line in text.splitlines() if '"history"' in line]
@@ -325,7 +328,7 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
 
 
 def _cell(value: object) -> object:
-    return value if value is None or isinstance(value, (str, int, float)) else str(value)
+    return value if value is None or isinstance(value, (int, float)) else known(str(value))
 
 
 def _line(error: BaseException) -> str:

@@ -37,7 +37,7 @@ class Checkpoint:
 
     def restore_weights(self, model: nn.Module) -> None:
         """Put the trainable tensors back."""
-        saved = load_file(str(self.path / "trainable.safetensors"))
+        saved = self._read("trainable.safetensors", lambda file: load_file(str(file)))
         with torch.no_grad():
             for name, parameter in trainable(model).items():
                 parameter.copy_(saved[name])
@@ -45,7 +45,7 @@ class Checkpoint:
     def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
         """Put weights, optimizer, schedule and random generators back; return the loop's own state."""
         self.restore_weights(model)
-        saved = torch.load(self.path / "optimizer.pt", weights_only=True, map_location="cpu")
+        saved = self._read("optimizer.pt", lambda file: torch.load(file, weights_only=True, map_location="cpu"))
         try:
             optimizer.load_state_dict(saved["optimizer"])
         except ValueError as error:
@@ -54,9 +54,23 @@ class Checkpoint:
                 "force=true, or finish the run with the version that began it"
             ) from None
         schedule.load_state_dict(saved["schedule"])
-        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = self._read("state.json", lambda file: json.loads(file.read_text(encoding="utf-8")))
         restore_rng(saved["rng"], state.pop("python_rng"))
         return state
+
+    def _read(self, name: str, reader: Callable[[Path], Any]) -> Any:
+        """A file that is as its manifest says, and yet may be another's.
+
+        Raises:
+            TrainingError: it is nothing that ftlab wrote.
+        """
+        try:
+            return reader(self.path / name)
+        except Exception as error:  # what a foreign file meets depends on what is in it
+            raise TrainingError(
+                f"{self.path / name} is not what ftlab writes ({type(error).__name__}): remove the folder "
+                f"{self.path}, and the run goes on from the checkpoint before"
+            ) from None
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "ftlab.trackers": BASICS,
     "ftlab.generate": BASICS,
     "ftlab.terminal": BASICS,
-    "ftlab.composition": BASICS,
+    "ftlab.allowlist": {"ftlab.errors"},
+    "ftlab.composition": BASICS | {"ftlab.allowlist"},
     "ftlab.run_dir": BASICS | {"ftlab.composition"},
     "ftlab.lines": {"ftlab.errors", "ftlab.content"},
     "ftlab.evaluate": BASICS
@@ -52,6 +53,7 @@ MAY_IMPORT = {
 WITHOUT = {
     "ftlab.config": {"torch", "transformers", "peft"},
     "ftlab.shortage": {"torch", "transformers", "peft"},
+    "ftlab.allowlist": {"torch", "transformers", "peft"},
     "ftlab.composition": {"torch", "transformers", "peft"},
     "ftlab.run_dir": {"torch", "transformers", "peft"},
     "ftlab.provenance": {"torch", "transformers", "peft"},

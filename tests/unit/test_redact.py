@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ftlab.redact import names_secret, redact, redact_tree, secrets
+from ftlab.redact import names_secret, redact, redact_message, redact_tree, secrets
 
 HEX40 = "0123456789abcdef" * 2 + "01234567"
 
@@ -52,10 +52,39 @@ def test_a_secret_that_contains_another_vanishes_whole(monkeypatch: pytest.Monke
         ("- tracker.api_key=hunter2\n- lora.r=8", "- tracker.api_key=***\n- lora.r=8"),
         ("password: hunter2", "password: ***"),
         ("+hub.token=aHVudGVyMg==", "+hub.token=***"),
+        ("s3://AKEY:p/w+1@bucket/x", "s3://AKEY:***@bucket/x"),
+        ("s3:/AKEY:p/w+1@bucket/x", "s3:/AKEY:***@bucket/x"),
+        ("redis://:p/w@host:6379/0", "redis://:***@host:6379/0"),
+        ("postgresql://me:p?w@host/db", "postgresql://me:***@host/db"),
+        ("https://deploytoken@github.com/x", "https://***@github.com/x"),
+        ("https://h.org/f?X-Amz-Signature=abc&a=1", "https://h.org/f?X-Amz-Signature=***&a=1"),
+        ("id AKIAIOSFODNN7EXAMPLE here", "id *** here"),
+        ("xoxb-123456789012-abcdefGHIJ", "***"),
+        ("github_pat_" + "a1B2" * 8, "***"),
+        ("glpat-" + "a1B2" * 5, "***"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcdefghijkl", "***"),
+        ("AIza" + "a1B2c" * 7, "***"),
+        ("a\n-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END", "a\n-----BEGIN RSA PRIVATE KEY-----***-----END"),
     ],
 )
 def test_a_secret_is_masked(text: str, clean: str) -> None:
     assert redact(text) == clean
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("tracker.api_key=hunter2 is no key", "tracker.api_key=*** is no key"),
+        ("--api-key=hunter2 is no option", "--api-key=*** is no option"),
+        ("call it with --api-key hunter2", "call it with --api-key ***"),
+        ("run 'sweep.password=\"hunter2\"' now", "run 'sweep.password=\"***\"' now"),
+        ("lora.r=8 and eval.max_new_tokens=128", "lora.r=8 and eval.max_new_tokens=128"),
+        ("set eos_token=x in tokenizer_config.json", "set eos_token=x in tokenizer_config.json"),
+        ("not YAML (password: hunter2)", "not YAML (password: ***)"),
+    ],
+)
+def test_a_message_hides_assignments_inside_of_lines(text: str, clean: str) -> None:
+    assert redact_message(text) == clean
 
 
 @pytest.mark.parametrize(
