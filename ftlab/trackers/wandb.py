@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,7 +25,7 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 import wandb
 
 START_SECONDS = 15.0  # until a server that does not answer is given up
-FINISH_SECONDS = 30.0  # until uploads that do not end are left to `wandb sync`
+FINISH_SECONDS = 28.0  # until uploads that do not end are left to `wandb sync`, tables included
 STOP_SECONDS = 5.0  # of these, until W&B's service is killed
 TABLE_SECONDS = 10.0  # W&B asks the server for an artifact's place; metrics go out without waiting
 
@@ -37,7 +38,8 @@ class WandbTracker:
     """Online when a key is set, otherwise offline; see `Tracker` for the methods.
 
     A resumed run keeps its id. Its rows never fall, and a value that an earlier process recorded is not
-    recorded again when its step is trained again.
+    recorded again when its step is trained again. What an earlier process wrote to metrics.jsonl and was killed before
+    it could upload is recorded first.
     """
 
     id: str | None
@@ -55,17 +57,21 @@ class WandbTracker:
         self._warn = warn
         self._warned = False
         self._tables = True  # until one fails: waiting again and again would slow the run
+        self._waited = 0.0  # seconds that tables and pages took
         self._folder = run_dir / "wandb"
         run_id = run_id if run_id and _ID.fullmatch(run_id) else None  # it names folders
         self.id = run_id or secrets.token_hex(4)
         earlier = self._parts() if run_id else []
         self._run = self._start(cfg, run_name, config)
-        self._before, self._row = self._recorded(earlier)
+        self._before, following = self._recorded(earlier)
+        self._step, self._row = -1, following - 1
         if self._run is None:
             self.id = run_id
         else:
             self.id = self._run.id
             self._try("define the step axis", self._define_axis)
+        if run_id:
+            self._catch_up(run_dir / "metrics.jsonl")
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record scalars; never waits for the network."""
@@ -79,7 +85,7 @@ class WandbTracker:
             self._record({name: wandb.Table(columns=columns, data=cells, allow_mixed_types=True)}, step)
 
         if self._tables:
-            self._tables = self._try(f"log the table {name}", lambda: _within(TABLE_SECONDS, record))
+            self._tables = self._try(f"log the table {name}", lambda: self._waiting(record))
 
     def page(self, name: str, file: Path, step: int) -> None:
         """Record an HTML page as it is."""
@@ -87,7 +93,15 @@ class WandbTracker:
         def record() -> None:
             self._record({name: wandb.Html(file.read_text(encoding="utf-8"), inject=False)}, step)
 
-        self._try(f"log the page {name}", lambda: _within(TABLE_SECONDS, record))
+        self._try(f"log the page {name}", lambda: self._waiting(record))
+
+    def _waiting(self, record: Callable[[], None]) -> None:
+        """`record` within `TABLE_SECONDS`, which are counted."""
+        began = time.monotonic()
+        try:
+            _within(TABLE_SECONDS, record)
+        finally:
+            self._waited += time.monotonic() - began
 
     def summary(self, values: dict[str, object]) -> None:
         """Record values of the run as a whole; nested ones keep their shape."""
@@ -102,12 +116,14 @@ class WandbTracker:
         self._try("tag the run", add)
 
     def close(self, exit_code: int = 0) -> str | None:
-        """End the record within `FINISH_SECONDS`; returns the run's URL, or the command that uploads it."""
+        """End the record, within `FINISH_SECONDS` with what tables took; returns the run's URL, or the command that
+        uploads it."""
         run, self._run = self._run, None
         if run is None:
             return None
         try:
-            _within(FINISH_SECONDS - STOP_SECONDS, lambda: run.finish(exit_code=exit_code))
+            left = max(FINISH_SECONDS - STOP_SECONDS - self._waited, STOP_SECONDS)
+            _within(left, lambda: run.finish(exit_code=exit_code))
         except Exception as error:
             self._warn(f"W&B: not everything was uploaded ({_line(error)}); metrics.jsonl is complete")
             _stop_service()
@@ -116,7 +132,7 @@ class WandbTracker:
 
     def _start(self, cfg: TrackerConfig, run_name: str, config: dict[str, Any]) -> Any:
         """The W&B run: online where that is wanted and works, else offline, else None."""
-        mode, parts = self._mode(cfg), set(self._parts())
+        mode, parts = self._usable_mode(cfg), set(self._parts())
         if mode == "online":
             try:
                 return self._init(cfg, run_name, config, mode)
@@ -137,6 +153,19 @@ class WandbTracker:
             self.id = secrets.token_hex(4)
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
+
+    def _usable_mode(self, cfg: TrackerConfig) -> Mode:
+        """`_mode`, or offline where W&B's own settings are such that it refuses to start."""
+        url = os.environ.get("WANDB_BASE_URL", "")
+        if url and not (urlsplit(url).scheme in ("http", "https") and urlsplit(url).netloc):
+            self._warn(f"WANDB_BASE_URL={redact(url)} is no address such as https://api.wandb.ai; recording offline")
+            del os.environ["WANDB_BASE_URL"]  # offline too W&B would refuse it
+            return "disabled" if self._mode(cfg) == "disabled" else "offline"
+        try:
+            return self._mode(cfg)
+        except Exception as error:
+            self._warn(f"W&B's settings cannot be used ({_line(error)}); recording offline")
+            return "offline"
 
     def _mode(self, cfg: TrackerConfig) -> Mode:
         """online, offline or disabled; of tracker.mode and WANDB_MODE, the one that sends less holds."""
@@ -193,12 +222,23 @@ class WandbTracker:
         }
         return steps, following
 
+    def _catch_up(self, metrics: Path) -> None:
+        """Record the lines of metrics.jsonl whose values the record does not hold yet."""
+        try:
+            lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError):
+            return
+        for line in lines:
+            values = {key: value for key, value in line.items() if key not in ("step", "time") and value is not None}
+            self.log(values, int(line["step"]))
+
     def _record(self, values: dict[str, Any], step: int) -> None:
         """Log what is new; a row's number must not fall, or W&B drops the row."""
         new = {key: value for key, value in values.items() if step > self._before.get(key, -1)}
         if self._run is None or not new:
             return
-        self._row = max(step, self._row)
+        if step != self._step:
+            self._step, self._row = step, max(step, self._row + 1)
         self._run.log({"step": step, **new}, step=self._row)
 
     def _try(self, what: str, act: Callable[[], object]) -> bool:

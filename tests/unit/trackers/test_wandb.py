@@ -172,6 +172,45 @@ def test_a_resumed_online_run_goes_on_from_what_the_server_has(
     assert heard == []
 
 
+def test_what_two_killed_processes_never_sent_arrives_with_the_third(
+    run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps before the checkpoint are not trained again; metrics.jsonl still has them."""
+    with stub.serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        run_id = None
+        for steps in ((1, 2, 3), (4, 5), (6, 7)):
+            lines = JsonlTracker(run_dir / "metrics.jsonl")
+            tracker = start(run_dir, heard, run_id=run_id)
+            both, run_id = Trackers(lines, tracker), tracker.id
+            for step in steps:
+                both.log({"train/loss": step / 10}, step)
+            both.close()
+            wandb.teardown()
+            if 7 not in steps:
+                server.rows.clear()  # as if the process had been killed before anything was sent
+        assert [(row["step"], row["train/loss"]) for row in server.rows] == [(n, n / 10) for n in range(1, 8)]
+        numbers = [row["_step"] for row in server.rows]
+        assert numbers == sorted(set(numbers))
+    assert heard == []
+
+
+@pytest.mark.parametrize("url", ["not a url", "api.wandb.ai", "https://"])
+@pytest.mark.parametrize("mode", ["auto", "online", "disabled"])
+def test_a_base_url_that_is_none_costs_one_line(
+    url: str, mode: str, run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    tracker = start(run_dir, heard, mode=mode)
+    tracker.log({"train/loss": 0.5}, 10)
+    tracker.close()
+    assert [row["train/loss"] for row in history(run_dir)] == ([] if mode == "disabled" else [0.5])
+    assert len(heard) == 1
+    assert "WANDB_BASE_URL" in heard[0]
+
+
 def test_two_runs_in_one_process_do_not_mix(tmp_path: Path, heard: Heard) -> None:
     one, two = start(tmp_path / "one", heard), start(tmp_path / "two", heard)
     one.log({"x": 1.0}, 1)
@@ -257,6 +296,22 @@ def test_a_server_that_hangs_later_delays_neither_steps_nor_the_end(
     assert said is not None
     assert said.startswith("wandb sync --include-online ")
     assert len(heard) == 2, heard
+
+
+def test_tables_and_the_end_share_one_limit(run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_tracker, "FINISH_SECONDS", 7.0)
+    monkeypatch.setattr(wandb_tracker, "STOP_SECONDS", 2.0)
+    monkeypatch.setattr(wandb_tracker, "TABLE_SECONDS", 3.0)
+    with stub.serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        tracker = start(run_dir, heard)
+        server.stall = 60.0
+        began = time.monotonic()
+        tracker.table("predictions", ["a"], [["x"]], 1)
+        tracker.summary({"step": 1})
+        tracker.close()
+        assert time.monotonic() - began < 8.5
 
 
 def test_wandb_mode_disabled_records_nothing(run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
