@@ -1,7 +1,7 @@
 """Kinds of near-misses that made-up rows part only if they are made for them, and equal queries beside them.
 
-`near_misses.jsonl` holds {kind, context, gold, pred, rows}; on the rows, by table, the two differ. Of many rows it gives
-a count and the columns: "{i}", "{-i}" and "text {i}" stand for the row's number, all else is in every row.
+`near_misses.jsonl` holds {kind, context, gold, pred, rows}; on the rows, by table, the two differ. Of many rows it
+gives a count and the columns: "{i}", "{-i}" and "text {i}" stand for the row's number, all else is in every row.
 """
 
 import json
