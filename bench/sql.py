@@ -11,6 +11,10 @@ read, judged in the scoring process at 32 databases, written. The seconds are wa
 to closing the other, the start of the scoring process included; making the rows is not counted. Milliseconds a pair are
 what a caller of `Scorer.score` waits.
 
+*Beside another checkout* (`--beside FOLDER`). The same rows are judged by that checkout and by this one, a block of
+rows by the one and then by the other, each in a process of its own; the seconds are the processes' processor time, so
+that what else the machine does counts little.
+
 *IN lists.* Two lists of 3,000 elements, the same in another order, and with one element changed.
 
 *The Spider test-suite way.* Zhong, Yu and Klein, "Semantic Evaluation for Text-to-SQL with Distilled Test Suites"
@@ -26,6 +30,7 @@ import gzip
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -76,6 +81,8 @@ def main(arguments: Sequence[str]) -> int:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         golds = [json.loads(line) for line in lines]
+    if options.beside:
+        return beside(golds, options)
     for share in options.equal:
         speed(golds, options.rows, share)
     long_lists()
@@ -87,6 +94,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Benchmark of the SQL scores; prints Markdown.")
     parser.add_argument("data", type=Path, nargs="?", default=DATA)
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to score")
+    parser.add_argument("--beside", type=Path, help="another checkout, to compare the speed of both")
     parser.add_argument("--equal", type=float, nargs="+", default=list(TARGETS), help="shares of equal strings")
     return parser.parse_args(arguments)
 
@@ -205,6 +213,64 @@ def same_results(gold: str) -> str:
     always = exp.EQ(this=exp.Literal.number(1), expression=exp.Literal.number(1))
     where.set("this", exp.And(this=exp.Paren(this=where.this), expression=always))
     return tree.sql(dialect=parse.DIALECT)
+
+
+# --- beside another checkout --------------------------------------------------------------------------------
+
+WORKER = """
+import json, sys, time
+from ftlab.sql.judge import judge
+for line in sys.stdin:
+    began, slowest, answers = time.process_time(), 0.0, []
+    for row in json.loads(line):
+        start = time.process_time()
+        answers.append(judge(row["gold"], row["pred"], row["context"], %d).exec_equal)
+        slowest = max(slowest, time.process_time() - start)
+    print(json.dumps([time.process_time() - began, slowest, answers]), flush=True)
+"""
+BLOCK = 500
+
+
+def beside(golds: list[Row], options: argparse.Namespace) -> int:
+    """Judge the same rows with both checkouts in turn, after a first block that does not count."""
+    trees = {"other": options.beside.resolve(), "this": Path(__file__).resolve().parents[1]}
+    workers = {name: start_worker(tree) for name, tree in trees.items()}
+    rows = []
+    for share in options.equal:
+        made = make_rows(golds, options.rows, share, Random(2))
+        spent, slowest, changed = Counter[str](), Counter[str](), Counter[str]()
+        for name in trees:
+            ask(workers[name], made[:BLOCK])
+        for turn, start in enumerate(range(0, len(made), BLOCK)):
+            block, answers = made[start : start + BLOCK], {}
+            for name in sorted(trees, reverse=turn % 2 == 1):
+                seconds, longest, answers[name] = ask(workers[name], block)
+                spent[name] += seconds
+                slowest[name] = max(slowest[name], longest)
+            changed.update(f"{a} to {b}" for a, b in zip(answers["other"], answers["this"], strict=True) if a != b)
+        each = [f"{1000 * spent[name] / len(made):.3f}" for name in trees]
+        most = [f"{slowest[name]:.2f}" for name in trees]
+        rows.append([f"{share:.0%}", *each, f"{spent['this'] / spent['other']:.3f}", *most, dict(changed) or "none"])
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    print(f"## {options.rows:,} rows beside {options.beside}, ms of processor time a pair\n")
+    table(["equal strings", "other", "this", "ratio", "slowest, other, s", "this, s", "other verdicts"], rows)
+    return 0
+
+
+def start_worker(tree: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", WORKER % DATABASES]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    return subprocess.Popen(
+        command, cwd=tree, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def ask(worker: Any, rows: list[Row]) -> Any:
+    worker.stdin.write(json.dumps(rows) + "\n")
+    worker.stdin.flush()
+    return json.loads(worker.stdout.readline())
 
 
 # --- IN lists -----------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Queries that differ from a given one by a single edit, as a model's near-misses do. Holds no tests."""
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -19,12 +21,21 @@ AGGREGATES = ("COUNT", "SUM", "AVG", "MIN", "MAX")
 SET_OPERATIONS: tuple[type[exp.SetOperation], ...] = (exp.Union, exp.Intersect, exp.Except)
 
 
-def mutants(gold: str, schema: Schema, rng: Random) -> Iterator[tuple[str, str]]:
-    """(kind of edit, text) of the one-edit mutants of a query, in random order; some may not be valid SQL."""
+def analysts_golds() -> list[tuple[str, str]]:
+    """(context, query) of tests/sql_golds.txt: blocks of a context and its queries."""
+    text = Path(__file__).with_name("sql_golds.txt").read_text(encoding="utf-8")
+    blocks = [block.splitlines() for block in text.split("\n\n")[1:]]
+    return [(block[0], query) for block in blocks for query in block[1:]]
+
+
+def mutants(gold: str, schema: Schema, rng: Random, computed: bool = False) -> Iterator[tuple[str, str]]:
+    """(kind of edit, text) of the one-edit mutants of a query, in random order; some may not be valid SQL. With
+    `computed` also edits of arithmetic, CASE, dates and text functions."""
+    edits = (*EDITS, *COMPUTED_EDITS) if computed else EDITS
     tree = parse.query(gold)
     if tree is None:
         return
-    places = [(at, edit) for at, _ in enumerate(tree.walk()) for edit in EDITS]
+    places = [(at, edit) for at, _ in enumerate(tree.walk()) for edit in edits]
     rng.shuffle(places)
     seen = {tree.sql(dialect=parse.DIALECT)}
     for at, edit in places:
@@ -221,6 +232,139 @@ def outputs(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
 EDITS: tuple[Callable[[Any, Schema, Random], Iterator[str]], ...] = (
     operator, literal, connector, conjunct, column, aggregate, counted, distinct, order, limit, join, join_dropped,
     table, set_operation, negation, group, pattern, outputs,
+)  # fmt: skip
+
+
+def division(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    """a / b and a * 1.0 / b; 100 and 100.0."""
+    if isinstance(node, exp.Div):
+        left = node.this
+        if isinstance(left, exp.Mul) and left.expression.name == "1.0":
+            node.set("this", left.this.copy())
+        elif call_name(left) == "CAST":
+            node.set("this", left.expressions[0].copy())
+        else:
+            node.set("this", exp.Mul(this=exp.paren(left.copy()), expression=exp.Literal.number("1.0")))
+        yield "integer division"
+    elif isinstance(node, exp.Literal) and node.this in ("100", "100.0") and isinstance(node.parent, exp.Mul):
+        node.set("this", "100.0" if node.this == "100" else "100")
+        yield "integer division"
+
+
+def cast(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    if call_name(node) == "CAST":
+        if rng.random() < 0.5:
+            node.expressions[1].set("this", "INTEGER" if node.expressions[1].name == "REAL" else "REAL")
+        else:
+            node.replace(node.expressions[0].copy())
+        yield "cast"
+
+
+def threshold(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    if isinstance(node, exp.Literal) and not node.is_string and isinstance(node.parent, tuple(COMPARISONS)):
+        value = float(node.this)
+        other = round(value + rng.choice((0.1, -0.1)), 6) if "." in node.this else int(value) + rng.choice((2, 10, -2))
+        node.set("this", str(other))
+        yield "threshold"
+
+
+def date_format(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    if isinstance(node, exp.Literal) and node.is_string and "%" in node.this and call_name(node.parent) == "STRFTIME":
+        node.set("this", rng.choice([text for text in FORMATS if text != node.this]))
+        yield "date format"
+
+
+def modifier(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    found = STEP.fullmatch(node.this) if isinstance(node, exp.Literal) and node.is_string else None
+    if found:
+        sign, count, unit = found.groups()
+        other = {"day": "month", "month": "year", "year": "month"}[unit.rstrip("s")]
+        flipped = "-" if sign == "+" else "+"
+        texts = (f"{sign}{int(count) + 1} {unit}", f"{sign}{count} {other}s", f"{flipped}{count} {unit}")
+        node.set("this", rng.choice(texts))
+        yield "date modifier"
+
+
+def separator(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    names = ("REPLACE", "TRIM", "LTRIM", "RTRIM", "INSTR")
+    if isinstance(node, exp.Literal) and node.is_string and call_name(node.parent) in names and len(node.this) <= 4:
+        node.set("this", rng.choice([text for text in SEPARATORS if text != node.this]))
+        yield "separator"
+
+
+def text_function(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    name = call_name(node)
+    if name in ("TRIM", "LTRIM", "RTRIM"):
+        if rng.random() < 0.5:
+            node.set("this", rng.choice([other for other in ("TRIM", "LTRIM", "RTRIM") if other != name]))
+        else:
+            node.set("expressions", node.expressions[:1])
+        yield "trim"
+    elif name in ("REPLACE", "UPPER", "LOWER"):
+        node.replace(node.expressions[0].copy())
+        yield "text function dropped"
+
+
+def case(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    if isinstance(node, exp.Case):
+        if node.args.get("default") is not None:
+            node.set("default", None)
+            yield "else dropped"
+        else:
+            node.set("default", exp.Literal.number("0"))
+            yield "else added"
+    elif call_name(node) == "IIF":
+        condition, then, other = node.expressions
+        node.set("expressions", [condition.copy(), other.copy(), then.copy()])
+        yield "iif exchanged"
+
+
+def case_and_where(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    """SUM(CASE WHEN c THEN v ELSE 0 END) as SUM(v) WHERE c, and back."""
+    if not isinstance(node, exp.Select):
+        return
+    calls = [call for output in node.expressions for call in output.find_all(exp.Anonymous)]
+    for call in (call for call in calls if call_name(call) in ("SUM", "MAX", "COUNT", "AVG")):
+        inner, where = call.expressions[0], node.args.get("where")
+        if isinstance(inner, exp.Case) and inner.this is None and len(inner.args["ifs"]) == 1:
+            branch = inner.args["ifs"][0]
+            condition, value = branch.this.copy(), branch.args["true"].copy()
+            call.set("expressions", [value])
+            both = exp.And(this=exp.paren(where.this.copy()), expression=exp.paren(condition)) if where else condition
+            node.set("where", exp.Where(this=both))
+            yield "case to where"
+        elif where and call_name(call) == "SUM" and not isinstance(inner, exp.Case) and not where.find(exp.Query):
+            branch = exp.If(this=where.this.copy(), true=inner.copy())
+            call.set("expressions", [exp.Case(ifs=[branch], default=exp.Literal.number("0"))])
+            node.set("where", None)
+            yield "where to case"
+        else:
+            continue
+        return
+
+
+def window(node: Any, schema: Schema, rng: Random) -> Iterator[str]:
+    """LIMIT and OFFSET one less, or exchanged by another sort key."""
+    if isinstance(node, exp.Limit | exp.Offset) and isinstance(node.expression, exp.Literal):
+        node.set("expression", exp.Literal.number(str(max(0, int(node.expression.this) - 1))))
+        yield f"{node.key} less"
+    elif isinstance(node, exp.Ordered) and isinstance(node.this, exp.Column):
+        columns = [table.columns for table in schema.tables.values() if node.this.name.lower() in table.columns]
+        others = [other.name for table in columns for other in table.values() if other.name != node.this.name]
+        if others:
+            node.this.set("this", exp.to_identifier(rng.choice(others)))
+            yield "sort key"
+
+
+def call_name(node: Any) -> str:
+    return node.name.upper() if isinstance(node, exp.Anonymous) else ""
+
+
+FORMATS = ("%Y", "%m", "%d", "%Y-%m", "%j", "%H", "%w")
+SEPARATORS = ("-", ",", " ", "_", ":", "$", ".", "")
+STEP = re.compile(r"([+-])(\d+) (days?|months?|years?)")
+COMPUTED_EDITS: tuple[Callable[[Any, Schema, Random], Iterator[str]], ...] = (
+    division, cast, threshold, date_format, modifier, separator, text_function, case, case_and_where, window,
 )  # fmt: skip
 
 

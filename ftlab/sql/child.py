@@ -156,6 +156,8 @@ def main(arguments: list[str]) -> int:
         answers.write(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         answers.flush()
         return 1
+    os.environ["TZ"] = "UTC"  # dates in local time must not depend on the machine
+    time.tzset()
     clock = Clock(float(arguments[0]))
     lock_down()
     answers.write(b'{"ready": true}\n')

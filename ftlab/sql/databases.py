@@ -6,19 +6,24 @@ keys stay unmatched. The recipes vary all the rest: group sizes, ties, duplicate
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, cycle, islice
 from random import Random
 from typing import TypeVar
 
-from ftlab.sql.plan import COMBINATIONS, Change, Column, Plan, Table, make_plan
-from ftlab.sql.recipes import FREE, RECIPES, Recipe
+from ftlab.sql.plan import COMBINATIONS, LARGEST_GROUP, Change, Column, Plan, Table, make_plan
+from ftlab.sql.recipes import CALLED_FOR, LARGE, POINTS, RECIPES, Recipe
 from ftlab.sql.schema import Schema
+from ftlab.sql.trials import Point
 from ftlab.sql.values import Value, fit
 
 # Rows of a group that may differ; the groups of which neighbours differ in one role.
 DISTINCT_ROWS = 16
 CROSSED_GROUPS = 6
+# Rows of a table that are drawn from the values that were tried out, and rows of points in all.
+ROWS_OF_POOLS = 40
+ROWS_OF_POINTS = 400
 
 T = TypeVar("T")
 Row = tuple[Value, ...]
@@ -33,8 +38,24 @@ def databases(gold: str, pred: str, schema: Schema, count: int = 32) -> Iterator
     """
     rng = Random(zlib.crc32(f"{gold}\0{pred}".encode("utf-8", "surrogatepass")))
     plan = make_plan(gold, pred, schema)
-    for index, recipe in enumerate(islice(cycle(RECIPES), count)):
+    for index, recipe in enumerate(islice(cycle(recipes_of(plan)), count)):
         yield Maker(plan, recipe, index, rng).database()
+
+
+def recipes_of(plan: Plan) -> list[Recipe]:
+    """The usual recipes, and after the first those that the queries call for, in the place of the last ones."""
+    points, unmet = list[Recipe](), list[Recipe]()
+    if plan.trials and plan.trials.telling:
+        points = [recipe for recipe in POINTS if recipe.points != "twins" or recipe.first < 2 * len(plan.trials.twins)]
+    if plan.trials and plan.trials.unmet:
+        unmet = [Recipe("aligned", points="unmet", first=at) for at in range(len(plan.trials.unmet) + 1)]
+        unmet += [Recipe("aligned", points="shares")] if plan.trials.shares else []
+    large = LARGE if 0 < sum(plan.large) < LARGEST_GROUP * 3 // 2 else ()
+    called = [*points[:2], *unmet, *large, *points[2:]][:CALLED_FOR]
+    if not called:
+        return list(RECIPES)
+    usual = len(RECIPES) - len(called)
+    return [RECIPES[0], *called, *RECIPES[1 : usual - 1], RECIPES[-1], *RECIPES[usual - 1 : -1]]
 
 
 class Maker:
@@ -43,7 +64,7 @@ class Maker:
     def __init__(self, plan: Plan, recipe: Recipe, index: int, rng: Random) -> None:
         self.plan, self.recipe, self.index, self.rng = plan, recipe, index, rng
         self.serial = 0
-        self.large = recipe.large and bool(plan.large)
+        self.large = recipe.large > 0 and bool(plan.large)
         self.nulls = 0 if self.large else recipe.nulls
         self.sizes = self.group_sizes()
 
@@ -84,21 +105,37 @@ class Maker:
         self.shift = position if recipe.keys == "shifted" else 0
         # Some tables lack the last keys, so that those of others stay unmatched.
         self.reach = max(1, max(self.plan.groups, recipe.keys_used) - self.rng.randrange(3))
+        if self.large:
+            self.orders = [self.order(at, column) for at, column in enumerate(table.columns)]
         self.halved = [self.is_halved(column) for column in table.columns]
-        if recipe.crossed:
+        if recipe.points:
+            rows = list(self.rows_of_points(table))
+        elif recipe.crossed:
             rows = self.crossed_rows(table)
         elif recipe.lone:
             rows = self.lone_rows(table, position)
         else:
             rows = self.base_rows(table, many)
             rows += self.near_rows(table, min(recipe.near, self.room(rows)))
-        for at in range(min(recipe.free, self.room(rows))):
+        for at in range(min(recipe.free, self.room(rows)) if not recipe.points else 0):
             rows.append(self.row(table, None, groups + position if at % 2 else self.any_of(range(groups))))
         if recipe.double:
             rows += rows[: self.room(rows)]
-        if self.index:
+        if self.index and recipe.points != "twins":
             self.rng.shuffle(rows)
         return [tuple(row) for row in rows]
+
+    def order(self, at: int, column: Column) -> list[int]:
+        """Whose key each group of a large database has in a column: its own, or where the recipe says so and the column
+        is not equated another's, each one's once, or in half of the columns those of some groups several times."""
+        groups = range(len(self.sizes))
+        if column.linked or self.recipe.large == 1:
+            return list(groups)
+        half, turn = divmod(self.recipe.large - 3, 2)
+        if self.recipe.large > 2 and not column.keys and (at >> half % 2) % 2 == turn:
+            few = groups if self.recipe.large < 5 else groups[: 1 + len(groups) // 3]
+            return [self.any_of(few) for _ in groups]
+        return self.rng.sample(groups, len(groups))
 
     def is_halved(self, column: Column) -> bool:
         """Whether neighbouring groups share the values of a column."""
@@ -111,22 +148,19 @@ class Maker:
 
     def base_rows(self, table: Table, many: bool) -> list[list[Value]]:
         if self.recipe.sized or self.large:
-            role = table.roles[self.index % len(table.roles)]
-            return [
-                row for entity, size in enumerate(self.sizes) for row in self.group(table, role, entity, size, many)
-            ]
+            at = self.index % len(table.roles)
+            make = partial(self.large_row, table, at) if self.large else partial(self.row, table, table.roles[at])
+            return [row for entity, size in enumerate(self.sizes) for row in self.group(make, entity, size, many)]
         wanted = (
             self.recipe.base if self.recipe.base < 3 else max(min(self.recipe.base, self.plan.cap), self.plan.groups)
         )
         return [self.row(table, table.roles[at % len(table.roles)], at) for at in range(wanted)]
 
-    def group(
-        self, table: Table, role: Sequence[Sequence[Value]], entity: int, size: int, many: bool
-    ) -> Iterator[list[Value]]:
+    def group(self, make: Callable[[int], list[Value]], entity: int, size: int, many: bool) -> Iterator[list[Value]]:
         """The rows of one group, one where there are not to be `many`; great groups repeat a few."""
         rows = []
         for self.serial in range(min(size, DISTINCT_ROWS) if many else 1):
-            rows.append(self.row(table, role, entity))
+            rows.append(make(entity))
         self.serial = 0
         return islice(cycle(rows), size if many else 1)
 
@@ -140,6 +174,45 @@ class Maker:
                 change(row, table.breaks[0][0])
             rows.append(row)
         return rows
+
+    def rows_of_points(self, table: Table) -> Iterator[list[Value]]:
+        """A row of each use of the table for each point of the recipe's kind, all else as every row must be."""
+        before = None
+        for entity, point in self.points():
+            for use in range(table.uses):
+                if entity == before and not any(slot[:2] == (table.name, use) for slot in point):
+                    continue
+                row = self.row(table, table.roles[use % len(table.roles)], entity)
+                for at, (name, column) in enumerate(zip(table.names, table.columns, strict=True)):
+                    if (table.name, use, name) in point:
+                        row[at] = point[table.name, use, name]
+                    elif (
+                        self.recipe.points == "pool" and column.tried and not column.linked and self.rng.random() < 0.7
+                    ):
+                        row[at] = None if self.rng.random() < self.nulls else self.any_of(column.tried)
+                yield row
+            before = entity
+
+    def points(self) -> list[tuple[int, Point]]:
+        """The points of the recipe's kind, each with its group."""
+        trials, first = self.plan.trials, self.recipe.first
+        if trials is None:
+            return []
+        match self.recipe.points:
+            case "pool":
+                most = max(4, min(ROWS_OF_POOLS, int(COMBINATIONS ** (1 / self.plan.width))))
+                found = [trials.base if self.rng.random() < 0.5 else {} for _ in range(most)]
+            case "telling":
+                chosen = trials.telling[first - 1 : first] if first else trials.telling
+                found = [{**trials.base, **point} for point in chosen]
+            case "twins":
+                found = list(chain(*trials.twins[first // 2 : first // 2 + 1]))[:: -1 if first % 2 else 1]
+            case "shares":
+                return trials.groups()
+            case _:
+                found = trials.missing(first)
+        times = max([*self.plan.sizes, 2]) if self.recipe.sized else 1
+        return [(entity, point) for entity, point in enumerate(found) for _ in range(times)][:ROWS_OF_POINTS]
 
     def lone_rows(self, table: Table, position: int) -> list[list[Value]]:
         """Of the table whose turn it is a row for each change, alone with its key and again beside what it would be in
@@ -177,6 +250,17 @@ class Maker:
             rows.append(row)
         return rows
 
+    def large_row(self, table: Table, role: int, entity: int) -> list[Value]:
+        """A row of a large database: keys that pass the role's tests, else values that do."""
+        row = []
+        for at, column in enumerate(table.columns):
+            key = self.key(column, self.orders[at][entity])
+            hits, tests = table.roles[role][at], table.tests[role][at]
+            passes = all(test.holds is not None and test.holds(key) for test in tests)
+            loose = self.recipe.large > 4 and self.rng.random() < 0.4
+            row.append(key if passes or loose or not hits else self.any_of(hits))
+        return row
+
     def row(self, table: Table, role: Sequence[Sequence[Value]] | None, entity: int) -> list[Value]:
         """A row of a role; without one each column takes what it pleases."""
         recipe, random = self.recipe, self.rng.random
@@ -190,13 +274,13 @@ class Maker:
                 row.append(None)
             elif column.shaped and not column.keys and random() < 0.5:
                 row.append(self.any_of(column.shaped))
-            elif column.keys or self.large:
+            elif column.keys:
                 row.append(self.key(column, self.shared(entity) if self.halved[position] else entity))
             elif self.halved[position]:
-                free = FREE[column.pool][recipe.domain]
+                free = column.free[recipe.domain]
                 row.append(free[self.shared(entity) % len(free)])
             else:
-                row.append(self.any_of(FREE[column.pool][recipe.domain]))
+                row.append(self.any_of(column.free[recipe.domain]))
         return row
 
     def shared(self, entity: int) -> int:
@@ -213,6 +297,8 @@ class Maker:
             entity = (entity + turn + self.serial) % len(self.sizes)
         elif column.joined:
             entity += self.shift
+        if column.pool == "json":
+            return column.free["unique"][entity % len(column.free["unique"])]
         if entity < len(column.keys):
             return column.keys[entity]
         return (

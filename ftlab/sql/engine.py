@@ -33,6 +33,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ftlab.sql import moment
 from ftlab.sql.lexer import BLANK, BLANKS, COMMENT, WORD, end_of_query
 from ftlab.sql.schema import Schema, Table, View, columns_of, quoted
 
@@ -72,7 +73,7 @@ LIMITS = {
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
 
-# What SQLite computes from its arguments alone (and from the clock, for dates). All else is refused: random numbers,
+# What SQLite computes from its arguments alone (dates also from `moment.NOW`). All else is refused: random numbers,
 # files, extensions, full-text internals and the state of the connection.
 FUNCTIONS = frozenset(
     re.findall(
@@ -261,6 +262,7 @@ class Engine:
 
     def _protect(self) -> None:
         """From here on only `fill` may do more than read."""
+        self._now_fixed = False
         self._guard = Guard(self.schema.tables.values())
         self._connection.set_authorizer(self._guard.authorize)
         self._connection.set_progress_handler(self._guard.tick, STEPS)
@@ -389,6 +391,9 @@ class Engine:
 
     def _execute(self, text: str) -> sqlite3.Cursor:
         self._guard.begin()
+        if not self._now_fixed and moment.reads_clock(text):
+            moment.fix(self._connection)
+            self._now_fixed = True
         try:
             return self._connection.execute(text.rstrip(BLANKS + ";"))
         except (sqlite3.ProgrammingError, sqlite3.Warning) as error:

@@ -9,14 +9,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain, islice
 from typing import Any
 
 from sqlglot import exp
 
 from ftlab.sql import parse
 from ftlab.sql.equations import points
+from ftlab.sql.formulas import Resolve, Slot, written
 from ftlab.sql.schema import Kind, Schema
 from ftlab.sql.shapes import dated, shapes, spellings
 from ftlab.sql.values import Value, around, fit, listed, matching
@@ -35,6 +36,11 @@ DATE_PARTS = {
     "%Y": "{}-06-15", "%m": "2008-{}-15", "%d": "2008-06-{}", "%Y-%m": "{}-15", "%H": "2008-06-15 {}:30:00",
 }  # fmt: skip
 COMPUTED = (exp.Add, exp.Sub, exp.Mul, exp.Div)
+COMPUTES = {
+    exp.Anonymous, *COMPUTED, exp.Mod, exp.DPipe, exp.Case, exp.JSONExtract, exp.JSONExtractScalar, exp.CurrentDate,
+    exp.CurrentTimestamp,
+}  # fmt: skip
+CONDITIONS = (exp.Case, exp.Predicate, exp.Connector)
 # Functions whose results are compared with columns as texts.
 AS_WRITTEN = {"DATE", "DATETIME", "TIME", "STRFTIME"}
 LARGEST_GROUP = 1000
@@ -60,10 +66,11 @@ class Test:
 
 @dataclass(eq=False)
 class Role:
-    """One use of a table in a query, the tests of its columns, and values of several columns that are compared
-    together."""
+    """One use of a table in a query (its first is 0), the tests of its columns, and values of several columns that are
+    compared together."""
 
     table: str
+    use: int = 0
     tests: dict[str, list[Test]] = field(default_factory=dict)
     joint: list[tuple[tuple[str, Value], ...]] = field(default_factory=list)
 
@@ -72,6 +79,14 @@ class Role:
 
 
 Cell = tuple[Role, str]
+
+
+class Cells(list[Cell]):
+    """The columns of tables that go into an output; `origin` is what computes it, with the scopes that it is in."""
+
+    origin: "tuple[exp.Expr, list[Scope]] | None" = None
+
+
 Source = dict[str, list[Cell]]
 Output = tuple[str, list[Cell]]
 
@@ -88,7 +103,9 @@ class Scope:
 class Hints:
     """What one query tells. `listed` are the values that IN and = ask for; `planted` single literals inside
     functions and other values worth a try; `shaped` values that tell functions of a column apart; `limits` how many
-    rows each LIMIT wants; `width` how many tables are read at a time; `either` that tests are joined by OR."""
+    rows each LIMIT wants; `parts` the conditions (True where every row must fulfil them) and the outputs, with the
+    meaning of their columns; `computed` that some have functions or arithmetic, `conditional` that an aggregate has a
+    condition inside; `width` how many tables are read at a time; `either` that tests are joined by OR."""
 
     roles: list[Role] = field(default_factory=list)
     links: list[tuple[Ref, Ref]] = field(default_factory=list)
@@ -99,6 +116,9 @@ class Hints:
     grouped: set[Ref] = field(default_factory=set)
     sizes: set[int] = field(default_factory=set)
     limits: set[int] = field(default_factory=set)
+    parts: list[tuple[exp.Expr, bool, Resolve]] = field(default_factory=list)
+    computed: bool = False
+    conditional: bool = False
     width: int = 1
     either: bool = False
 
@@ -183,6 +203,7 @@ class Reader:
         for clause in ("where", "having"):
             if condition := node.args.get(clause):
                 self.visit(condition.this, inner, known)
+        self.parts(node, inner)
         if group := node.args.get("group"):
             for key in group.expressions:
                 self.visit(key, inner, known)
@@ -191,6 +212,15 @@ class Reader:
             self.visit(expression, inner, known)
         self.limit(node)
         return [output for expression in node.expressions for output in self.outputs(expression, inner)]
+
+    def parts(self, node: exp.Select, scopes: list[Scope]) -> None:
+        """Keep the conditions and outputs of a SELECT, for the case that rows are to be tried out on them."""
+        resolve = partial(meaning, scopes=scopes)
+        joins = [join.args.get("on") for join in node.args.get("joins") or ()]
+        clauses = [node.args[clause].this for clause in ("where", "having") if node.args.get(clause)]
+        self.hints.parts += [(part, True, resolve) for part in (*joins, *clauses) if part is not None]
+        lists = [node.args[clause].expressions for clause in ("group", "order") if node.args.get(clause)]
+        self.hints.parts += [(part, False, resolve) for part in chain(node.expressions, *lists)]
 
     def source(self, relation: exp.Expr, scope: Scope, scopes: list[Scope], known: dict[str, Source]) -> None:
         """Enter a table or a subquery of FROM into the scope."""
@@ -216,7 +246,7 @@ class Reader:
                 return named(self.query(tree, [], {}), list(view.names))
             self.hints.roles.extend(map(Role, tables_in(view.query, self.schema)))
             return {}
-        role = Role(key)
+        role = Role(key, sum(role.table == key for role in self.hints.roles))
         self.hints.roles.append(role)
         return {name: [(role, name)] for name in self.schema.tables[key].columns}
 
@@ -236,7 +266,10 @@ class Reader:
             qualifier = column.text("table").lower()
             sources = scopes[-1].sources.items()
             return [pair for alias, source in sources if qualifier in ("", alias) for pair in source.items()]
-        return [(expression.alias_or_name.lower(), self.cells(expression, scopes))]
+        cells = Cells(self.cells(expression, scopes))
+        if not isinstance(column, exp.Column):
+            cells.origin = column, scopes
+        return [(expression.alias_or_name.lower(), cells)]
 
     def output(self, key: exp.Expr, select: exp.Select) -> exp.Expr:
         """What a GROUP BY key stands for, where it is an output position."""
@@ -278,9 +311,22 @@ class Reader:
                 self.compare("=", node.this, branch.this, scopes, known)
         elif isinstance(node, exp.Anonymous):
             self.function(node, scopes)
+        if type(node) in COMPUTES:
+            self.note_computed(node)
         if isinstance(node, exp.Expr) and not isinstance(node, exp.Column | exp.Literal):
             for child in node.iter_expressions():
                 self.visit(child, scopes, known)
+
+    def note_computed(self, node: Any) -> None:
+        """Whether a node computes a value, and whether it is a condition inside an aggregate."""
+        if isinstance(node, exp.Anonymous):
+            name = node.name.upper()
+            inner = node.expressions[0] if node.expressions else None
+            self.hints.computed |= name not in OF_A_GROUP and name != "COUNT"
+            self.hints.conditional |= name in OF_A_GROUP and inner is not None and inner.find(*CONDITIONS) is not None
+            self.hints.conditional |= name == "COUNT" and isinstance(inner, exp.Case)
+        else:
+            self.hints.computed = True
 
     def function(self, node: exp.Anonymous, scopes: list[Scope]) -> None:
         """Note what a function counts as a number and what tells it from others, and plant the texts among its
@@ -445,6 +491,20 @@ def is_count(node: Any, scopes: list[Scope]) -> bool:
         return False
     name, table = node.name.lower(), node.table.lower()
     return any(name in source for scope in scopes for alias, source in scope.sources.items() if table in ("", alias))
+
+
+def meaning(column: exp.Column, scopes: list[Scope]) -> Slot | exp.Expr | str | None:
+    """What a column in a formula is: a slot, the expression that an alias stands for, or a quoted text. Of a subquery's
+    output it is the expression in slots. Raises NotOfColumns where that has none."""
+    cells = resolve(column, scopes)
+    if isinstance(cells, Cells) and cells.origin is not None:
+        expression, inner = cells.origin
+        return written(expression, partial(meaning, scopes=inner))
+    if cells:
+        return (cells[0][0].table, cells[0][0].use, cells[0][1]) if len(cells) == 1 else None
+    alias = alias_of(column, scopes)
+    quoted = column.this.args.get("quoted") and not column.table
+    return column.name if alias is None and quoted else alias
 
 
 def alias_of(column: exp.Column, scopes: list[Scope]) -> exp.Expr | None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from sqlglot import exp
 from sqlglot.dialects.sqlite import SQLite
+from sqlglot.generators.sqlite import SQLiteGenerator
 from sqlglot.parsers.sqlite import SQLiteParser
 from sqlglot.tokenizer_core import Token, TokenType
 
@@ -66,10 +67,20 @@ class LiteralParser(SQLiteParser):
         return atom if atom is not None else self._parse_column()
 
 
+class LiteralGenerator(SQLiteGenerator):
+    """Writes what `LiteralParser` reads."""
+
+    def anonymous_sql(self, expression: exp.Anonymous) -> str:
+        if expression.name == "CAST" and isinstance(expression.expressions[-1], exp.Var):
+            return f"CAST({self.sql(expression.expressions[0])} AS {expression.expressions[1].name})"
+        return super().anonymous_sql(expression)
+
+
 class LiteralSQLite(SQLite):
     """SQLite as it is written."""
 
     Parser = LiteralParser
+    Generator = LiteralGenerator
 
 
 DIALECT = LiteralSQLite()

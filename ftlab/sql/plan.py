@@ -1,7 +1,7 @@
 """What all databases of a pair of queries share: where the values of each column come from."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -9,6 +9,7 @@ from ftlab.sql import parse
 from ftlab.sql.hints import Hints, Ref, Role, Test, read_hints, tables_in
 from ftlab.sql.recipes import FREE
 from ftlab.sql.schema import Kind, Schema
+from ftlab.sql.trials import Trials, try_out
 from ftlab.sql.values import Value, fit
 
 T = TypeVar("T")
@@ -21,6 +22,8 @@ LARGEST_TABLE = 24
 LARGEST_GROUP = 250
 LARGEST_LIMIT = 40
 LARGEST_SUM = 4_100
+# Rows of each of two tables, where a LIMIT asks for so many.
+LARGEST_JOIN = 300
 NEAR_VALUES = 12
 PLANTED_VALUES = 6
 SHAPED_VALUES = 12
@@ -37,27 +40,32 @@ KEYS: dict[Kind, tuple[Value, ...]] = {
 
 @dataclass
 class Column:
-    """A column of a table of either query: the pool of its values; its keys if it is grouped or equated, `joined` if
-    other columns have them too, `linked` if a query equates it with them; values that tell functions of it apart;
-    values that fulfil or just miss its tests."""
+    """A column of a table of either query: the pool of its values, by domain; its keys if it is grouped or equated,
+    `joined` if other columns have them too, `linked` if a query equates it with them; values that tell functions of it
+    apart; values that fulfil or just miss its tests; values that were tried out."""
 
     pool: str
+    free: Mapping[str, Sequence[Value]]
     keys: tuple[Value, ...] = ()
     joined: bool = False
     linked: bool = False
     shaped: tuple[Value, ...] = ()
     near: list[Value] = field(default_factory=list)
+    tried: Sequence[Value] = ()
 
 
 @dataclass
 class Table:
-    """A table of either query. A role is the fulfilling values of each column, () where it has no test; beside it
-    stand the changes, each of one or more (column, value), that may break it; `breaks` are the same, those first that
-    surely do."""
+    """A table of either query, which no query uses more than `uses` times. A role is the fulfilling values of each
+    column, () where it has no test; beside it stand its tests and the changes, each of one or more (column, value),
+    that may break it; `breaks` are the same, those first that surely do."""
 
     name: str
+    names: list[str]
     columns: list[Column]
+    uses: int = 1
     roles: list[list[tuple[Value, ...]]] = field(default_factory=list)
+    tests: list[list[list[Test]]] = field(default_factory=list)
     changes: list[list[Change]] = field(default_factory=list)
     breaks: list[list[Change]] = field(default_factory=list)
 
@@ -66,7 +74,8 @@ class Table:
 class Plan:
     """What all databases of a pair share. `sizes`: group sizes to build; `groups`: how many at least; `cap`: rows of a
     table at most, where no size or limit asks for more; `width`: how many tables are joined; `large`: sizes of the
-    groups of the one database that has more rows than the rest, if the queries ask for one."""
+    groups of the databases that have more rows than the rest, if the queries ask for them; `trials`: what trying out
+    values found, if it was worth it."""
 
     tables: list[Table]
     sizes: list[int]
@@ -74,6 +83,7 @@ class Plan:
     cap: int
     width: int
     large: list[int]
+    trials: Trials | None
 
 
 def make_plan(gold: str, pred: str, schema: Schema) -> Plan:
@@ -81,7 +91,8 @@ def make_plan(gold: str, pred: str, schema: Schema) -> Plan:
     names = list(dict.fromkeys(role.table for hints in both for role in hints.roles))
     tests = tests_by_column(both)
     classes = classes_of(both, names, schema)
-    tables = [plan_table(name, both, schema, tests, classes) for name in names]
+    trials = try_out(both, schema)
+    tables = [plan_table(name, both, schema, tests, classes, trials) for name in names]
     bounds = sorted(set().union(*(hints.sizes for hints in both)))
     sizes = [size for bound in bounds if bound <= LARGEST_GROUP for size in (bound + 1, bound, bound - 1) if size > 0]
     limits = set().union(*(hints.limits for hints in both))
@@ -90,7 +101,7 @@ def make_plan(gold: str, pred: str, schema: Schema) -> Plan:
     usual = [min(limit, LARGEST_LIMIT) for limit in limits if limit <= LARGEST_LIMIT or width > 1]
     groups = min(max(usual, default=0) + 2, max(3, cap))
     large = large_sizes(bounds, limits, width, cap)
-    return Plan(tables, list(dict.fromkeys(sizes)), groups, max(3, min(LARGEST_TABLE, cap)), width, large)
+    return Plan(tables, list(dict.fromkeys(sizes)), groups, max(3, min(LARGEST_TABLE, cap)), width, large, trials)
 
 
 def large_sizes(bounds: Sequence[int], limits: set[int], width: int, cap: int) -> list[int]:
@@ -103,7 +114,8 @@ def large_sizes(bounds: Sequence[int], limits: set[int], width: int, cap: int) -
             sizes.append(size)
     limit = max(limits, default=0)
     if limit > LARGEST_LIMIT:
-        sizes += [1] * (min(limit + 2, cap) - len(sizes))
+        rows = limit * 3 // 2 if limit <= LARGEST_GROUP else limit + 2
+        sizes += [1] * (min(rows, max(cap, LARGEST_JOIN) if width == 2 else cap) - len(sizes))
     return [*sizes, 1] if sizes else []
 
 
@@ -158,19 +170,30 @@ def classes_of(both: Sequence[Hints], names: Sequence[str], schema: Schema) -> d
 
 
 def plan_table(
-    name: str, both: Sequence[Hints], schema: Schema, tests: dict[Ref, list[Test]], classes: dict[Ref, list[Ref]]
+    name: str,
+    both: Sequence[Hints],
+    schema: Schema,
+    tests: dict[Ref, list[Test]],
+    classes: dict[Ref, list[Ref]],
+    trials: Trials | None,
 ) -> Table:
     columns = schema.tables[name].columns
-    table = Table(name, [plan_column((name, column), both, schema, tests, classes) for column in columns])
+    table = Table(
+        name, list(columns), [plan_column((name, column), both, schema, tests, classes, trials) for column in columns]
+    )
+    table.uses = max(sum(role.table == name for role in hints.roles) for hints in both)
     either = any(hints.either for hints in both)
     seen = set()
     for role in (role for hints in both for role in hints.roles if role.table == name):
         key = frozenset((column, test.name) for column, test in role.all_tests())
         if key not in seen:
             seen.add(key)
-            own = [role.tests.get(column, []) for column in columns]
+            json = trials.json if trials else set[Ref]()
+            own = [role.tests.get(column, []) if (name, column) not in json else [] for column in columns]
             breaks = breaks_of(own)
-            table.roles.append([fulfilling(found) for found in own])
+            table.tests.append(own)
+            base = [trials.base.get((name, role.use, column)) if trials else None for column in columns]
+            table.roles.append([led_by(value, fulfilling(found)) for value, found in zip(base, own, strict=True)])
             table.changes.append(changes_of(own, table.columns, breaks, either))
             table.breaks.append(breaks)
     places = {column: at for at, column in enumerate(columns)}
@@ -182,9 +205,19 @@ def plan_table(
 
 
 def plan_column(
-    ref: Ref, both: Sequence[Hints], schema: Schema, tests: dict[Ref, list[Test]], classes: dict[Ref, list[Ref]]
+    ref: Ref,
+    both: Sequence[Hints],
+    schema: Schema,
+    tests: dict[Ref, list[Test]],
+    classes: dict[Ref, list[Ref]],
+    trials: Trials | None,
 ) -> Column:
     kind = schema.tables[ref[0]].columns[ref[1]].kind
+    tried = trials.pools.get(ref, ()) if trials else ()
+    if trials and ref in trials.json:
+        texts = known_of(tried)
+        domains = {"unique": texts, "small": texts[:3], "constant": texts[:1], "mirror": texts}
+        return Column("json", domains, shaped=tuple(texts), near=[*texts[:NEAR_VALUES], None], tried=tried)
     own = tests.get(ref, [])
     numeric = any(ref in hints.numeric for hints in both) or any(
         isinstance(test.name[1], int | float) for test in own if test.name[0] != "in"
@@ -201,7 +234,13 @@ def plan_column(
     known = known_of(near)
     late = known_of([*extra, *telling])[: max(PLANTED_VALUES, NEAR_VALUES - len(known))]
     known = known[: NEAR_VALUES - len(late)]
-    column = Column(pool, near=[*known_of([*known, *late]), None, FREE[pool]["unique"][0]], shaped=tuple(telling))
+    column = Column(
+        pool,
+        FREE[pool],
+        tried=tried,
+        near=[*known_of([*known, *late]), None, FREE[pool]["unique"][0]],
+        shaped=tuple(telling),
+    )
     if ref in classes:
         column.joined = len(classes[ref]) > 1
         column.linked = any(ref in link for hints in both for link in hints.links)
@@ -240,6 +279,10 @@ def fulfilling(tests: Sequence[Test]) -> tuple[Value, ...]:
     if not every and len(tests) > 1 and (date := overlaid([test.hits for test in tests])):
         every = [date]
     return tuple((every or hits)[:4])
+
+
+def led_by(value: Value, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    return values if value is None else (value, *values)
 
 
 def overlaid(lists: Sequence[Sequence[Value]]) -> str | None:

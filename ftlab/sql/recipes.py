@@ -33,6 +33,10 @@ class Recipe:
     sized: groups of the sizes that HAVING asks for. null_group: NULL is the first group's key, and all else without a
     test. paired: every group has a twin of its size that shares the value of some of its keys. double: every row
     twice. empty: every table, or just one. keys_used: how many keys are drawn from.
+    large: more rows than a great LIMIT; from 2 on in another order by each column, of which from 3 on half repeat
+    values. points: rows of the values that trials found: `telling` ones, `twins`, `unmet` ones of one condition or of
+    all, `shares`, groups of met and unmet ones, or `pool`, any that were tried; with `sized` as often as HAVING counts,
+    or twice. first: which of the points alone.
     """
 
     keys: str = "mixed"
@@ -49,7 +53,9 @@ class Recipe:
     keys_used: int = 4
     crossed: int = 0
     lone: int = 0
-    large: bool = False
+    large: int = 0
+    points: str = ""
+    first: int = 0
 
 
 RECIPES = (
@@ -84,5 +90,22 @@ RECIPES = (
     Recipe("mixed", "mirror", 0.1, base=1, near=1, free=2, keys_used=2),
     Recipe("shifted", "unique", 0.2, near=8, free=4, sized=True),
     Recipe("mixed", "unique", base=2, near=2, free=0, keys_used=3),
-    Recipe("mixed", "small", 0.1, base=10, near=6, free=4, large=True),
+    Recipe("mixed", "small", 0.1, base=10, near=6, free=4, large=1),
 )
+
+# Beside the usual ones, where limits are great or values were found by trial.
+LARGE = tuple(Recipe("aligned", free=0, near=0, large=turn) for turn in range(1, 9))
+POINTS = (
+    Recipe("aligned", points="telling"),
+    Recipe("aligned", points="pool"),
+    Recipe("mixed", "small", 0.1, points="pool"),
+    Recipe("aligned", points="telling", first=1),
+    Recipe("aligned", points="telling", sized=True),
+    Recipe("mixed", nulls=0.6, points="pool", keys_used=2),
+    Recipe("aligned", points="telling", first=2),
+    Recipe("mixed", points="pool", empty="one"),
+    Recipe("mixed", points="pool", empty="one"),
+    *(Recipe("aligned", points="twins", first=turn) for turn in range(4)),
+)
+# How many of these at most.
+CALLED_FOR = 22

@@ -1,10 +1,8 @@
 """Values of a column at which a function of it parts from the column, and from other functions of it."""
 
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from functools import lru_cache
 
+from ftlab.sql import moment
 from ftlab.sql.values import Value
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -68,17 +66,6 @@ def spellings(number: float) -> Iterator[str]:
         yield f"{int(number) // 10}e1" if number % 10 == 0 else f"{number}.4"
 
 
-@lru_cache(maxsize=1024)
 def dated(function: str, *arguments: Value) -> Value:
-    """What a date function of SQLite makes of constants; None where that depends on the clock or is no date."""
-    if function not in OF_DATES or any("now" in str(value).lower() for value in arguments):
-        return None
-    if not arguments or (len(arguments) == 1 and function == "STRFTIME"):
-        return None
-    try:
-        with closing(sqlite3.connect(":memory:")) as connection:
-            marks = ", ".join("?" * len(arguments))
-            found: Value = connection.execute(f"SELECT {function}({marks})", arguments).fetchone()[0]
-            return found
-    except (sqlite3.Error, OverflowError, ValueError):
-        return None
+    """What a date function of SQLite, by its upper-case name, makes of constants; None where that is no date."""
+    return moment.evaluate(function.lower(), *arguments) if function in OF_DATES else None

@@ -24,7 +24,7 @@ from ftlab.sql.schema import Schema, read_schema
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from sql_mutants import mutants
+from sql_mutants import analysts_golds, mutants
 from sql_rewrites import rewrite
 
 Gold = tuple[str, Schema]
@@ -172,6 +172,17 @@ def test_execution_never_contradicts_a_rewrite(rewritten: list[tuple[str, str, S
     """The property that makes an equal tree a verdict on results: on at least 2,000 real golds."""
     wrong = [(gold, pred, found) for gold, pred, schema in rewritten if (found := differ(gold, pred, schema))]
     assert wrong == []
+
+
+def test_golds_of_analysts_and_their_rewrites_are_equal_by_form_and_results() -> None:
+    """The same on queries with ratios, ages, CASE, text functions and offsets."""
+    rng = Random(11)
+    golds = [(gold, read_schema(context)) for context, gold in analysts_golds()]
+    pairs = [(gold, rewrite(gold, schema, rng), schema) for gold, schema in golds]
+    assert len(pairs) >= 150
+    assert sum(gold != pred for gold, pred, _ in pairs) > 0.95 * len(pairs)
+    assert [(gold, pred) for gold, pred, schema in pairs if not same_form(gold, pred, schema)] == []
+    assert [(gold, pred, found) for gold, pred, schema in pairs if (found := differ(gold, pred, schema, 20))] == []
 
 
 def test_no_edited_query_of_the_same_form_gives_other_results(golds: list[Gold]) -> None:
