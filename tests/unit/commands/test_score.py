@@ -222,9 +222,9 @@ def test_ctrl_c_ends_with_130_and_leaves_the_old_file(fake: None, cli: Cli, tmp_
 
 def test_fifteen_thousand_rows_cost_the_command_itself_little(fake: None, cli: Cli, tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", *(row(i, {}) for i in range(15_716)))
-    began = time.perf_counter()
+    began = time.process_time()
     assert cli("score", "in.jsonl", "out.jsonl")[0] == 0
-    assert time.perf_counter() - began < 3  # well below one on an idle machine
+    assert time.process_time() - began < 3  # well below one on an idle machine
     assert len(lines(tmp_path / "out.jsonl")) == 15_716
 
 

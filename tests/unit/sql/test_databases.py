@@ -409,9 +409,9 @@ def test_long_lists_are_parted_quickly_by_the_element_that_differs(element):
     condition = " OR ".join(elements) if "=" in element else f"age IN ({', '.join(elements)})"
     gold = f"SELECT name FROM pets WHERE {condition}"
     pred = gold.replace("777", "5777", 1)
-    start = time.perf_counter()
+    start = time.process_time()
     assert parted(gold, pred, count=4)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

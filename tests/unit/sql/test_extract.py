@@ -192,11 +192,11 @@ def test_the_second_statement_of_a_fence_is_not_hidden() -> None:
     ],
 )
 def test_a_hostile_answer_is_read_in_linear_time(part: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     extract("SELECT a " + part * (300_000 // len(part)))
     for start in ("x ", "<think>", ":SELECT a", ':"SELECT a', ":'SELECT a", "`SELECT a", "**SELECT a"):
         extract(start + part * (300_000 // len(part)))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_a_real_query_comes_out_of_marks_and_sentences(material: Material) -> None:

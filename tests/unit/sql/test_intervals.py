@@ -66,10 +66,10 @@ def test_mcnemar_equals_the_sum_of_whole_numbers(rows: int) -> None:
 
 
 def test_mcnemar_of_a_million_rows_takes_no_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert 0.04 < mcnemar(499_000, 501_000) < 0.05
     assert mcnemar(0, 1_000_000) == 0.0
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
     with pytest.raises(ValueError, match="negative"):
         mcnemar(-1, 2)
 
@@ -111,9 +111,9 @@ def test_fewer_than_two_clusters_say_nothing(clusters: list[str]) -> None:
 def test_fifteen_thousand_rows_take_a_second() -> None:
     random = np.random.default_rng(0)
     a, b = (list(random.random(15_716) < share) for share in (0.7, 0.72))
-    began = time.perf_counter()
+    began = time.process_time()
     low, high = clustered_bootstrap(a, b, list(random.integers(0, 6000, 15_716)))
-    assert time.perf_counter() - began < 1.5
+    assert time.process_time() - began < 1.5
     assert low < 0.02 < high
 
 
