@@ -1,0 +1,121 @@
+"""Tokenizer and base weights, quantised as asked."""
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ftlab.config import ModelConfig, QuantConfig
+from ftlab.errors import WeightsError, first_line
+from ftlab.weights import Located
+
+
+def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, with a pad token. Its eos token must exist: without it nothing can stop.
+
+    Raises:
+        WeightsError: no tokenizer, or one without an end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{located.folder}: no usable tokenizer ({first_line(error)})") from None
+    if tokenizer.eos_token_id is None:
+        raise WeightsError(
+            f"{located.folder}: the tokenizer has no end-of-sequence token, so a tuned model could never stop: "
+            "set eos_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: masks come from lengths, never from this id
+    return tokenizer
+
+
+def load_base(
+    located: Located, model: ModelConfig, quant: QuantConfig, *, device: torch.device, full: bool
+) -> PreTrainedModel:
+    """The base weights on `device`, quantised as asked and frozen unless `full`.
+
+    Full fine-tuning holds float32 weights (an update of bfloat16 weights rounds away); `model.dtype` is
+    then the dtype of the arithmetic only.
+
+    Raises:
+        WeightsError: files that cannot be read or are of no decoder architecture.
+    """
+    arguments: dict[str, Any] = {
+        "dtype": torch.float32 if full else getattr(torch, model.dtype),
+        "attn_implementation": model.attn_implementation,
+        "trust_remote_code": model.trust_remote_code,
+        "use_safetensors": True,
+        "local_files_only": True,
+    }
+    if quantization := quantization_config(quant):
+        arguments |= {"quantization_config": quantization, "device_map": {"": device}}
+    try:
+        base = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise WeightsError(f"model.id={model.id} cannot be loaded: {first_line(error)}") from None
+    if not quantization:
+        base = base.to(device)
+    _keep_weights_trainable(base)
+    base.requires_grad_(full)
+    base.config.use_cache = False
+    return base
+
+
+def switch_activation_checkpointing(base: PreTrainedModel, on: bool) -> None:
+    """Whether training keeps layer inputs only and computes the rest again in the backward pass (newer transformers'
+    name first)."""
+    name = "activation_checkpointing" if hasattr(base, "activation_checkpointing_enable") else "gradient_checkpointing"
+    if on:
+        getattr(base, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+    else:
+        getattr(base, f"{name}_disable")()
+
+
+def _keep_weights_trainable(base: nn.Module) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward pass in eval mode, for
+    good, and has no gradient for the packed form: training after an evaluation would go on without one."""
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (torch types attributes as modules)
+
+
+def quantization_config(quant: QuantConfig) -> BitsAndBytesConfig | None:
+    """transformers' quantisation settings, or None where both flags are off."""
+    if not (quant.load_in_4bit or quant.load_in_8bit):
+        return None
+    return BitsAndBytesConfig(
+        load_in_8bit=quant.load_in_8bit,
+        load_in_4bit=quant.load_in_4bit,
+        bnb_4bit_quant_type=quant.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quant.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, quant.bnb_4bit_compute_dtype),
+        llm_int8_threshold=quant.llm_int8_threshold,
+    )
+
+
+def skeleton(located: Located, trust_remote_code: bool) -> PreTrainedModel:
+    """The architecture without weights (meta device): names and shapes, no memory."""
+    config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def count(model: nn.Module) -> tuple[int, int]:
+    """Trainable and all parameters; a packed 4-bit weight counts every number that it stands for."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        numbers = state.shape.numel() if state is not None else parameter.numel()
+        total += numbers
+        trainable += numbers if parameter.requires_grad else 0
+    return trainable, total
