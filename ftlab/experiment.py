@@ -165,6 +165,7 @@ class Prepared:
     test: Split
     tokenizer: PreTrainedTokenizerBase
     sources: Record  # hashes of all of it
+    notes: list[str]  # what the architecture does otherwise than the configuration says
 
     def warnings(self, cfg: ExperimentConfig) -> list[str]:
         """What a person should hear of rows that were not taken as they are."""
@@ -173,7 +174,7 @@ class Prepared:
 
 
 def prepare(cfg: ExperimentConfig) -> Prepared:
-    """Read data and tokenizer and check the adapter against the architecture.
+    """Read data and tokenizer and check adapter, attention and rows against the architecture.
 
     Raises:
         InputError: packages, data, tokenizer or module names that do not fit.
@@ -184,12 +185,16 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
     splits = data.load(cfg.data)
     located = weights.find(cfg.model, what="tokenizer")
     tokenizer = models.load_tokenizer(located, cfg.model.trust_remote_code)
-    models.check_adapter(models.skeleton(located, cfg.model.trust_remote_code), cfg.lora)
+    bare = models.skeleton(located, cfg.model.trust_remote_code)
+    notes = models.settled(bare, cfg)
+    models.check_adapter(bare, cfg.lora)
     train = encode(splits.train, tokenizer, cfg.data.prompt, cfg.data.max_length, cfg.trainer.loss_on)
     validation = Split("eval", splits.validation, tokenizer, cfg)
     test = Split("test", splits.test, tokenizer, cfg)
     sources = provenance.record(splits, cfg, located.folder)
-    return Prepared(splits, train, validation, test, tokenizer, sources)
+    rows = [row.input_ids for row in (*train.rows, *validation.encoded, *test.encoded)]
+    notes += models.check_rows(bare, tokenizer, rows, [*validation.prompts, *test.prompts], cfg)
+    return Prepared(splits, train, validation, test, tokenizer, sources, notes)
 
 
 def check_packages(cfg: ExperimentConfig) -> None:
@@ -341,7 +346,7 @@ class Experiment:
 
     def _describe(self, prepared: Prepared) -> None:
         splits, train = prepared.splits, prepared.train
-        for note in splits.notes:
+        for note in (*splits.notes, *prepared.notes):
             self.terminal.note(note)
         for warning in prepared.warnings(self.cfg):
             self.terminal.warn(warning)
@@ -727,7 +732,7 @@ def dry_run(composition: Composition, terminal: Terminal) -> None:
     cfg = composition.config
     terminal.config(composition.tree, composition.changed)
     prepared = prepare(cfg)
-    for note in prepared.splits.notes:
+    for note in (*prepared.splits.notes, *prepared.notes):
         terminal.note(note)
     for warning in prepared.warnings(cfg):
         terminal.warn(warning)

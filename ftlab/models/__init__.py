@@ -8,6 +8,7 @@ from ftlab.models.adapters import (
     planned_parameters,
 )
 from ftlab.models.bases import Bases, base_key, leaves_base
+from ftlab.models.fit import check_rows, settled
 from ftlab.models.load import (
     count,
     load_base,
@@ -17,7 +18,7 @@ from ftlab.models.load import (
     switch_activation_checkpointing,
 )
 from ftlab.models.result import load_result, save_beside, save_result
-from ftlab.models.targets import target_names
+from ftlab.models.targets import find_targets
 
 __all__ = [
     "Bases",
@@ -25,7 +26,9 @@ __all__ = [
     "add_adapter",
     "base_key",
     "check_adapter",
+    "check_rows",
     "count",
+    "find_targets",
     "leaves_base",
     "load_adapter",
     "load_base",
@@ -35,7 +38,7 @@ __all__ = [
     "quantization_config",
     "save_beside",
     "save_result",
+    "settled",
     "skeleton",
     "switch_activation_checkpointing",
-    "target_names",
 ]

@@ -17,11 +17,19 @@ from transformers import PreTrainedModel
 from ftlab.config import LoraConfig
 from ftlab.errors import ConfigError, WeightsError, first_line
 from ftlab.models.load import count
-from ftlab.models.targets import target_names
+from ftlab.models.targets import Targets, find_targets
+
+NAMES = ("target_modules", "target_parameters", "modules_to_save")  # sets of names in PEFT's configuration
 
 
 def peft_config(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
-    """PEFT's configuration with every target set resolved to this model's names."""
+    """PEFT's configuration with every target set resolved to this model's names.
+
+    Raises:
+        ConfigError: names this model does not have, or settings that its experts do not take.
+    """
+    targets = find_targets(model, lora.target_modules)
+    _check_experts(targets, lora)
     for name in lora.modules_to_save or []:
         if not any(full.rpartition(".")[2] == name for full, _ in model.named_modules()):
             children = sorted({full.rpartition(".")[2] for full, _ in model.named_modules() if full})
@@ -32,7 +40,8 @@ def peft_config(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=target_names(model, lora.target_modules),
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
         bias=lora.bias,
         use_rslora=lora.use_rslora,
@@ -40,6 +49,23 @@ def peft_config(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
         init_lora_weights=lora.init_lora_weights,
         modules_to_save=lora.modules_to_save,
     )
+
+
+def _check_experts(targets: Targets, lora: LoraConfig) -> None:
+    """PEFT adds an adapter of experts to their weights: there is no input of its own to drop from or to normalise."""
+    asked = {
+        "lora_dropout": (lora.lora_dropout, lora.lora_dropout == 0, 0),
+        "use_dora": (lora.use_dora, not lora.use_dora, False),
+        "init_lora_weights": (lora.init_lora_weights, lora.init_lora_weights in (True, "gaussian"), True),
+    }
+    problems = [
+        f"lora.{name}={value}: experts ({', '.join(targets.parameters)}) take plain LoRA only: "
+        f"set lora.{name}={plain}, or leave the experts out with lora.target_modules=attention"
+        for name, (value, fits, plain) in asked.items()
+        if not fits
+    ]
+    if targets.parameters and problems:
+        raise ConfigError(*problems)
 
 
 def add_adapter(base: PreTrainedModel, lora: LoraConfig) -> PeftModel:
@@ -140,9 +166,9 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
 
 def _check_like(saved: PeftLoraConfig, asked: PeftLoraConfig, folder: Path) -> None:
     problems = []
-    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "target_modules", "modules_to_save"):
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "bias", *NAMES):
         mine, theirs = getattr(asked, name), getattr(saved, name)
-        if isinstance(mine, (set, list)) or isinstance(theirs, (set, list)):
+        if name in NAMES:
             mine, theirs = sorted(mine or []), sorted(theirs or [])
         if mine != theirs:
             problems.append(f"lora.{name}={mine} must be {theirs}, as in lora.init_from={folder}")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -16,7 +17,12 @@ from transformers import (
 
 from ftlab.config import ModelConfig, QuantConfig
 from ftlab.errors import WeightsError, first_line
+from ftlab.models.attention import attention_of
+from ftlab.models.complete import check_class, check_complete
 from ftlab.weights import Located
+
+# What transformers raises for a folder that it cannot use.
+UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError)
 
 
 def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -48,21 +54,28 @@ def load_base(
     then the dtype of the arithmetic only.
 
     Raises:
-        WeightsError: files that cannot be read or are of no decoder architecture.
+        WeightsError: files that cannot be read, are of no decoder architecture, or hold other tensors than config.json
+            describes.
+        ConfigError: an attention implementation that cannot be used.
     """
     arguments: dict[str, Any] = {
         "dtype": torch.float32 if full else getattr(torch, model.dtype),
-        "attn_implementation": model.attn_implementation,
+        "attn_implementation": attention_of(skeleton(located, model.trust_remote_code), model.attn_implementation),
         "trust_remote_code": model.trust_remote_code,
         "use_safetensors": True,
         "local_files_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # `check_complete` refuses them, with their names
     }
     if quantization := quantization_config(quant):
         arguments |= {"quantization_config": quantization, "device_map": {"": device}}
     try:
-        base = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (*UNREADABLE, RuntimeError) as error:
         raise WeightsError(f"model.id={model.id} cannot be loaded: {first_line(error)}") from None
+    check_complete(base, loading, model.id)
     if not quantization:
         base = base.to(device)
     _keep_weights_trainable(base)
@@ -104,10 +117,19 @@ def quantization_config(quant: QuantConfig) -> BitsAndBytesConfig | None:
 
 
 def skeleton(located: Located, trust_remote_code: bool) -> PreTrainedModel:
-    """The architecture without weights (meta device): names and shapes, no memory."""
-    config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    """The architecture without weights (meta device): names and shapes, no memory.
+
+    Raises:
+        WeightsError: config.json describes no decoder that transformers knows.
+    """
+    try:
+        config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+        check_class(config, located.folder)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (*UNREADABLE, TypeError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(map(str.strip, str(error).splitlines()[:2])) or type(error).__name__
+        raise WeightsError(f"{located.folder}: config.json describes no usable decoder: {reason}") from None
 
 
 def count(model: nn.Module) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from ftlab.models import (
     base_key,
     check_adapter,
     count,
+    find_targets,
     leaves_base,
     load_adapter,
     load_base,
@@ -33,7 +34,6 @@ from ftlab.models import (
     save_result,
     skeleton,
     switch_activation_checkpointing,
-    target_names,
 )
 from ftlab.weights import Located
 
@@ -103,10 +103,10 @@ def test_target_sets_mean_the_models_own_layers(
 ) -> None:
     for model, names in ((make_llama(), llama), (gpt2(), gpt)):
         if names:
-            assert target_names(model, targets) == names.split()
+            assert find_targets(model, targets).modules == names.split()
         else:
             with pytest.raises(ConfigError, match=r"lora\.target_modules.*it has: "):
-                target_names(model, targets)
+                find_targets(model, targets)
 
 
 @pytest.mark.parametrize("targets", ["attention", "mlp"])
@@ -121,7 +121,7 @@ def test_a_set_adapts_only_its_own_layers(targets: str, make_llama: Callable[...
 
 def test_a_partly_wrong_list_is_refused_with_the_models_names(make_llama: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError) as caught:
-        target_names(make_llama(), ["q_proj", "v_prj", "dense"])
+        find_targets(make_llama(), ["q_proj", "v_prj", "dense"])
     first, second = str(caught.value).splitlines()
     assert "v_prj" in first
     assert "nearest: v_proj" in first
