@@ -388,6 +388,7 @@ class Experiment:
         base = self.trial.bases.take(self._base_key(located), load) if self.trial else load()
         self.summary["model"] = {"id": cfg.model.id, "revision": located.revision, "origin": located.origin}
         with self.accelerator.autocast():
+            models.check_runs(base, cfg.model.id, cfg.quant)
             self.flat = not leaks(base, prepared.train.rows, device)
         self.decoder = self._recognised(base)
         return located, base
@@ -562,7 +563,7 @@ class Experiment:
 
     def _validate(self, model: nn.Module, split: Split, step: int) -> Scores:
         with self.meter.phase("eval"), self._clock("eval"), self._within_memory("evaluate on validation"):
-            scores = split.score(model, self.decoder, self.accelerator, self.flat, self._heed_stop)
+            scores = split.score(model, self.decoder, self.accelerator, self.flat, self._heed_stop, self.terminal.warn)
         self.bar.update(step, scores.metrics)
         self._log(scores.metrics, step)
         self.last = scores, step
@@ -594,7 +595,7 @@ class Experiment:
                 bar.update(done, {})
                 self._heed_stop(done)
 
-            return split.score(model, self.decoder, self.accelerator, self.flat, on_rows)
+            return split.score(model, self.decoder, self.accelerator, self.flat, on_rows, self.terminal.warn)
 
     def _at_once(self) -> AbstractContextManager[None]:
         """Where a signal need not wait; of several processes none may leave a meeting before its end."""
@@ -813,6 +814,8 @@ def load_finished(
     """
     with within_memory("load", *lighter(cfg, "load", trained=True)):
         tokenizer, model = models.load_result(run, cfg, accelerator.device)
+        with accelerator.autocast():
+            models.check_runs(model, cfg.model.id, cfg.quant)
         return tokenizer, model, *fast_path(model, accelerator.autocast)
 
 

@@ -10,6 +10,7 @@ from ftlab.models.adapters import (
 from ftlab.models.bases import Bases, base_key, leaves_base
 from ftlab.models.fit import check_rows, settled
 from ftlab.models.load import (
+    check_runs,
     count,
     load_base,
     load_tokenizer,
@@ -27,6 +28,7 @@ __all__ = [
     "base_key",
     "check_adapter",
     "check_rows",
+    "check_runs",
     "count",
     "find_targets",
     "leaves_base",

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ftlab.config import ExperimentConfig, QuantConfig
 from ftlab.errors import ConfigError, WeightsError
 from ftlab.models.attention import attention_of
-from ftlab.models.targets import Targets, find_targets, is_linear
+from ftlab.models.load import kind
+from ftlab.models.targets import Targets, find_targets, is_linear, uncalled
 
 MOST = 0.9  # of the layers' weights: below it a line says what share is quantised, or has adapters
 SHOWN = 3  # names in a line
@@ -111,11 +112,12 @@ def positions(model: nn.Module) -> int | None:
 def _quantised(bare: PreTrainedModel, quant: QuantConfig, dtype: str) -> Iterator[str]:
     if not (quant.load_in_4bit or quant.load_in_8bit):
         return
-    kind = quant.bnb_4bit_quant_type if quant.load_in_4bit else "int8"
-    linears = {f"{name}.weight" for name, module in bare.named_modules() if is_linear(module)}
+    linears = {
+        f"{name}.weight" for name, module in bare.named_modules() if is_linear(module) and not uncalled(bare, name)
+    }
     share, rest = _share(bare, linears)
     if share < MOST:
-        yield f"quant={kind} quantises {share:.0%} of the layers' weights; no linear layers, so in {dtype}: {rest}"
+        yield f"quant={kind(quant)} quantises {share:.0%} of the layers' weights; in {dtype} stay: {rest}"
 
 
 def _adapted(bare: PreTrainedModel, targets: Targets, asked: object) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Tokenizer and base weights, quantised as asked."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ftlab.config import ModelConfig, QuantConfig
 from ftlab.errors import WeightsError, first_line
 from ftlab.models.attention import attention_of
 from ftlab.models.complete import check_class, check_complete
+from ftlab.models.targets import linear_names, uncalled
 from ftlab.weights import Located
 
 # What transformers raises for a folder that it cannot use.
@@ -58,16 +60,18 @@ def load_base(
             describes.
         ConfigError: an attention implementation that cannot be used.
     """
+    bare = skeleton(located, model.trust_remote_code)
     arguments: dict[str, Any] = {
         "dtype": torch.float32 if full else getattr(torch, model.dtype),
-        "attn_implementation": attention_of(skeleton(located, model.trust_remote_code), model.attn_implementation),
+        "attn_implementation": attention_of(bare, model.attn_implementation),
         "trust_remote_code": model.trust_remote_code,
         "use_safetensors": True,
         "local_files_only": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # `check_complete` refuses them, with their names
     }
-    if quantization := quantization_config(quant):
+    uncalled_layers = [name for names in linear_names(bare).values() for name in names if uncalled(bare, name)]
+    if quantization := quantization_config(quant, uncalled_layers):
         arguments |= {"quantization_config": quantization, "device_map": {"": device}}
     try:
         base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
@@ -79,6 +83,8 @@ def load_base(
     if not quantization:
         base = base.to(device)
     _keep_weights_trainable(base)
+    if hasattr(base.config, "rescale_every"):  # RWKV would halve weights in place for evaluations, adapters not
+        base.config.rescale_every = 0
     base.requires_grad_(full)
     base.config.use_cache = False
     return base
@@ -102,8 +108,43 @@ def _keep_weights_trainable(base: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (torch types attributes as modules)
 
 
-def quantization_config(quant: QuantConfig) -> BitsAndBytesConfig | None:
-    """transformers' quantisation settings, or None where both flags are off."""
+def check_runs(model: nn.Module, model_id: str, quant: QuantConfig) -> None:
+    """Refuse a model whose forward pass fails, with the reason: libraries do not know every pair of architecture and
+    quantisation. Call it in the precision in which the model runs.
+
+    Raises:
+        WeightsError: names the model and the quantisation.
+    """
+    ids = torch.arange(8, device=next(model.parameters()).device).reshape(2, 4)
+    training = model.training
+    try:
+        for mode in (False, True, False):
+            with torch.no_grad():
+                model.train(mode)(input_ids=ids, use_cache=False)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
+        quantised = quant.load_in_4bit or quant.load_in_8bit
+        remedy = "choose quant=none, or another model" if quantised else "choose another model"
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        raise WeightsError(
+            f"model.id={model_id}: {type(base).__name__} cannot be run with quant={kind(quant)} ({first_line(error)}): "
+            f"{remedy}"
+        ) from None
+    finally:
+        model.train(training)
+
+
+def kind(quant: QuantConfig) -> str:
+    """The option of the group `quant`."""
+    if quant.load_in_4bit:
+        return quant.bnb_4bit_quant_type
+    return "int8" if quant.load_in_8bit else "none"
+
+
+def quantization_config(quant: QuantConfig, spared: Sequence[str] = ()) -> BitsAndBytesConfig | None:
+    """transformers' quantisation settings, or None where both flags are off. Layers `spared` stay as they are, beside
+    those that transformers spares itself."""
     if not (quant.load_in_4bit or quant.load_in_8bit):
         return None
     return BitsAndBytesConfig(
@@ -113,6 +154,7 @@ def quantization_config(quant: QuantConfig) -> BitsAndBytesConfig | None:
         bnb_4bit_use_double_quant=quant.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=getattr(torch, quant.bnb_4bit_compute_dtype),
         llm_int8_threshold=quant.llm_int8_threshold,
+        llm_int8_skip_modules=[*spared, "lm_head"] if spared else None,
     )
 
 

@@ -120,15 +120,20 @@ def _barred(model: PreTrainedModel, linears: Names) -> Iterator[tuple[str, str]]
     for name, full in linears.items():
         renamed = _renamed_by_peft(model, name)
         for layer in full:
-            holder = model.get_submodule(layer.rpartition(".")[0])
             if renamed:
                 yield layer, "PEFT mistakes them for experts, which were so called"
-            elif hasattr(holder, "A_log") and _reads_weight(holder, name):
+            elif uncalled(model, layer):
+                holder = model.get_submodule(layer.rpartition(".")[0])
                 yield layer, f"{type(holder).__name__} uses the weights without calling the layer"
 
 
-def _reads_weight(holder: nn.Module, name: str) -> bool:
-    """Whether a class's own code passes the weight of its layer `name` on: an adapter on the layer is then not seen."""
+def uncalled(model: nn.Module, layer: str) -> bool:
+    """Whether a state-space layer hands the weight of its linear layer `layer` to a kernel, which then sees neither an
+    adapter nor that the weight is quantised. Its own code tells."""
+    parent, _, name = layer.rpartition(".")
+    holder = model.get_submodule(parent)
+    if not hasattr(holder, "A_log"):
+        return False
     own = [one for one in type(holder).__mro__ if not one.__module__.startswith(("torch", "builtins"))]
     try:
         source = "".join(map(inspect.getsource, own))
