@@ -23,11 +23,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ftlab import data, models, provenance, trackers, weights
+from ftlab.checksums import Checksums, changed
 from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
 from ftlab.data.encode import Encoded, EncodedSet, encode, warnings_of
-from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped
+from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped, WeightsError
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
 from ftlab.fast.decoder import LOGITS_BYTES, Decoder
 from ftlab.fast.flat import Flat
@@ -231,6 +232,8 @@ class Experiment:
         self.began = time.perf_counter()
         self.told: set[int] = set()  # steps of the evaluations that the watch has heard of
         self.begun = False  # whether the folder is this run's
+        self.base_before: dict[str, str] = {}  # sha256 of the base's files, in the record of the run that is resumed
+        self.checksums: Checksums | None = None  # until they are known
         self.flat = True
         self.decoder: Decoder | None = None  # the model's layers, where the fast path knows them
         self.flops_per_token = 0.0
@@ -262,7 +265,10 @@ class Experiment:
         self._open_tracker(resumed)
         with self._phase("load"), self._at_once():
             located, base = self._load_base(prepared)
+        if resumed or self.summary["base"]:
+            self._know_base(resumed=True)
         base_scores = None if self.trial else self._base_scores(base, prepared)
+        self._know_base()
         with self._within_memory("adapter"), self._at_once():
             self.model = model = self._adapted(base)
         with self.terminal.phase("train"), self.meter.phase("train"), self._within_memory("train"):
@@ -321,6 +327,7 @@ class Experiment:
         self.folder.begin(self.composition, self.cfg.force, sources)
         self.begun = True
         before = self.folder.summary
+        self.base_before = before.get("model", {}).get("sha256", {})
         self.summary |= {
             "started": before.get("started") or self.summary["started"],
             "base": before.get("base", {}),
@@ -383,15 +390,47 @@ class Experiment:
         cfg = self.cfg
         with self.ranks.first_before_others():
             located = weights.find(cfg.model)
+        self.checksums = Checksums(weights.base_files(located.folder)) if self.ranks.rank == 0 else None
         device = self.accelerator.device
         load = partial(self._loaded, located)
         base = self.trial.bases.take(self._base_key(located), load) if self.trial else load()
-        self.summary["model"] = {"id": cfg.model.id, "revision": located.revision, "origin": located.origin}
+        self.summary["model"] = {
+            "id": cfg.model.id,
+            "revision": located.revision,
+            "origin": located.origin,
+            "sha256": self.base_before,
+        }
         with self.accelerator.autocast():
             models.check_runs(base, cfg.model.id, cfg.quant)
             self.flat = not leaks(base, prepared.train.rows, device)
         self.decoder = self._recognised(base)
         return located, base
+
+    def _know_base(self, resumed: bool = False) -> None:
+        """Put the hashes of the base's files on record, which has gone on beside the load; what is `resumed`, scores or
+        training, must be of the same files.
+
+        Raises:
+            RunDirError: names the files that have changed.
+            WeightsError: a file is gone.
+        """
+        if self.checksums is None:
+            return
+        try:
+            found = self.checksums.result()
+        except OSError as error:
+            raise WeightsError(f"model.id={self.cfg.model.id}: its files cannot be read any more ({error})") from None
+        differ = changed(self.base_before, found) if resumed else []
+        if differ and self.base_before:
+            raise RunDirError(
+                f"run_dir={self.cfg.run_dir}: the base model.id={self.cfg.model.id} has changed since the run began "
+                f"({', '.join(differ)}): put its old files back, choose another run_dir=DIR, or begin anew with "
+                "force=true"
+            )
+        if differ:
+            self.terminal.note("the run's record has no hash of its base: whether that has changed is not known")
+        self.summary["model"]["sha256"] = found
+        self.checksums = None
 
     def _recognised(self, model: nn.Module) -> Decoder | None:
         """The model's layers for the fast path, or None, with one line that says why."""
@@ -424,6 +463,7 @@ class Experiment:
         for split in (prepared.validation, prepared.test):
             scores = self._score(base, split, f"evaluate base on {split.title}")
             self._add_scores("base", scores)
+        self._know_base()
         self.folder.write_rows("predictions.jsonl", prediction_rows(prepared.test, scores, None))
         self.folder.write_summary(self.summary)
         return scores

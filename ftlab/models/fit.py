@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ftlab.config import ExperimentConfig, QuantConfig
 from ftlab.errors import ConfigError, WeightsError
 from ftlab.models.attention import attention_of
-from ftlab.models.load import kind
+from ftlab.models.load import kind, stored_kind
 from ftlab.models.targets import Targets, find_targets, is_linear, uncalled
 
 MOST = 0.9  # of the layers' weights: below it a line says what share is quantised, or has adapters
@@ -21,13 +21,23 @@ def settled(bare: PreTrainedModel, cfg: ExperimentConfig) -> list[str]:
     """A line on each thing that is not done as the configuration says, or only to a part of the model.
 
     Raises:
-        ConfigError: an attention implementation that cannot be used, or targets that this architecture does not have.
+        ConfigError: an attention implementation that cannot be used, targets that this architecture does not have, or
+            all weights to be trained where they are stored quantised.
     """
     asked, used = cfg.model.attn_implementation, attention_of(bare, cfg.model.attn_implementation)
     notes = []
     if used != asked:
         notes.append(f"model.attn_implementation={asked}: {type(bare).__name__} does not have it, so {used} is used")
-    notes += _quantised(bare, cfg.quant, cfg.model.dtype)
+    stored = stored_kind(bare)
+    if stored and not cfg.lora.r:
+        raise ConfigError(
+            f"lora=none trains all weights, and those of model.id={cfg.model.id} are stored quantised ({stored}): choose "
+            "lora=r16, or weights that are not quantised"
+        )
+    if stored and stored != kind(cfg.quant):
+        notes.append(f"quant={kind(cfg.quant)} changes nothing: the weights are stored quantised ({stored})")
+    elif not stored:
+        notes += _quantised(bare, cfg.quant, cfg.model.dtype)
     if cfg.lora.r:
         targets = find_targets(bare, cfg.lora.target_modules)
         notes += [*targets.notes, *_adapted(bare, targets, cfg.lora.target_modules)]

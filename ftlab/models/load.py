@@ -71,8 +71,11 @@ def load_base(
         "ignore_mismatched_sizes": True,  # `check_complete` refuses them, with their names
     }
     uncalled_layers = [name for names in linear_names(bare).values() for name in names if uncalled(bare, name)]
-    if quantization := quantization_config(quant, uncalled_layers):
-        arguments |= {"quantization_config": quantization, "device_map": {"": device}}
+    quantization = quantization_config(quant, uncalled_layers)
+    if quantization and not stored_kind(bare):
+        arguments["quantization_config"] = quantization
+    if quantization or stored_kind(bare):
+        arguments["device_map"] = {"": device}
     try:
         base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
     except torch.cuda.OutOfMemoryError:
@@ -80,7 +83,7 @@ def load_base(
     except (*UNREADABLE, RuntimeError) as error:
         raise WeightsError(f"model.id={model.id} cannot be loaded: {first_line(error)}") from None
     check_complete(base, loading, model.id)
-    if not quantization:
+    if "device_map" not in arguments:
         base = base.to(device)
     _keep_weights_trainable(base)
     if hasattr(base.config, "rescale_every"):  # RWKV would halve weights in place for evaluations, adapters not
@@ -140,6 +143,18 @@ def kind(quant: QuantConfig) -> str:
     if quant.load_in_4bit:
         return quant.bnb_4bit_quant_type
     return "int8" if quant.load_in_8bit else "none"
+
+
+def stored_kind(bare: PreTrainedModel) -> str | None:
+    """How the weights are quantised in their files, as an option of the group `quant` or another library's name; None
+    where they are not."""
+    stored = getattr(bare.config, "quantization_config", None)
+    if not stored:
+        return None
+    settings: dict[str, Any] = stored if isinstance(stored, dict) else stored.to_dict()
+    if settings.get("load_in_4bit"):
+        return str(settings.get("bnb_4bit_quant_type", "fp4"))
+    return "int8" if settings.get("load_in_8bit") else str(settings.get("quant_method", "quantised"))
 
 
 def quantization_config(quant: QuantConfig, spared: Sequence[str] = ()) -> BitsAndBytesConfig | None:

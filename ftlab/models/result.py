@@ -1,6 +1,7 @@
 """The folder of a result: adapter or weights, and all that prediction needs beside them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,23 @@ def save_result(model: nn.Module, folder: Path, base_id: str) -> None:
     """Write a plain PEFT adapter (or, without one, the whole model) as safetensors."""
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder)  # type: ignore[operator]
+        _open_up(folder, "config.json")
         return
     initial = getattr(model, "ftlab_initial", None)
     extra = {"path_initial_model_for_weight_conversion": initial} if initial else {}
-    model.save_pretrained(str(folder), save_embedding_layers=False, **extra)
+    # Only the trained one, whatever other adapters hang on the model.
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"], **extra)
     # Written last: PEFT would look a Hub id up while it saves.
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_id}
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _open_up(folder, file.name)
+
+
+def _open_up(folder: Path, written: str) -> None:
+    """Give weight files, which safetensors writes for their owner only, the mode that the umask gives to others."""
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / written, file)
 
 
 def save_beside(
