@@ -31,8 +31,8 @@ def settled(bare: PreTrainedModel, cfg: ExperimentConfig) -> list[str]:
     stored = stored_kind(bare)
     if stored and not cfg.lora.r:
         raise ConfigError(
-            f"lora=none trains all weights, and those of model.id={cfg.model.id} are stored quantised ({stored}): choose "
-            "lora=r16, or weights that are not quantised"
+            f"lora=none trains all weights, and those of model.id={cfg.model.id} are stored quantised ({stored}): "
+            "choose lora=r16, or weights that are not quantised"
         )
     if stored and stored != kind(cfg.quant):
         notes.append(f"quant={kind(cfg.quant)} changes nothing: the weights are stored quantised ({stored})")
@@ -52,7 +52,8 @@ def check_rows(
     cfg: ExperimentConfig,
 ) -> list[str]:
     """Refuse token ids beyond the embedding, and rows or answers beyond absolute positions; a line on tokens that could
-    not be used. `rows` are all that is trained on and whose loss is measured, `prompts` all that is answered.
+    not be used. A pad token beyond the embedding is replaced. `rows` are all that is trained on and whose loss is
+    measured, `prompts` all that is answered.
 
     Raises:
         WeightsError: ids beyond the embedding.
@@ -74,7 +75,10 @@ def _check_ids(
             "rows (vocab_size): tokenizer and weights are of different models, or tokens were added without "
             "model.resize_token_embeddings(len(tokenizer)); use the tokenizer of these weights"
         )
-    if len(tokenizer) > embedded:
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedded:
+        yield f"the pad token {tokenizer.pad_token!r} has no row in the embedding: {tokenizer.eos_token!r} pads instead"
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: padding is masked by length
+    elif len(tokenizer) > embedded:
         yield (
             f"the tokenizer has {len(tokenizer)} tokens and the embedding {embedded} rows: the other tokens cannot be "
             "used (no row of the data has one)"
@@ -87,7 +91,7 @@ def _check_positions(
     most = positions(bare)
     if most is None:
         return
-    row, prompt = max(map(len, rows)), max(map(len, prompts), default=0)
+    row, prompt = max(map(len, rows), default=0), max(map(len, prompts), default=0)
     limit = f"{type(bare).__name__} has positions for {most} tokens"
     problems = []
     if row > most:

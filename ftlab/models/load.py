@@ -184,7 +184,7 @@ def skeleton(located: Located, trust_remote_code: bool) -> PreTrainedModel:
         check_class(config, located.folder)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (*UNREADABLE, TypeError, AttributeError, ArithmeticError) as error:
+    except (*UNREADABLE, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         reason = " ".join(map(str.strip, str(error).splitlines()[:2])) or type(error).__name__
         raise WeightsError(f"{located.folder}: config.json describes no usable decoder: {reason}") from None
 

@@ -1,6 +1,7 @@
 """Bases, quantisation and adapters: right names, right sizes, gradients, and files that others can read."""
 
 import copy
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -267,6 +268,30 @@ def test_a_saved_adapter_is_a_plain_peft_adapter(
     ours = load_adapter(base_of(folder), tmp_path / "adapter", trainable=False)
     assert torch.allclose(logits(ours), wanted, atol=2e-4)
     assert not any(p.requires_grad for p in ours.parameters())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_of_a_result_have_the_mode_of_the_umask(umask: int, base_folder: Path, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        save_result(add_adapter(base_of(base_folder), ADAPTERS["lora"]), tmp_path / "adapter", "x")
+        save_result(base_of(base_folder, full=True), tmp_path / "model", "x")
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {file.name for file in files} >= {"adapter_model.safetensors", "model.safetensors"}
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~umask}
+
+
+def test_only_the_trained_adapter_is_saved(base_folder: Path, tmp_path: Path) -> None:
+    model = add_adapter(base_of(base_folder), ADAPTERS["lora"])
+    model.add_adapter("another", model.peft_config["default"])
+    save_result(model, tmp_path, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 @pytest.fixture
