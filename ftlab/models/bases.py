@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -83,7 +84,10 @@ def _state(base: nn.Module) -> list[tuple[Any, ...]]:
         (name, tensor.dtype, tuple(tensor.shape), tensor.requires_grad, total)
         for (name, tensor), total in zip(named, sums, strict=True)
     ]
-    return [*modules, *tensors]
+    return [
+        *modules,
+        *sorted(tensors, key=itemgetter(0)),
+    ]  # an adapter on a parameter leaves it behind the others of its module
 
 
 def _tensors(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
