@@ -1,5 +1,6 @@
 """Experts that are parameters of one module get adapters, through PEFT's `target_parameters`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from ftlab.config import LoraConfig, ModelConfig, QuantConfig
-from ftlab.errors import ConfigError
+from ftlab.errors import ConfigError, Stopped
 from ftlab.models import add_adapter, check_adapter, find_targets, load_adapter, load_base, save_result, skeleton
 from ftlab.weights import Located
 
@@ -66,6 +67,24 @@ def test_adapters_of_experts_are_trained_saved_loaded_and_merged(
         loaded = PeftModel.from_pretrained(plain, tmp_path)
         assert torch.allclose(logits(loaded), wanted, atol=1e-5)
         assert torch.allclose(logits(loaded.merge_and_unload()), wanted, atol=1e-5)
+
+
+def test_an_interrupted_run_with_experts_ends_with_the_same_adapter(
+    fit: Callable[..., Any], terminal: Any, make_kind: MakeKind, tmp_path: Path
+) -> None:
+    settings = [f"model.id={make_kind('mixtral')}", "model.dtype=float32", "trainer.save_every=1"]
+    whole = fit(*settings, run_dir=tmp_path / "whole").folder / "adapter/adapter_model.safetensors"
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if terminal.phases[-1] == "train" and step == 3:
+            os.kill(os.getpid(), 15)
+
+    terminal.on_update = stop
+    with pytest.raises(Stopped):
+        fit(*settings, run_dir=tmp_path / "cut")
+    terminal.on_update = lambda step, metrics: None
+    resumed = fit(*settings, run_dir=tmp_path / "cut").folder / "adapter/adapter_model.safetensors"
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize(
