@@ -402,7 +402,7 @@ class Experiment:
         }
         with self.accelerator.autocast():
             models.check_runs(base, cfg.model.id, cfg.quant)
-            self.flat = not leaks(base, prepared.train.rows, device)
+            self.flat = not models.carries_state(base) and not leaks(base, prepared.train.rows, device)
         self.decoder = self._recognised(base)
         return located, base
 

@@ -125,7 +125,7 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     for line in models.check_rows(model, tokenizer, rows, scored.prompts, cfg):
         terminal.note(line)
     with accelerator.autocast():
-        flat = not leaks(model, scored.encoded, accelerator.device)
+        flat = not models.carries_state(model) and not leaks(model, scored.encoded, accelerator.device)
     memory = within_memory("evaluate", *lighter(cfg, "evaluate", trained=True))
     with terminal.phase("evaluate"), memory, terminal.progress(len(scored.rows), what="evaluate") as bar:
         scores = scored.score(model, decoder, accelerator, flat, lambda done: bar.update(done, {}), terminal.warn)

@@ -120,6 +120,12 @@ def positions(model: nn.Module) -> int | None:
     return min((size for name, size in tables if name.rpartition(".")[2] in POSITIONS), default=None)
 
 
+def carries_state(model: nn.Module) -> bool:
+    """Whether layers other than attention run along the sequence, by convolution or recurrence: rows laid end to end
+    then see each other, however little."""
+    return any(isinstance(module, nn.Conv1d) or hasattr(module, "A_log") for module in model.modules())
+
+
 # --- shares ---------------------------------------------------------------------------------------------
 
 

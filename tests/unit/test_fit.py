@@ -10,7 +10,7 @@ import torch
 
 from ftlab.composition import compose
 from ftlab.errors import ConfigError, WeightsError
-from ftlab.models import check_rows, load_base, settled, skeleton
+from ftlab.models import carries_state, check_rows, load_base, settled, skeleton
 from ftlab.models.fit import positions
 from ftlab.weights import Located
 
@@ -121,6 +121,13 @@ def test_rows_and_answers_beyond_absolute_positions_are_refused(
 @pytest.mark.parametrize("kind", ["qwen3", "bloom", "mpt", "mamba"])
 def test_rotary_and_relative_positions_have_no_end(kind: str, make_kind: MakeKind, byte_tokens: Any) -> None:
     assert check_rows(bare(make_kind(kind)), byte_tokens, [[1] * 5000], [[1] * 5000], config()) == []
+
+
+@pytest.mark.parametrize("kind", ["jamba", "lfm2", "bamba", "recurrent_gemma", "qwen3_next", "mamba"])
+def test_layers_that_run_along_the_sequence_are_known(kind: str, make_kind: MakeKind, base_folder: Path) -> None:
+    """In a random model what they carry from row to row is too little to be seen in its logits."""
+    assert carries_state(bare(make_kind(kind)))
+    assert not carries_state(bare(base_folder))
 
 
 def test_token_ids_beyond_the_embedding_are_refused(make_kind: MakeKind, byte_tokens: Any) -> None:
