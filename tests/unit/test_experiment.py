@@ -84,7 +84,7 @@ def test_the_summary_tells_the_run_in_numbers(finished: Path) -> None:
     assert {"torch", "transformers", "peft", "python", "ftlab"} <= summary["versions"].keys()
     assert {"data", "load", "train", "eval", "total"} <= summary["seconds"].keys()
     assert all(seconds >= 0 for seconds in summary["seconds"].values())
-    assert summary["model"].keys() == {"id", "revision", "origin"}
+    assert summary["model"].keys() == {"id", "revision", "origin", "sha256"}
     assert summary["model"]["revision"]
     assert (summary["step"], summary["planned_steps"], summary["vram"]) == (4, 4, {})
     assert summary["data"]["train_rows"] == 36

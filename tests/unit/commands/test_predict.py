@@ -40,7 +40,7 @@ def test_each_question_of_a_file_has_one_line(
     file = tmp_path / "ask.jsonl"
     rows = [json.dumps({"question": text}, ensure_ascii=False) for text in ("a\u2028b", "c\u0085d")]
     file.write_text("\ufeff" + "\n\n".join(rows) + "\n", encoding="utf-8")
-    monkeypatch.setattr("ftlab.evaluate.answer", lambda *_: ["SELECT 1\nFROM t", "SELECT 2"])
+    monkeypatch.setattr("ftlab.evaluate.answer", lambda *_, **__: ["SELECT 1\nFROM t", "SELECT 2"])
     assert cli("predict", str(finished), f"input={file}")[:2] == (0, "SELECT 1 FROM t\nSELECT 2\n")
 
 
