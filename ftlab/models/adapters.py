@@ -140,6 +140,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
     if like is not None:
         _check_like(config, peft_config(base, like), folder)
         config.lora_dropout = like.lora_dropout
+    config.megatron_config = None  # with it, PEFT imports whatever module the file names
     config.base_model_name_or_path = None  # PEFT would warn of a base that lies elsewhere; shapes are checked below
     config.inference_mode = not trainable
     config.init_lora_weights = True

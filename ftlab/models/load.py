@@ -1,6 +1,7 @@
 """Tokenizer and base weights, quantised as asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    dynamic_module_utils,
 )
 
 from ftlab.config import ModelConfig, QuantConfig
@@ -21,10 +23,28 @@ from ftlab.errors import WeightsError, first_line
 from ftlab.models.attention import attention_of
 from ftlab.models.complete import check_class, check_complete
 from ftlab.models.targets import linear_names, uncalled
-from ftlab.weights import Located
+from ftlab.weights import Located, own_code
+
+# transformers and PEFT ask on stdin whether a model's code may run, where nobody said so; so they never do.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 # What transformers raises for a folder that it cannot use.
 UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError)
+
+
+@contextmanager
+def _code_refused(located: Located) -> Iterator[None]:
+    """A model that brings code of its own, where none may run: which files, and how to allow them.
+
+    Raises:
+        WeightsError: always where transformers asks for permission.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise WeightsError(own_code(located.folder)) from None
 
 
 def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -34,7 +54,8 @@ def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedToken
         WeightsError: no tokenizer, or one without an end-of-sequence token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+        with _code_refused(located):
+            tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{located.folder}: no usable tokenizer ({first_line(error)})") from None
     if tokenizer.eos_token_id is None:
@@ -77,7 +98,8 @@ def load_base(
     if quantization or stored_kind(bare):
         arguments["device_map"] = {"": device}
     try:
-        base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
+        with _code_refused(located):
+            base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
     except torch.cuda.OutOfMemoryError:
         raise
     except (*UNREADABLE, RuntimeError) as error:
@@ -180,9 +202,10 @@ def skeleton(located: Located, trust_remote_code: bool) -> PreTrainedModel:
         WeightsError: config.json describes no decoder that transformers knows.
     """
     try:
-        config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+        with _code_refused(located):
+            config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
         check_class(config, located.folder)
-        with torch.device("meta"):
+        with _code_refused(located), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (*UNREADABLE, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         reason = " ".join(map(str.strip, str(error).splitlines()[:2])) or type(error).__name__
