@@ -127,19 +127,20 @@ class Split:
         accelerator: Accelerator,
         flat: bool,
         on_rows: Callable[[int], None],
+        note: Callable[[str], None] = lambda line: None,
     ) -> Scores:
         """Generate an answer to every row, judge it, and measure the gold answers' loss.
 
         The loss is the mean over trained tokens (`trainer.loss_on`), in nats. `decoder` is the model for the fast path.
         `on_rows` hears how many rows have an answer, after each batch and again before each verdict; what it raises
-        ends the scoring.
+        ends the scoring. `note` is given a line where rows cannot be answered as configured.
         """
         with ready(model, decoder, accelerator) as fast:
             if fast:
                 loss = scoring.mean_loss(fast, self.encoded)
             else:
                 loss = mean_loss(model, self.encoded, LOSS_TOKENS, accelerator.device, flat)
-            answers = answer(model, fast, self.tokenizer, self.prompts, self.cfg.eval, on_rows)
+            answers = answer(model, fast, self.tokenizer, self.prompts, self.cfg.eval, on_rows, note)
         verdicts = judge_answers(self.rows, answers, self.cfg.eval, lambda: on_rows(len(answers)))
         scores = score_answers(self.name, answers, verdicts)
         return replace(scores, metrics={**scores.metrics, f"{self.name}/loss": loss})
@@ -161,6 +162,7 @@ def answer(
     prompts: list[list[int]],
     cfg: EvalConfig,
     on_rows: Callable[[int], None] = lambda done: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """The model's answer to each prompt: by the fast path where there is a `decoder`, which the caller has made ready,
     else by the model's own generation, in whatever precision the caller has set: see `ready`."""
@@ -173,6 +175,7 @@ def answer(
             max_new_tokens=cfg.max_new_tokens,
             batch_size=size or PLAIN_BATCH,
             on_batch=on_rows,
+            note=note,
         )
     said = scoring.answers(
         decoder,

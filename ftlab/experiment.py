@@ -23,11 +23,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ftlab import data, models, provenance, trackers, weights
+from ftlab.checksums import Checksums, changed
 from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
 from ftlab.data.encode import Encoded, EncodedSet, encode, warnings_of
-from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped
+from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped, WeightsError
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
 from ftlab.fast.decoder import LOGITS_BYTES, Decoder
 from ftlab.fast.flat import Flat
@@ -165,6 +166,7 @@ class Prepared:
     test: Split
     tokenizer: PreTrainedTokenizerBase
     sources: Record  # hashes of all of it
+    notes: list[str]  # what the architecture does otherwise than the configuration says
 
     def warnings(self, cfg: ExperimentConfig) -> list[str]:
         """What a person should hear of rows that were not taken as they are."""
@@ -173,7 +175,7 @@ class Prepared:
 
 
 def prepare(cfg: ExperimentConfig) -> Prepared:
-    """Read data and tokenizer and check the adapter against the architecture.
+    """Read data and tokenizer and check adapter, attention and rows against the architecture.
 
     Raises:
         InputError: packages, data, tokenizer or module names that do not fit.
@@ -184,12 +186,16 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
     splits = data.load(cfg.data)
     located = weights.find(cfg.model, what="tokenizer")
     tokenizer = models.load_tokenizer(located, cfg.model.trust_remote_code)
-    models.check_adapter(models.skeleton(located, cfg.model.trust_remote_code), cfg.lora)
+    bare = models.skeleton(located, cfg.model.trust_remote_code)
+    notes = models.settled(bare, cfg)
+    models.check_adapter(bare, cfg.lora)
     train = encode(splits.train, tokenizer, cfg.data.prompt, cfg.data.max_length, cfg.trainer.loss_on)
     validation = Split("eval", splits.validation, tokenizer, cfg)
     test = Split("test", splits.test, tokenizer, cfg)
     sources = provenance.record(splits, cfg, located.folder)
-    return Prepared(splits, train, validation, test, tokenizer, sources)
+    rows = [row.input_ids for row in (*train.rows, *validation.encoded, *test.encoded)]
+    notes += models.check_rows(bare, tokenizer, rows, [*validation.prompts, *test.prompts], cfg)
+    return Prepared(splits, train, validation, test, tokenizer, sources, notes)
 
 
 def check_packages(cfg: ExperimentConfig) -> None:
@@ -226,6 +232,8 @@ class Experiment:
         self.began = time.perf_counter()
         self.told: set[int] = set()  # steps of the evaluations that the watch has heard of
         self.begun = False  # whether the folder is this run's
+        self.base_before: dict[str, str] = {}  # sha256 of the base's files, in the record of the run that is resumed
+        self.checksums: Checksums | None = None  # until they are known
         self.flat = True
         self.decoder: Decoder | None = None  # the model's layers, where the fast path knows them
         self.flops_per_token = 0.0
@@ -257,7 +265,10 @@ class Experiment:
         self._open_tracker(resumed)
         with self._phase("load"), self._at_once():
             located, base = self._load_base(prepared)
+        if resumed or self.summary["base"]:
+            self._know_base(resumed=True)
         base_scores = None if self.trial else self._base_scores(base, prepared)
+        self._know_base()
         with self._within_memory("adapter"), self._at_once():
             self.model = model = self._adapted(base)
         with self.terminal.phase("train"), self.meter.phase("train"), self._within_memory("train"):
@@ -316,6 +327,7 @@ class Experiment:
         self.folder.begin(self.composition, self.cfg.force, sources)
         self.begun = True
         before = self.folder.summary
+        self.base_before = before.get("model", {}).get("sha256", {})
         self.summary |= {
             "started": before.get("started") or self.summary["started"],
             "base": before.get("base", {}),
@@ -341,7 +353,7 @@ class Experiment:
 
     def _describe(self, prepared: Prepared) -> None:
         splits, train = prepared.splits, prepared.train
-        for note in splits.notes:
+        for note in (*splits.notes, *prepared.notes):
             self.terminal.note(note)
         for warning in prepared.warnings(self.cfg):
             self.terminal.warn(warning)
@@ -378,14 +390,47 @@ class Experiment:
         cfg = self.cfg
         with self.ranks.first_before_others():
             located = weights.find(cfg.model)
+        self.checksums = Checksums(weights.base_files(located.folder)) if self.ranks.rank == 0 else None
         device = self.accelerator.device
         load = partial(self._loaded, located)
         base = self.trial.bases.take(self._base_key(located), load) if self.trial else load()
-        self.summary["model"] = {"id": cfg.model.id, "revision": located.revision, "origin": located.origin}
+        self.summary["model"] = {
+            "id": cfg.model.id,
+            "revision": located.revision,
+            "origin": located.origin,
+            "sha256": self.base_before,
+        }
         with self.accelerator.autocast():
-            self.flat = not leaks(base, prepared.train.rows, device)
+            models.check_runs(base, cfg.model.id, cfg.quant)
+            self.flat = not models.carries_state(base) and not leaks(base, prepared.train.rows, device)
         self.decoder = self._recognised(base)
         return located, base
+
+    def _know_base(self, resumed: bool = False) -> None:
+        """Put the hashes of the base's files on record, which has gone on beside the load; what is `resumed`, scores or
+        training, must be of the same files.
+
+        Raises:
+            RunDirError: names the files that have changed.
+            WeightsError: a file is gone.
+        """
+        if self.checksums is None:
+            return
+        try:
+            found = self.checksums.result()
+        except OSError as error:
+            raise WeightsError(f"model.id={self.cfg.model.id}: its files cannot be read any more ({error})") from None
+        differ = changed(self.base_before, found) if resumed else []
+        if differ and self.base_before:
+            raise RunDirError(
+                f"run_dir={self.cfg.run_dir}: the base model.id={self.cfg.model.id} has changed since the run began "
+                f"({', '.join(differ)}): put its old files back, choose another run_dir=DIR, or begin anew with "
+                "force=true"
+            )
+        if differ:
+            self.terminal.note("the run's record has no hash of its base: whether that has changed is not known")
+        self.summary["model"]["sha256"] = found
+        self.checksums = None
 
     def _recognised(self, model: nn.Module) -> Decoder | None:
         """The model's layers for the fast path, or None, with one line that says why."""
@@ -418,6 +463,7 @@ class Experiment:
         for split in (prepared.validation, prepared.test):
             scores = self._score(base, split, f"evaluate base on {split.title}")
             self._add_scores("base", scores)
+        self._know_base()
         self.folder.write_rows("predictions.jsonl", prediction_rows(prepared.test, scores, None))
         self.folder.write_summary(self.summary)
         return scores
@@ -557,7 +603,7 @@ class Experiment:
 
     def _validate(self, model: nn.Module, split: Split, step: int) -> Scores:
         with self.meter.phase("eval"), self._clock("eval"), self._within_memory("evaluate on validation"):
-            scores = split.score(model, self.decoder, self.accelerator, self.flat, self._heed_stop)
+            scores = split.score(model, self.decoder, self.accelerator, self.flat, self._heed_stop, self.terminal.warn)
         self.bar.update(step, scores.metrics)
         self._log(scores.metrics, step)
         self.last = scores, step
@@ -589,7 +635,7 @@ class Experiment:
                 bar.update(done, {})
                 self._heed_stop(done)
 
-            return split.score(model, self.decoder, self.accelerator, self.flat, on_rows)
+            return split.score(model, self.decoder, self.accelerator, self.flat, on_rows, self.terminal.warn)
 
     def _at_once(self) -> AbstractContextManager[None]:
         """Where a signal need not wait; of several processes none may leave a meeting before its end."""
@@ -727,7 +773,7 @@ def dry_run(composition: Composition, terminal: Terminal) -> None:
     cfg = composition.config
     terminal.config(composition.tree, composition.changed)
     prepared = prepare(cfg)
-    for note in prepared.splits.notes:
+    for note in (*prepared.splits.notes, *prepared.notes):
         terminal.note(note)
     for warning in prepared.warnings(cfg):
         terminal.warn(warning)
@@ -808,6 +854,8 @@ def load_finished(
     """
     with within_memory("load", *lighter(cfg, "load", trained=True)):
         tokenizer, model = models.load_result(run, cfg, accelerator.device)
+        with accelerator.autocast():
+            models.check_runs(model, cfg.model.id, cfg.quant)
         return tokenizer, model, *fast_path(model, accelerator.autocast)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -27,6 +28,14 @@ HARMLESS = {
     *("assistant_lookbehind", "target_lookbehind", "max_matching_ngram_size", "trust_remote_code"),
 }
 
+# Tokens of the longer prompt with which padding is tried, and the part of the effect of another last token that its
+# effect may have. Rounding in batches stays below 0.02 (LLM.int8), padding that is read as text is near 1.
+TRIED = 24
+READ = 0.1
+ALONE = "answers depend on padding ({}): prompts are answered one by one, whatever eval.batch_size says"
+
+_reads_padding: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()  # what was found, by base
+
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
     """Greedy decoding until the end-of-sequence token or `max_new_tokens`."""
@@ -48,15 +57,19 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     on_batch: Callable[[int], None] = lambda done: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
     """The model's answer to each prompt (token ids), in the order of the prompts, end marker removed.
 
     Prompts are sorted by length so that a batch pads little; padding is on the left and masked by length,
-    since the pad token may be the end marker. A batch that does not fit on the GPU is halved. `on_batch`
-    hears how many prompts are done. The model's training mode is left as it was.
+    since the pad token may be the end marker. A model that reads padding all the same is answered prompt by prompt,
+    and `note` is given one line. A batch that does not fit on the GPU is halved. `on_batch` hears how many prompts are
+    done. The model's training mode is left as it was.
     """
     was_training = model.training
     model.eval()
+    if batch_size > 1 and _must_be_alone(model, tokenizer, prompts, note):
+        batch_size = 1
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, str] = {}
     settings = generation_config(tokenizer, max_new_tokens)
@@ -95,9 +108,58 @@ def _fitting(
     ]
 
 
+def _must_be_alone(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], note: Callable[[str], None]
+) -> bool:
+    """Whether the model's answers depend on padding; tried once for a base, and noted where it is so."""
+    longest = max(prompts, key=len, default=[])[:TRIED]
+    if len({len(prompt) for prompt in prompts}) < 2 or len(longest) < 2:
+        return False  # nothing is padded, or there is nothing to try with
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if base not in _reads_padding:
+        _reads_padding[base] = reads_padding(model, tokenizer, longest)
+        if _reads_padding[base]:
+            note(ALONE.format(type(base).__name__))
+    return _reads_padding[base]
+
+
+@torch.inference_mode()
+def reads_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: list[int]) -> bool:
+    """Whether the logits after half of a prompt change when it stands, padded, beside the whole of it. What changes
+    must be rounding beside what another last token changes."""
+    half = prompt[: len(prompt) // 2]
+    other = [*half[:-1], next(token for token in (*prompt, half[-1] + 1, 0) if token != half[-1])]
+    settings = generation_config(tokenizer, 2)
+    try:
+        alone, changed = (_written(model, tokenizer, [ids], settings, logits=True).logits for ids in (half, other))
+        beside = _written(model, tokenizer, [half, prompt], settings, logits=True).logits
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        return True
+    own = (changed[0][0] - alone[0][0]).abs().max()
+    steps = min(len(alone), len(beside)) if alone[0][0].argmax() == beside[0][0].argmax() else 1
+    apart = max((beside[step][0] - alone[step][0]).abs().max() for step in range(steps))
+    return bool(apart > READ * own)
+
+
 def _batch(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], settings: GenerationConfig
 ) -> list[str]:
+    longest = max(map(len, prompts))
+    written = _written(model, tokenizer, prompts, settings).sequences[:, longest:]
+    return [decoded(tokenizer, _until(row, settings.eos_token_id)) for row in written.tolist()]
+
+
+def _written(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    settings: GenerationConfig,
+    logits: bool = False,
+) -> Any:
+    """What `model.generate` returns for prompts padded on the left: `sequences` [prompts, longest + new] and, where
+    asked for, `logits`, one [prompts, vocabulary] a new token."""
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), int(tokenizer.pad_token_id), dtype=torch.long)
@@ -105,10 +167,14 @@ def _batch(
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
-    written = model.generate(  # type: ignore[operator]
-        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings, use_cache=True
-    )[:, longest:]
-    return [decoded(tokenizer, _until(row, settings.eos_token_id)) for row in written.tolist()]
+    return model.generate(  # type: ignore[operator]
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        generation_config=settings,
+        use_cache=True,
+        return_dict_in_generate=True,
+        output_logits=logits,
+    )
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -131,6 +131,11 @@ def files(folder: Path) -> list[Path]:
     return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
+def base_files(folder: Path) -> list[Path]:
+    """What makes a base: its configuration and its weight files."""
+    return [folder / CONFIG, *_shards(folder)]
+
+
 def within(seconds: float, call: Callable[[], T]) -> T:
     """`call()` in a thread that is left behind after `seconds`.
 

@@ -18,6 +18,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
 MATERIAL = ROOT / "tests/material"  # what its README.md says
+sys.path.insert(0, str(ROOT / "tests"))  # modules that several test files share
 
 # Short, so that a byte tokenizer makes few tokens of them.
 PROMPT = "data.prompt='{context}\n{question}\n'"
@@ -143,6 +144,22 @@ def make_base(
             byte_tokens.save_pretrained(folder)
             make_llama(**shape).save_pretrained(folder)
             made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_kind(tmp_path_factory: pytest.TempPathFactory, byte_tokens: Any) -> Callable[..., Path]:
+    """A folder with a small random model of an architecture and its tokenizer; keywords change its configuration."""
+    from kinds import make_kind
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str, **shape: Any) -> Path:
+        key = json.dumps([kind, shape], sort_keys=True)
+        if key not in made:
+            made[key] = make_kind(kind, byte_tokens, tmp_path_factory.mktemp(kind), **shape)
         return made[key]
 
     return make

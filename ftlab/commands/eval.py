@@ -100,7 +100,7 @@ def _stem(folder: RunDir) -> str:
 
 
 def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict[str, str]) -> int:
-    from ftlab import data
+    from ftlab import data, models
     from ftlab.data.encode import warnings_of
     from ftlab.evaluate import Split, check_rows_dir, prediction_rows
     from ftlab.experiment import load_finished, make_accelerator, quiet
@@ -121,11 +121,14 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     scored = Split(name, splits.test if split == "test" else splits.validation, tokenizer, cfg)
     for warning in warnings_of({split: scored.fitted}, cfg.data.max_length):
         terminal.warn(warning)
+    rows = [row.input_ids for row in scored.encoded]
+    for line in models.check_rows(model, tokenizer, rows, scored.prompts, cfg):
+        terminal.note(line)
     with accelerator.autocast():
-        flat = not leaks(model, scored.encoded, accelerator.device)
+        flat = not models.carries_state(model) and not leaks(model, scored.encoded, accelerator.device)
     memory = within_memory("evaluate", *lighter(cfg, "evaluate", trained=True))
     with terminal.phase("evaluate"), memory, terminal.progress(len(scored.rows), what="evaluate") as bar:
-        scores = scored.score(model, decoder, accelerator, flat, lambda done: bar.update(done, {}))
+        scores = scored.score(model, decoder, accelerator, flat, lambda done: bar.update(done, {}), terminal.warn)
     before = _comparable(folder, name, rows_record(splits), len(scored.rows), terminal)
     terminal.scores(before, scores.metrics, {"tuned": scores.intervals}, columns=("run", "now"))
     stem = _stem(folder)
@@ -140,7 +143,6 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
         "data_sha256": splits.sha256,
     }
     write_atomic(folder / f"{stem}.json", json.dumps(finite(redact_tree(record)), indent=2) + "\n")
-    rows = prediction_rows(scored, None, scores)
-    folder.write_rows(f"{stem}.jsonl", rows)
+    folder.write_rows(f"{stem}.jsonl", prediction_rows(scored, None, scores))
     terminal.note(f"written: {folder / stem}.json (scores) and .jsonl (answers)")
     return 0

@@ -41,6 +41,7 @@ def main(arguments: dict[str, str]) -> int:
 
 
 def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]) -> list[str]:
+    from ftlab import models
     from ftlab.data.prompts import PromptTokenizer
     from ftlab.evaluate import answer, ready
     from ftlab.experiment import load_finished, make_accelerator, quiet
@@ -59,9 +60,11 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]
             f"(question {numbers})",
             file=sys.stderr,
         )
+    for line in models.check_rows(model, tokenizer, [], prompts, cfg):
+        print(line, file=sys.stderr)
     fewer = f"a max_new_tokens below {cfg.eval.max_new_tokens}"
     with within_memory("predict", fewer), ready(model, decoder, accelerator) as fast:
-        return answer(model, fast, tokenizer, prompts, cfg.eval)
+        return answer(model, fast, tokenizer, prompts, cfg.eval, note=lambda line: print(line, file=sys.stderr))
 
 
 def _asked(arguments: dict[str, str], needs_context: bool) -> list[tuple[str, str]]:

@@ -166,6 +166,7 @@ def _write(folder: Path, model: nn.Module, optimizer: Optimizer, schedule: LRSch
     torch.save(pieces, folder / "optimizer.pt")
     everything = {**state, "python_rng": list(map(_listed, random.getstate()))}
     (folder / "state.json").write_text(json.dumps(everything), encoding="utf-8")
+    shutil.copymode(folder / "state.json", folder / "trainable.safetensors")  # written for the owner only
     write_manifest(folder)
 
 

@@ -24,6 +24,7 @@ from ftlab.errors import (
     FtlabError,
     InputError,
     Pruned,
+    RunDirError,
     Stopped,
     TrainingError,
     WeightsError,
@@ -83,7 +84,7 @@ def test_the_summary_tells_the_run_in_numbers(finished: Path) -> None:
     assert {"torch", "transformers", "peft", "python", "ftlab"} <= summary["versions"].keys()
     assert {"data", "load", "train", "eval", "total"} <= summary["seconds"].keys()
     assert all(seconds >= 0 for seconds in summary["seconds"].values())
-    assert summary["model"].keys() == {"id", "revision", "origin"}
+    assert summary["model"].keys() == {"id", "revision", "origin", "sha256"}
     assert summary["model"]["revision"]
     assert (summary["step"], summary["planned_steps"], summary["vram"]) == (4, 4, {})
     assert summary["data"]["train_rows"] == 36
@@ -278,6 +279,48 @@ def test_the_base_of_an_older_record_is_scored_again(fit: Fit, terminal: Any, tm
 
 
 # --- what is scored ---------------------------------------------------------------------------------------
+
+
+CHANGED = r"the base model\.id=.* has changed since the run began \(model\.safetensors\): .*begin anew with force=true"
+
+
+@pytest.mark.parametrize("when", ["train", "base scores"])
+def test_a_base_that_changes_between_kill_and_resume_is_noticed(
+    when: str, fit: Fit, base_folder: Path, terminal: Any, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(base_folder, base)
+    here = f"model.id={base}"
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if terminal.phases[-1] == "train" and step == 3:
+            os.kill(os.getpid(), 15)
+
+    terminal.on_update = stop
+    with pytest.raises(Stopped):
+        fit(here, "trainer.save_every=1")
+    if when == "base scores":  # all that is left to go on from
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+    terminal.on_update = lambda step, metrics: None
+    weights = base / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-4] + bytes([kept[-4] ^ 1]) + kept[-3:])
+    for _ in range(2):  # being refused changes no record
+        with pytest.raises(RunDirError, match=CHANGED):
+            fit(here, "trainer.save_every=1")
+    weights.write_bytes(kept)
+    assert fit(here, "trainer.save_every=1").summary["step"] == 4
+
+
+def test_a_record_without_a_hash_of_its_base_is_resumed_with_a_line(fit: Fit, terminal: Any, tmp_path: Path) -> None:
+    summary = fit("trainer.max_steps=2").summary
+    assert set(summary["model"]["sha256"]) == {"config.json", "model.safetensors"}
+    file = tmp_path / "run" / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model": {"id": "x"}}))
+    terminal.notes.clear()
+    assert fit().summary["model"]["sha256"] == summary["model"]["sha256"]
+    line = "the run's record has no hash of its base: whether that has changed is not known"
+    assert terminal.notes.count(line) == 1
 
 
 @pytest.mark.parametrize("name", ["sql_ast_match", "sql_exec_match", "sql_valid", "sql_string_match", "loss"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from ftlab import generate as module
 from ftlab.generate import generate, generation_config, greedy
@@ -50,6 +50,26 @@ def test_an_answer_ends_at_the_end_marker(model: Any, byte_tokens: Any, pad: str
     ended = copy.deepcopy(tokenizer)
     ended.eos_token = ended.convert_ids_to_tokens(letters[cut])
     assert answers(model, ended, 5)[0] == tokenizer.decode(letters[:cut], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(("kind", "alone"), [("rwkv", True), ("mamba", False), ("bloom", False)])
+def test_a_model_that_reads_padding_is_answered_prompt_by_prompt_and_told_once(
+    kind: str, alone: bool, make_kind: Any, byte_tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    model = AutoModelForCausalLM.from_pretrained(make_kind(kind), attn_implementation="eager").eval()
+    sizes, written = [], module._batch
+    monkeypatch.setattr(module, "_batch", lambda *given: (sizes.append(len(given[2])), written(*given))[1])
+    for _ in range(2):
+        batched = generate(model, byte_tokens, PROMPTS, max_new_tokens=6, batch_size=5, note=lines.append)
+    assert batched == [answers_of(model, byte_tokens, prompt) for prompt in PROMPTS]
+    assert (max(sizes) == 1) is alone
+    assert len(lines) == alone
+    assert lines == [line for line in lines if line.startswith("answers depend on padding (RwkvForCausalLM): ")]
+
+
+def answers_of(model: Any, tokenizer: Any, prompt: list[int]) -> str:
+    return generate(model, tokenizer, [prompt], max_new_tokens=6, batch_size=1)[0]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,6 +1,7 @@
 """Bases, quantisation and adapters: right names, right sizes, gradients, and files that others can read."""
 
 import copy
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from ftlab.models import (
     base_key,
     check_adapter,
     count,
+    find_targets,
     leaves_base,
     load_adapter,
     load_base,
@@ -33,7 +35,6 @@ from ftlab.models import (
     save_result,
     skeleton,
     switch_activation_checkpointing,
-    target_names,
 )
 from ftlab.weights import Located
 
@@ -103,10 +104,10 @@ def test_target_sets_mean_the_models_own_layers(
 ) -> None:
     for model, names in ((make_llama(), llama), (gpt2(), gpt)):
         if names:
-            assert target_names(model, targets) == names.split()
+            assert find_targets(model, targets).modules == names.split()
         else:
             with pytest.raises(ConfigError, match=r"lora\.target_modules.*it has: "):
-                target_names(model, targets)
+                find_targets(model, targets)
 
 
 @pytest.mark.parametrize("targets", ["attention", "mlp"])
@@ -121,7 +122,7 @@ def test_a_set_adapts_only_its_own_layers(targets: str, make_llama: Callable[...
 
 def test_a_partly_wrong_list_is_refused_with_the_models_names(make_llama: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError) as caught:
-        target_names(make_llama(), ["q_proj", "v_prj", "dense"])
+        find_targets(make_llama(), ["q_proj", "v_prj", "dense"])
     first, second = str(caught.value).splitlines()
     assert "v_prj" in first
     assert "nearest: v_proj" in first
@@ -269,6 +270,30 @@ def test_a_saved_adapter_is_a_plain_peft_adapter(
     assert not any(p.requires_grad for p in ours.parameters())
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_of_a_result_have_the_mode_of_the_umask(umask: int, base_folder: Path, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        save_result(add_adapter(base_of(base_folder), ADAPTERS["lora"]), tmp_path / "adapter", "x")
+        save_result(base_of(base_folder, full=True), tmp_path / "model", "x")
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {file.name for file in files} >= {"adapter_model.safetensors", "model.safetensors"}
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~umask}
+
+
+def test_only_the_trained_adapter_is_saved(base_folder: Path, tmp_path: Path) -> None:
+    model = add_adapter(base_of(base_folder), ADAPTERS["lora"])
+    model.add_adapter("another", model.peft_config["default"])
+    save_result(model, tmp_path, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
 @pytest.fixture
 def saved(base_folder: Path, tmp_path: Path) -> Path:
     """A trained adapter of rank 4."""
@@ -380,7 +405,7 @@ def test_a_broken_base_is_one_message(damage: str, base_folder: Path, tmp_path: 
     else:
         file = folder / "model.safetensors"
         file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match=r"model\.id="):
+    with pytest.raises(WeightsError, match=r"model\.id=|config\.json"):
         base_of(folder)
 
 

@@ -40,7 +40,7 @@ def test_each_question_of_a_file_has_one_line(
     file = tmp_path / "ask.jsonl"
     rows = [json.dumps({"question": text}, ensure_ascii=False) for text in ("a\u2028b", "c\u0085d")]
     file.write_text("\ufeff" + "\n\n".join(rows) + "\n", encoding="utf-8")
-    monkeypatch.setattr("ftlab.evaluate.answer", lambda *_: ["SELECT 1\nFROM t", "SELECT 2"])
+    monkeypatch.setattr("ftlab.evaluate.answer", lambda *_, **__: ["SELECT 1\nFROM t", "SELECT 2"])
     assert cli("predict", str(finished), f"input={file}")[:2] == (0, "SELECT 1 FROM t\nSELECT 2\n")
 
 
@@ -118,7 +118,7 @@ def test_questions_go_the_fast_path_and_are_answered_as_by_plain_generation(
     assert slow == (0, fast[1], "slower path, the layers are of another kind\n")
 
 
-@pytest.mark.parametrize(("where", "phase"), [("models.load_base", "load"), ("fast.scoring.answers", "predict")])
+@pytest.mark.parametrize(("where", "phase"), [("models.result.load_base", "load"), ("fast.scoring.answers", "predict")])
 @pytest.mark.parametrize("command", ["predict", "eval"])
 def test_too_little_memory_is_one_message(
     cli: Any, finished: Path, monkeypatch: pytest.MonkeyPatch, where: str, phase: str, command: str

@@ -1,0 +1,47 @@
+"""Tokenizer, base, quantisation and adapters: what an experiment needs of a model."""
+
+from ftlab.models.adapters import (
+    adapts_tied_weights,
+    add_adapter,
+    check_adapter,
+    load_adapter,
+    planned_parameters,
+)
+from ftlab.models.bases import Bases, base_key, leaves_base
+from ftlab.models.fit import carries_state, check_rows, settled
+from ftlab.models.load import (
+    check_runs,
+    count,
+    load_base,
+    load_tokenizer,
+    quantization_config,
+    skeleton,
+    switch_activation_checkpointing,
+)
+from ftlab.models.result import load_result, save_beside, save_result
+from ftlab.models.targets import find_targets
+
+__all__ = [
+    "Bases",
+    "adapts_tied_weights",
+    "add_adapter",
+    "base_key",
+    "carries_state",
+    "check_adapter",
+    "check_rows",
+    "check_runs",
+    "count",
+    "find_targets",
+    "leaves_base",
+    "load_adapter",
+    "load_base",
+    "load_result",
+    "load_tokenizer",
+    "planned_parameters",
+    "quantization_config",
+    "save_beside",
+    "save_result",
+    "settled",
+    "skeleton",
+    "switch_activation_checkpointing",
+]

@@ -1,0 +1,186 @@
+"""Adapters: made, checked before weights load, loaded and saved, by PEFT."""
+
+import difflib
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftlab.config import LoraConfig
+from ftlab.errors import ConfigError, WeightsError, first_line
+from ftlab.models.load import count
+from ftlab.models.targets import Targets, find_targets
+
+NAMES = ("target_modules", "target_parameters", "modules_to_save")  # sets of names in PEFT's configuration
+
+
+def peft_config(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
+    """PEFT's configuration with every target set resolved to this model's names.
+
+    Raises:
+        ConfigError: names this model does not have, or settings that its experts do not take.
+    """
+    targets = find_targets(model, lora.target_modules)
+    _check_experts(targets, lora)
+    for name in lora.modules_to_save or []:
+        if not any(full.rpartition(".")[2] == name for full, _ in model.named_modules()):
+            children = sorted({full.rpartition(".")[2] for full, _ in model.named_modules() if full})
+            near = difflib.get_close_matches(name, children, n=3, cutoff=0.3)
+            raise ConfigError(f"lora.modules_to_save={name} is no module of this model; nearest: {', '.join(near)}")
+    return PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
+        bias=lora.bias,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=lora.init_lora_weights,
+        modules_to_save=lora.modules_to_save,
+    )
+
+
+def _check_experts(targets: Targets, lora: LoraConfig) -> None:
+    """PEFT adds an adapter of experts to their weights: there is no input of its own to drop from or to normalise."""
+    asked = {
+        "lora_dropout": (lora.lora_dropout, lora.lora_dropout == 0, 0),
+        "use_dora": (lora.use_dora, not lora.use_dora, False),
+        "init_lora_weights": (lora.init_lora_weights, lora.init_lora_weights in (True, "gaussian"), True),
+    }
+    problems = [
+        f"lora.{name}={value}: experts ({', '.join(targets.parameters)}) take plain LoRA only: "
+        f"set lora.{name}={plain}, or leave the experts out with lora.target_modules=attention"
+        for name, (value, fits, plain) in asked.items()
+        if not fits
+    ]
+    if targets.parameters and problems:
+        raise ConfigError(*problems)
+
+
+def add_adapter(base: PreTrainedModel, lora: LoraConfig) -> PeftModel:
+    """Wrap the base in a fresh adapter, or in the one of `lora.init_from`. Seed torch before the call.
+
+    Raises:
+        ConfigError: module names this model does not have, or an adapter of another shape.
+    """
+    if lora.init_from:
+        return load_adapter(base, adapter_folder(lora.init_from), trainable=True, like=lora)
+    model = get_peft_model(base, peft_config(base, lora))
+    if str(lora.init_lora_weights).startswith("pissa"):
+        model.ftlab_initial = _initial_state(model)
+        weakref.finalize(model, shutil.rmtree, model.ftlab_initial, ignore_errors=True)
+    return model
+
+
+def check_adapter(skeleton: PreTrainedModel, lora: LoraConfig) -> None:
+    """Check the adapter's settings against an architecture, before any weights load.
+
+    Raises:
+        ConfigError: names this architecture does not have, or an `init_from` that does not fit.
+    """
+    if not lora.r:
+        return
+    config = peft_config(skeleton, lora)
+    if lora.init_from:
+        folder = adapter_folder(lora.init_from)
+        _check_like(PeftConfig.from_pretrained(str(folder)), config, folder)
+
+
+def planned_parameters(skeleton: PreTrainedModel, lora: LoraConfig) -> tuple[int, int]:
+    """Trainable and all parameters of the model that `lora` makes of an architecture on the meta device."""
+    if not lora.r:
+        return count(skeleton)
+    config = peft_config(skeleton, lora)
+    config.init_lora_weights = True  # there is nothing to split on the meta device
+    return count(get_peft_model(skeleton, config))
+
+
+def _initial_state(model: PeftModel) -> str:
+    """PiSSA moves part of the base into the adapter; a plain adapter needs its start to subtract: its folder."""
+    folder = tempfile.mkdtemp(prefix="ftlab-pissa-")
+    initial = model.peft_config["default"].init_lora_weights
+    model.peft_config["default"].init_lora_weights = True  # PEFT refuses to save a start that would split again
+    model.save_pretrained(folder, save_embedding_layers=False)
+    model.peft_config["default"].init_lora_weights = initial
+    return folder
+
+
+def adapter_folder(text: str) -> Path:
+    """The adapter in a run folder, or the folder itself where it is one.
+
+    Raises:
+        ConfigError: there is no adapter.
+    """
+    folder = Path(text).expanduser()
+    for candidate in (folder / "adapter", folder):
+        if (candidate / "adapter_config.json").is_file():
+            return candidate
+    raise ConfigError(f"lora.init_from={text} holds no adapter (adapter_config.json): name a run or adapter folder")
+
+
+def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: LoraConfig | None = None) -> PeftModel:
+    """Put the adapter of `folder` on `base`; `like` must describe the same adapter.
+
+    Raises:
+        ConfigError: `like` asks for another adapter than the folder holds.
+        WeightsError: the adapter was made for another base, or its file is not readable.
+    """
+    config = PeftConfig.from_pretrained(str(folder))
+    if like is not None:
+        _check_like(config, peft_config(base, like), folder)
+        config.lora_dropout = like.lora_dropout
+    config.megatron_config = None  # with it, PEFT imports whatever module the file names
+    config.base_model_name_or_path = None  # PEFT would warn of a base that lies elsewhere; shapes are checked below
+    config.inference_mode = not trainable
+    config.init_lora_weights = True
+    try:
+        model = get_peft_model(base, config)
+        saved = load_file(str(folder / "adapter_model.safetensors"))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{folder}: the adapter does not fit this base: {first_line(error)}") from None
+    expected = {
+        name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    if expected != found:
+        wrong = sorted({name for name, shape in {**expected, **found}.items() if expected.get(name) != found.get(name)})
+        raise WeightsError(
+            f"{folder}: the adapter was made for another base: {len(wrong)} of {len(expected)} tensors differ, "
+            f"first {wrong[0]}: {found.get(wrong[0])} in the file, {expected.get(wrong[0])} in the model"
+        )
+    set_peft_model_state_dict(model, saved)
+    return model
+
+
+def _check_like(saved: PeftLoraConfig, asked: PeftLoraConfig, folder: Path) -> None:
+    problems = []
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora", "bias", *NAMES):
+        mine, theirs = getattr(asked, name), getattr(saved, name)
+        if name in NAMES:
+            mine, theirs = sorted(mine or []), sorted(theirs or [])
+        if mine != theirs:
+            problems.append(f"lora.{name}={mine} must be {theirs}, as in lora.init_from={folder}")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def adapts_tied_weights(base: PreTrainedModel, model: nn.Module) -> bool:
+    """Whether an adapter sits on the embedding or the output layer while both share their weights."""
+    if not isinstance(model, PeftModel) or not base.config.tie_word_embeddings:
+        return False
+    config = model.peft_config["default"]
+    ends = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Embedding)}
+    return bool((ends | {"lm_head"}) & {*config.target_modules, *(config.modules_to_save or [])})

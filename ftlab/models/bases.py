@@ -1,0 +1,112 @@
+"""The last base of a process, kept for the next experiment on it."""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from operator import itemgetter
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftlab.config import LoraConfig, ModelConfig, QuantConfig
+from ftlab.weights import Located
+
+
+class Bases:
+    """Keeps the last base between the experiments of one process, so that the next one on it need not load it.
+
+    A base is lent to one experiment at a time and taken back only clean: its adapter unloaded, its modules, hooks and
+    flags those of the load, and every tensor the same bit for bit, by sums over the bits. At any doubt it is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._base: PreTrainedModel | None = None
+        self._state: list[tuple[Any, ...]] = []
+        self._hooks: Any = None  # those with which a base passes gradients to its input
+
+    def take(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """The base kept under `key`, or what `load` returns; a base of another key is dropped before."""
+        if self._base is None or self._key != key:
+            self.drop()
+            base = load()
+            self._state, self._hooks = _state(base), getattr(base, "_require_grads_hooks", None)
+            self._key, self._base = key, base  # last: a time limit or a signal may end this at any line
+        base, self._base = self._base, None
+        return base
+
+    def give_back(self, model: nn.Module) -> bool:
+        """Keep the base of a model that is no longer needed; whether it was clean."""
+        base: Any = model.unload() if isinstance(model, PeftModel) else model
+        if getattr(base, "_require_grads_hooks", None) is not self._hooks:  # PEFT added its own
+            base.disable_input_require_grads()
+            base._require_grads_hooks = self._hooks
+        base.eval()
+        self._base = base if _state(base) == self._state else None
+        return self._base is not None
+
+    def held_gib(self) -> float:
+        """GPU memory of the base that is kept."""
+        tensors = dict(_tensors(self._base)).values() if self._base is not None else ()
+        return sum(tensor.nbytes for tensor in tensors if tensor.is_cuda) / (1 << 30)
+
+    def drop(self) -> None:
+        """Free the base that is kept."""
+        self._base = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def base_key(located: Located, model: ModelConfig, quant: QuantConfig, *more: object) -> str:
+    """All that decides which tensors a load puts where."""
+    return repr((str(located.folder), located.revision, asdict(model) | {"name": ""}, asdict(quant), *more))
+
+
+def leaves_base(lora: LoraConfig) -> bool:
+    """Whether training with this adapter leaves every weight of the base as it is."""
+    pissa = str(lora.init_lora_weights).startswith("pissa")
+    return bool(lora.r) and not pissa and not lora.modules_to_save and lora.bias == "none"
+
+
+def _state(base: nn.Module) -> list[tuple[Any, ...]]:
+    """Modules with their hooks, and tensors with their flags and the sums of their bits."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = [
+        (name, type(module), *(len(getattr(module, kind)) for kind in kinds)) for name, module in base.named_modules()
+    ]
+    named = list(_tensors(base))
+    sums = torch.stack([_sum_of_bits(tensor).cpu() for _, tensor in named]).tolist()
+    tensors = [
+        (name, tensor.dtype, tuple(tensor.shape), tensor.requires_grad, total)
+        for (name, tensor), total in zip(named, sums, strict=True)
+    ]
+    return [
+        *modules,
+        *sorted(tensors, key=itemgetter(0)),
+    ]  # an adapter on a parameter leaves it behind the others of its module
+
+
+def _tensors(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, buffers, and the scales that belong to quantised weights."""
+    yield from base.named_buffers()
+    for name, parameter in base.named_parameters():
+        yield name, parameter
+        quant_state = getattr(parameter, "quant_state", None)
+        for state in (quant_state, getattr(quant_state, "state2", None)):
+            for key, value in vars(state).items() if state is not None else ():
+                if isinstance(value, torch.Tensor):
+                    yield f"{name}.{key}", value
+
+
+def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor's 8-byte words: any one bit that differs changes it. It needs no memory of its own."""
+    data = tensor.data.contiguous()
+    if data.data_ptr() % 8 or data.storage_offset() * data.element_size() % 8:
+        data = data.clone()
+    flat = data.view(-1).view(torch.uint8)
+    whole = flat.numel() // 8 * 8
+    return flat[:whole].view(torch.int64).sum() + flat[whole:].sum()

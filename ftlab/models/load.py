@@ -1,0 +1,223 @@
+"""Tokenizer and base weights, quantised as asked."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    dynamic_module_utils,
+)
+
+from ftlab.config import ModelConfig, QuantConfig
+from ftlab.errors import WeightsError, first_line
+from ftlab.models.attention import attention_of
+from ftlab.models.complete import check_class, check_complete
+from ftlab.models.targets import linear_names, uncalled
+from ftlab.weights import Located, own_code
+
+# transformers and PEFT ask on stdin whether a model's code may run, where nobody said so; so they never do.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+
+# What transformers raises for a folder that it cannot use.
+UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError)
+
+
+@contextmanager
+def _code_refused(located: Located) -> Iterator[None]:
+    """A model that brings code of its own, where none may run: which files, and how to allow them.
+
+    Raises:
+        WeightsError: always where transformers asks for permission.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise WeightsError(own_code(located.folder)) from None
+
+
+def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, with a pad token. Its eos token must exist: without it nothing can stop.
+
+    Raises:
+        WeightsError: no tokenizer, or one without an end-of-sequence token.
+    """
+    try:
+        with _code_refused(located):
+            tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{located.folder}: no usable tokenizer ({first_line(error)})") from None
+    if tokenizer.eos_token_id is None:
+        raise WeightsError(
+            f"{located.folder}: the tokenizer has no end-of-sequence token, so a tuned model could never stop: "
+            "set eos_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless: masks come from lengths, never from this id
+    return tokenizer
+
+
+def load_base(
+    located: Located, model: ModelConfig, quant: QuantConfig, *, device: torch.device, full: bool
+) -> PreTrainedModel:
+    """The base weights on `device`, quantised as asked and frozen unless `full`.
+
+    Full fine-tuning holds float32 weights (an update of bfloat16 weights rounds away); `model.dtype` is
+    then the dtype of the arithmetic only.
+
+    Raises:
+        WeightsError: files that cannot be read, are of no decoder architecture, or hold other tensors than config.json
+            describes.
+        ConfigError: an attention implementation that cannot be used.
+    """
+    bare = skeleton(located, model.trust_remote_code)
+    arguments: dict[str, Any] = {
+        "dtype": torch.float32 if full else getattr(torch, model.dtype),
+        "attn_implementation": attention_of(bare, model.attn_implementation),
+        "trust_remote_code": model.trust_remote_code,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # `check_complete` refuses them, with their names
+    }
+    uncalled_layers = [name for names in linear_names(bare).values() for name in names if uncalled(bare, name)]
+    quantization = quantization_config(quant, uncalled_layers)
+    if quantization and not stored_kind(bare):
+        arguments["quantization_config"] = quantization
+    if quantization or stored_kind(bare):
+        arguments["device_map"] = {"": device}
+    try:
+        with _code_refused(located):
+            base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (*UNREADABLE, RuntimeError) as error:
+        raise WeightsError(f"model.id={model.id} cannot be loaded: {first_line(error)}") from None
+    check_complete(base, loading, model.id)
+    if "device_map" not in arguments:
+        base = base.to(device)
+    _keep_weights_trainable(base)
+    if hasattr(base.config, "rescale_every"):  # RWKV would halve weights in place for evaluations, adapters not
+        base.config.rescale_every = 0
+    base.requires_grad_(full)
+    base.config.use_cache = False
+    return base
+
+
+def switch_activation_checkpointing(base: PreTrainedModel, on: bool) -> None:
+    """Whether training keeps layer inputs only and computes the rest again in the backward pass (newer transformers'
+    name first)."""
+    name = "activation_checkpointing" if hasattr(base, "activation_checkpointing_enable") else "gradient_checkpointing"
+    if on:
+        getattr(base, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+    else:
+        getattr(base, f"{name}_disable")()
+
+
+def _keep_weights_trainable(base: nn.Module) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward pass in eval mode, for
+    good, and has no gradient for the packed form: training after an evaluation would go on without one."""
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (torch types attributes as modules)
+
+
+def check_runs(model: nn.Module, model_id: str, quant: QuantConfig) -> None:
+    """Refuse a model whose forward pass fails, with the reason: libraries do not know every pair of architecture and
+    quantisation. Call it in the precision in which the model runs.
+
+    Raises:
+        WeightsError: names the model and the quantisation.
+    """
+    ids = torch.arange(8, device=next(model.parameters()).device).reshape(2, 4)
+    training = model.training
+    try:
+        for mode in (False, True, False):
+            with torch.no_grad():
+                model.train(mode)(input_ids=ids, use_cache=False)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
+        quantised = quant.load_in_4bit or quant.load_in_8bit
+        remedy = "choose quant=none, or another model" if quantised else "choose another model"
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        raise WeightsError(
+            f"model.id={model_id}: {type(base).__name__} cannot be run with quant={kind(quant)} ({first_line(error)}): "
+            f"{remedy}"
+        ) from None
+    finally:
+        model.train(training)
+
+
+def kind(quant: QuantConfig) -> str:
+    """The option of the group `quant`."""
+    if quant.load_in_4bit:
+        return quant.bnb_4bit_quant_type
+    return "int8" if quant.load_in_8bit else "none"
+
+
+def stored_kind(bare: PreTrainedModel) -> str | None:
+    """How the weights are quantised in their files, as an option of the group `quant` or another library's name; None
+    where they are not."""
+    stored = getattr(bare.config, "quantization_config", None)
+    if not stored:
+        return None
+    settings: dict[str, Any] = stored if isinstance(stored, dict) else stored.to_dict()
+    if settings.get("load_in_4bit"):
+        return str(settings.get("bnb_4bit_quant_type", "fp4"))
+    return "int8" if settings.get("load_in_8bit") else str(settings.get("quant_method", "quantised"))
+
+
+def quantization_config(quant: QuantConfig, spared: Sequence[str] = ()) -> BitsAndBytesConfig | None:
+    """transformers' quantisation settings, or None where both flags are off. Layers `spared` stay as they are, beside
+    those that transformers spares itself."""
+    if not (quant.load_in_4bit or quant.load_in_8bit):
+        return None
+    return BitsAndBytesConfig(
+        load_in_8bit=quant.load_in_8bit,
+        load_in_4bit=quant.load_in_4bit,
+        bnb_4bit_quant_type=quant.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quant.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, quant.bnb_4bit_compute_dtype),
+        llm_int8_threshold=quant.llm_int8_threshold,
+        llm_int8_skip_modules=[*spared, "lm_head"] if spared else None,
+    )
+
+
+def skeleton(located: Located, trust_remote_code: bool) -> PreTrainedModel:
+    """The architecture without weights (meta device): names and shapes, no memory.
+
+    Raises:
+        WeightsError: config.json describes no decoder that transformers knows.
+    """
+    try:
+        with _code_refused(located):
+            config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+        check_class(config, located.folder)
+        with _code_refused(located), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (*UNREADABLE, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
+        reason = " ".join(map(str.strip, str(error).splitlines()[:2])) or type(error).__name__
+        raise WeightsError(f"{located.folder}: config.json describes no usable decoder: {reason}") from None
+
+
+def count(model: nn.Module) -> tuple[int, int]:
+    """Trainable and all parameters; a packed 4-bit weight counts every number that it stands for."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        numbers = state.shape.numel() if state is not None else parameter.numel()
+        total += numbers
+        trainable += numbers if parameter.requires_grad else 0
+    return trainable, total
