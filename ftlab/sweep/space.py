@@ -372,11 +372,12 @@ def _each(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
 
 
 def _check_once(overrides: Sequence[str]) -> None:
-    """Refuse a searched key that one command line gives twice: which of the two is meant is not to be guessed."""
+    """Refuse values to search that one command line takes back: the last one of a key counts, as for Hydra, and a
+    search that silently became a single value, or another search, would not be missed."""
     given: dict[str, list[str]] = {}
     for text in overrides:
         given.setdefault(text.partition("=")[0].lstrip("+"), []).append(text)
-    twice = [texts for texts in given.values() if len(texts) > 1 and any(map(is_swept, texts))]
+    twice = [texts for texts in given.values() if len(texts) > 1 and any(map(is_swept, texts[:-1]))]
     if twice:
         raise ConfigError(*(f"{' and '.join(texts)}: one key, given {len(texts)} times: leave one" for texts in twice))
 

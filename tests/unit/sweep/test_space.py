@@ -291,7 +291,7 @@ def test_text_of_nested_values() -> None:
     ("words", "named"),
     [
         (["lora.r=4,8", "lora.r=16"], ["lora.r=4,8", "lora.r=16"]),
-        (["lora=r8", "seed=1", "lora=r16,r32"], ["lora=r8", "lora=r16,r32"]),
+        (["lora=r16,r32", "seed=1", "lora=r8"], ["lora=r16,r32", "lora=r8"]),
         (["+trainer.lr=1e-4,1e-3", "trainer.lr=interval(1e-5,1e-3)"], ["trainer.lr=1e-4,1e-3", "interval(1e-5,1e-3)"]),
     ],
 )
@@ -301,6 +301,6 @@ def test_a_searched_key_given_twice_is_refused_with_both_values(words: list[str]
     assert all(text in str(caught.value) for text in named)
 
 
-def test_a_key_of_a_file_and_of_the_command_line_is_given_once_each() -> None:
-    space, _ = Space.read(["lora.r=4,8", "seed=1", "seed=2"], {"lora.r": [16, 32]})
+def test_a_value_may_become_a_search_and_a_search_of_a_file_another() -> None:
+    space, _ = Space.read(["lora.r=16", "lora.r=4,8", "seed=1", "seed=2"], {"lora.r": [16, 32]})
     assert space.dimensions[0].choices == (4, 8)
