@@ -145,7 +145,8 @@ def agreed(study: optuna.Study, space: Space, wanted: dict[str, Any]) -> Space:
         return space
     problems = differences(before, wanted, tuple(wanted))
     if problems:
-        raise ConfigError(f"the study {study.study_name} is of another sweep:\n" + "\n".join(problems) + f"\n{REMEDY}")
+        remedy = f"restore the data, or {REMEDY}" if differences(before, wanted, ("sources",)) else REMEDY
+        raise ConfigError(f"the study {study.study_name} is of another sweep:\n" + "\n".join(problems) + f"\n{remedy}")
     for key in ("configuration", "sources"):
         if key in wanted and key not in before:  # of an older ftlab: known from now on
             study.set_user_attr(key, wanted[key])

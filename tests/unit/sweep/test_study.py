@@ -317,6 +317,7 @@ def test_data_that_changed_under_a_study_are_refused(opened: Callable[..., Study
     with pytest.raises(ConfigError, match="validation: 60 rows in the study and now, but not the same") as caught:
         opened(sources=rows_of(train="a", validation="c"))
     assert "train:" not in str(caught.value)
+    assert "restore the data, or name this one differently with sweep.study=NAME" in str(caught.value)
 
 
 def test_a_study_of_before_hashes_were_kept_goes_on_and_keeps_them_from_now_on(opened: Callable[..., Study]) -> None:
