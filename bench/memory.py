@@ -3,9 +3,9 @@
 The model has Llama-3.1-8B's shape and random weights, its linear layers in NF4, made on the GPU and saved. Rows have
 300 to 900 tokens (texts of `sql_synth`, schemas joined), all trained; LoRA r=16 on all linear layers, no dropout, 8-bit
 AdamW, 16 rows an update. Each line is `python -m ftlab` in a process of its own, in which torch may hold so many GiB
-(0: all there is); the ratio compares useful tokens a second of the last steps with the first line's. `--long` adds runs
-on rows of so many tokens, whose peak while the base loads counts: it is compared with the weights themselves. `--tree`
-names another checkout, whose lines follow each of ours.
+(0: all there is); the ratio compares its useful tokens a second, over the last three fifths of the updates, with the
+first line's, and behind `--tree`, which names another checkout, with our line before it. `--long` adds runs on rows of
+so many tokens, whose peak while the base loads counts: it is compared with the weights themselves.
 
 DIR/memory.jsonl gets a line a run, DIR/NAME.txt what it printed.
 """
@@ -84,8 +84,9 @@ def tensors_of(state: Any) -> Iterator[Any]:
         yield state.state2.absmax
 
 
-def make_rows(folder: Path, lengths: Iterator[int], count: int) -> None:
-    """Rows of about these numbers of tokens: schemas joined before a question. One in ten is a test row."""
+def make_rows(folder: Path, lengths: Iterator[int], count: int) -> float:
+    """Rows of about these numbers of tokens: schemas joined before a question. One in ten is a test row. Their mean
+    number of tokens, about."""
     from transformers import AutoTokenizer
 
     from ftlab.data.sql_synth import generate
@@ -94,7 +95,7 @@ def make_rows(folder: Path, lengths: Iterator[int], count: int) -> None:
     texts = generate("train", 1500)
     sizes = [len(tokenizer(row["context"] + ";")["input_ids"]) for row in texts]
     draw = random.Random(0)
-    rows = []
+    rows, tokens = [], 0
     for wanted, row in zip(lengths, texts[:count], strict=False):
         contexts, held = [row["context"]], len(tokenizer(" ".join(row.values()))["input_ids"]) + 20
         while True:
@@ -103,10 +104,12 @@ def make_rows(folder: Path, lengths: Iterator[int], count: int) -> None:
                 break
             contexts.append(texts[more]["context"])
             held += sizes[more]
+        tokens += held
         rows.append({"question": row["question"], "context": "; ".join(contexts), "answer": row["answer"]})
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", rows[len(rows) // 10 :]), ("test", rows[: len(rows) // 10])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return tokens / len(rows)
 
 
 def short_lengths() -> Iterator[int]:
@@ -121,8 +124,10 @@ def constant(length: int) -> Iterator[int]:
         yield length
 
 
-def run(name: str, tree: Path, out: Path, gib: float, overrides: list[str], *, tiny: bool) -> dict[str, Any]:
-    """One command line under a limit; its figures."""
+def run(
+    name: str, tree: Path, out: Path, gib: float, overrides: list[str], tokens: float, *, tiny: bool
+) -> dict[str, Any]:
+    """One command line under a limit; its figures. An update has so many `tokens`."""
     folder = out / f"run_{name}"
     words = [*FIXED, f"model.id={out / 'model'}", f"run_dir={folder}", *overrides]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -131,17 +136,18 @@ def run(name: str, tree: Path, out: Path, gib: float, overrides: list[str], *, t
     with open(out / f"{name}.txt", "w") as told:
         command = [sys.executable, "-c", LIMITED, str(0 if tiny else gib), *words]
         code = subprocess.run(command, cwd=out, env=environment, stdout=told, stderr=subprocess.STDOUT).returncode
-    summary, rates = {}, []
+    summary, steps = {}, []
     if (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text())
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        rates = [line["perf/tokens_per_second"] for line in lines if line.get("perf/tokens_per_second")]
-    late = rates[len(rates) * 2 // 5 :]
+        steps = [(line["step"], line["time"]) for line in lines if line.get("perf/tokens_per_second")]
+    late = steps[len(steps) * 2 // 5 :]
+    each = (late[-1][1] - late[0][1]) / (late[-1][0] - late[0][0]) if len(late) > 1 else None
     lines = (out / f"{name}.txt").read_text().splitlines()
     return {
         "name": name,
         "exit_code": code,
-        "tokens_per_second": len(late) / sum(1 / rate for rate in late) if late else None,
+        "tokens_per_second": tokens / each if each else None,
         "vram": summary.get("vram", {}),
         "setting": summary.get("setting"),
         "seconds": round(time.perf_counter() - began, 1),
@@ -181,26 +187,27 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     weights = make_model(work / "model", tiny=settings.tiny)
     print(f"weights: {weights:.2f} GiB", flush=True)
-    make_rows(work / "rows", short_lengths(), 1400)
-    orders: list[tuple[str, float, list[str]]] = []
+    mean = make_rows(work / "rows", short_lengths(), 1400)
+    orders: list[tuple[str, float, list[str], float]] = []
     for gib in filter(None, settings.gib.split(",")):
         more = [f"data.path={work / 'rows'}", "data.max_length=1024", "trainer.global_batch_size=16"]
-        orders.append((f"{gib}gib", float(gib), [*more, f"trainer.max_steps={settings.steps}"]))
+        orders.append((f"{gib}gib", float(gib), [*more, f"trainer.max_steps={settings.steps}"], 16 * mean))
     for length in map(int, filter(None, settings.long.split(","))):
-        make_rows(work / f"rows{length}", constant(length), 40)
-        more = [f"data.path={work / f'rows{length}'}", f"data.max_length={length + 384}", "trainer.max_steps=2"]
-        orders.append((f"rows_of_{length}", 22.0, [*more, "trainer.global_batch_size=2", "data.validation=4"]))
-    firsts: dict[str, float | None] = {}
+        long = make_rows(work / f"rows{length}", constant(length), 40)
+        more = [f"data.path={work / f'rows{length}'}", f"data.max_length={length + 384}", "trainer.max_steps=8"]
+        more += ["trainer.log_every=1", "trainer.global_batch_size=2", "data.validation=4"]
+        orders.append((f"rows_of_{length}", 22.0, more, 2 * long))
+    first: float | None = None
     with open(out / "memory.jsonl", "a") as lines:
-        for name, gib, overrides in orders:
-            for side, tree in (("", ROOT), ("_other", settings.tree)):
-                if tree is None:
-                    continue
-                found = run(name + side, tree.resolve(), work, gib, overrides, tiny=settings.tiny)
-                if name.endswith("gib"):
-                    firsts.setdefault(side, found["tokens_per_second"])
-                print(told(found, firsts.get(side) if name.endswith("gib") else None, weights), flush=True)
-                lines.write(json.dumps(found) + "\n")
+        for name, gib, overrides, tokens in orders:
+            ours = run(name, ROOT, work, gib, overrides, tokens, tiny=settings.tiny)
+            first = first or ours["tokens_per_second"]
+            print(told(ours, first, weights), flush=True)
+            lines.write(json.dumps(ours) + "\n")
+            if settings.tree:
+                other = run(f"{name}_other", settings.tree.resolve(), work, gib, overrides, tokens, tiny=settings.tiny)
+                print(told(other, ours["tokens_per_second"], weights), flush=True)
+                lines.write(json.dumps(other) + "\n")
 
 
 if __name__ == "__main__":
