@@ -142,7 +142,8 @@ def ready() -> tuple[Judge, OverBudgetJudge]:
     """Import what judging needs and use it once, before limits are set, so that no file is opened later."""
     from ftlab.sql import judge
 
-    judge.judge("SELECT a FROM t WHERE b = 1", "SELECT a FROM t WHERE b > 1", "CREATE TABLE t (a TEXT, b INT)", 2, None)
+    gold, pred = "SELECT a FROM t WHERE b > DATE('now')", "SELECT a FROM t WHERE STRFTIME('%Y', b) = '2001'"
+    judge.judge(gold, pred, "CREATE TABLE t (a TEXT, b DATE)", 2, None)
     return judge.judge, judge.over_budget
 
 

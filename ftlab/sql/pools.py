@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
-from itertools import chain, combinations, zip_longest
+from datetime import date, datetime, timedelta
+from itertools import chain, combinations, permutations, zip_longest
 from typing import Any
 
 from ftlab.sql.moment import NOW, evaluate
@@ -17,6 +18,7 @@ OF_JSON = re.compile(r"JSON|->")
 BASE = "2008-06-15"
 DATED = re.compile(r"\d{4}-\d\d")
 STEP = re.compile(r"\s*[+-]?\d+(?:\.\d+)?\s*(second|minute|hour|day|month|year)s?\s*", re.IGNORECASE)
+FORMAT = re.compile(r"%[dmYHMSjw]")
 PATH_STEP = re.compile(r'\.(?:"([^"]*)"|([^.\[]+))|\[(\d+)\]')
 # Dates that differ from `BASE` in a part or two.
 MOMENTS = (
@@ -100,6 +102,7 @@ def figures(numbers: Sequence[float]) -> Iterator[Value]:
 def dates(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
     """Dates round those written, with parts as written, and as far from `BASE` and from now as numbers say."""
     yield BASE
+    yield from read_by_format(texts)
     yield from parts([*texts, *(str(whole(number)) for number in numbers)])
     written = [text for text in texts if DATED.match(text) and evaluate("date", text)]
     for text in written:
@@ -115,10 +118,19 @@ def dates(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
                 steps = [f"{sign}{step} {unit}" for unit in UNITS for step in near(number) for sign in "-+"]
                 yield from shifted(start, steps)
                 year = evaluate("date", start, f"-{int(number)} years")
-                yield from shifted(str(year), ("+3 months", "-3 months"))
+                yield from shifted(str(year), ("+20 days", "-20 days", "+3 months", "-3 months"))
     yield from MOMENTS
     yield from (NOW[:10], NOW)
     yield from shifted(NOW[:10], ("-1 day", "+1 day", "-1 month", "-1 year", "start of month", "start of year"))
+
+
+def read_by_format(texts: Sequence[str]) -> Iterator[str]:
+    """The dates that texts are by each of the formats among them, and the days after."""
+    for form, text in permutations(texts, 2):
+        if FORMAT.search(form):
+            with suppress(ValueError, OverflowError, re.error):
+                day = datetime.strptime(text, form)
+                yield from (day.isoformat(" "), (day + timedelta(days=1)).isoformat(" "))
 
 
 def near(number: float) -> tuple[int, ...]:
@@ -192,7 +204,7 @@ def words(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
                 yield from ("x" * length, *(f"x{mark}{'x' * (length - 2)}{mark}x" for mark in marks if length > 1))
         yield from cuts([min(int(number), 99)] if number else [])
     for mark in marks:
-        yield from (f"{mark}25", f"3{mark}", f"{mark}140", f"9{mark}")
+        yield from (f"{mark}25", f"3{mark}", f"{mark}140", f"9{mark}", f"1{mark}40")
         yield from (
             f"{mark}ab",
             f"ab{mark}",

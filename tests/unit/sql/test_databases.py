@@ -468,17 +468,17 @@ TELLING = {
 
 
 def test_mutants_of_analysts_queries_are_parted():
-    """At least 97 of 100, of kinds that are hardly ever equivalent; each gold gives one or two."""
+    """At least 97 of 100, of kinds that are hardly ever equivalent; each gold gives one."""
     rng = Random(2)
     survivors, count = [], 0
     for context, gold in analysts_golds():
         schema = read_schema(context)
         engine = Engine(schema)
         found = ((kind, pred) for kind, pred in mutants(gold, schema, rng, computed=True) if kind in TELLING)
-        for kind, pred in islice((pair for pair in found if engine.prepare(pair[1]) is None), 2):
+        for kind, pred in islice((pair for pair in found if engine.prepare(pair[1]) is None), 1):
             count += 1
             if first_difference(engine, gold, pred) is None:
                 survivors.append((kind, gold, pred))
         engine.close()
-    assert count > 200
+    assert count > 120
     assert len(survivors) <= 0.03 * count, survivors
