@@ -699,6 +699,7 @@ class Experiment:
             "vram": self.meter.peaks,
         }
         summary["seconds"]["total"] = round(time.perf_counter() - self.began, 3)
+        self._tell_lost_terminal()
         line = self._close_tracker(rows, step)
         folder.write_summary(summary)
         report(folder, summary, self.terminal, line)
@@ -715,6 +716,10 @@ class Experiment:
         self.tracker.summary({**numbers, **self.summary["tuned"], **{key: self.summary[key] for key in kept}})
         self._tag()
         return self.tracker.close()
+
+    def _tell_lost_terminal(self) -> None:
+        if self.terminal.lost:
+            self.summary["terminal"] = f"lost while the run went on: {self.terminal.lost}"
 
     def _tag(self) -> None:
         """How a trial ends, as a tag; one that was stopped has not ended."""
@@ -764,6 +769,7 @@ class Experiment:
             "error": f"{type(error).__name__}: {error}",
             "vram": self.meter.peaks,
         }
+        self._tell_lost_terminal()
         if self.tracker:
             self._tag()
             self.tracker.close(exit_code=getattr(error, "exit_code", 1))

@@ -37,6 +37,8 @@ class Bar:
 class Recorder:
     """Stands in for ftlab.terminal.Terminal: keeps what it is told. `on_update` hears of every metric."""
 
+    lost = ""
+
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.warnings: list[str] = []
