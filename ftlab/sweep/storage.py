@@ -57,7 +57,15 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)  # a sweep shows its trials i
 
 class OwnedStorage(RDBStorage):
     """RDBStorage whose running trials have the user attribute `owner`, and which leaves stale trials to
-    `Study.reap`: what Optuna fails by itself cannot be told from a failure afterwards."""
+    `Study.reap`: what Optuna fails by itself cannot be told from a failure afterwards.
+
+    `above` are the processes without which this one would not go on: its sweep's driver first."""
+
+    above: Sequence[Process] = ()
+
+    def me(self) -> dict[str, Any]:
+        """This process as the owner of a trial."""
+        return {**Process.me().record(), "above": [process.record() for process in self.above]}
 
     @staticmethod
     def _fill_storage_url_template(template: str) -> str:
@@ -65,7 +73,7 @@ class OwnedStorage(RDBStorage):
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         if template_trial is None:
-            template_trial = create_trial(state=TrialState.RUNNING, user_attrs={"owner": Process.me().record()})
+            template_trial = create_trial(state=TrialState.RUNNING, user_attrs={"owner": self.me()})
             template_trial.datetime_start = datetime.now()
         return super()._create_new_trial(study_id, template_trial)
 
@@ -74,7 +82,7 @@ class OwnedStorage(RDBStorage):
             return super().set_trial_state_values(trial_id, state, values)
         # Several workers may reach for a waiting trial. Each leaves its claim first, so that whoever gets it and
         # dies before it says so was one of those.
-        owner = Process.me().record()
+        owner = self.me()
         self.set_trial_system_attr(trial_id, f"{_CLAIM}{owner['host']}:{owner['pid']}:{owner['started']}", owner)
         got = super().set_trial_state_values(trial_id, state, values)
         if got:
@@ -125,8 +133,17 @@ def _held(study_id: int, configuration: str) -> tuple[Any, Any]:
 
 def owners(trial: FrozenTrial) -> list[Process]:
     """The running trial's owner; where it has not said so yet, all who reached for it."""
-    nodes = [trial.user_attrs["owner"]] if "owner" in trial.user_attrs else list(claims(trial).values())
-    return [owner for owner in map(Process.read, nodes) if owner]
+    return [owner for owner in map(Process.read, _owner_nodes(trial)) if owner]
+
+
+def above(trial: FrozenTrial) -> list[Process]:
+    """Those without which the trial's owner does not go on: none of an older ftlab."""
+    nodes = [node for owner in _owner_nodes(trial) for node in owner.get("above", [])]
+    return [process for process in map(Process.read, nodes) if process]
+
+
+def _owner_nodes(trial: FrozenTrial) -> list[dict[str, Any]]:
+    return [trial.user_attrs["owner"]] if "owner" in trial.user_attrs else list(claims(trial).values())
 
 
 def claims(trial: FrozenTrial) -> dict[str, Any]:

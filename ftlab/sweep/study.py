@@ -2,11 +2,12 @@
 
 What a trial's user attributes say:
 
-    owner         host, pid and start of the process that runs it
+    owner         host, pid and start of the process that runs it, and of those above it
     original      number of the first attempt
     attempts      numbers of all attempts before, whose folder becomes this one's when it begins
-    retries       times that its process died before
-    interrupted   "killed" (found dead) or "stopped" (by a signal): another attempt follows
+    retries       times that its process died before, while those above it lived
+    orphaned      times that its process died before, and so did one above it, as its driver
+    interrupted   "killed", "orphaned" (both found dead) or "stopped" (by a signal): another attempt follows
     surplus       one more than wanted, given back
     cause         why it failed, in one line
     from          the trial of another study that it was taken over from
@@ -19,7 +20,9 @@ Reports to the pruner name optimizer steps, and stand in the study's direction (
 import difflib
 import json
 import math
+import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -41,6 +44,7 @@ from ftlab.redact import redact
 from ftlab.run_dir import Record, write_atomic
 from ftlab.sweep import identity, samplers, storage
 from ftlab.sweep.entry import Rank, best_of, finite, front, rank
+from ftlab.sweep.limits import GRACE_S
 from ftlab.sweep.samplers import failed, own, point_of
 from ftlab.sweep.space import Space, Value
 from ftlab.sweep.storage import OwnedStorage, owners
@@ -49,6 +53,11 @@ CARD = "study.json"
 LOCK = ".study.lock"
 LOCK_TIMEOUT_S = 120.0
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+COUNTED = {"killed": "retries", "orphaned": "orphaned"}  # ways to die, and the attribute that counts each
+MOST_ORPHANED = 10  # deaths with the driver that weigh as much as one alone
+# After its time limit until a process is killed: one that is stopped, and one that is not, and should have been ended
+# by its own alarm and then its own watchdog.
+STOPPED_GRACE_S, DEAF_GRACE_S = 2.0, 2 * GRACE_S
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,10 @@ class Study:
         self.forgiven = frozenset(trial.number for trial in self.trials() if failed(trial))
         return {"budget": self.cfg.max_failures, "forgiven": sorted(self.forgiven)}
 
+    def work_under(self, above: Sequence[Process]) -> None:
+        """Say of trials that this process runs without whom it would not go on."""
+        self._backend.above = above
+
     def close(self) -> None:
         """Let go of the database; using the study again connects again. Whoever closes SQLite's file last puts its log
         into it, so that one file is left; who is killed leaves `study.db-wal` beside it, which the next one reads."""
@@ -339,20 +352,42 @@ class Study:
         return trial._trial_id in silent or (bool(known) and len(here) == len(known))
 
     def _bury(self, trial: FrozenTrial) -> bool:
-        """Fail a trial for its dead process; False where somebody finished it meanwhile."""
+        """Fail a trial for its dead process; False where somebody finished it meanwhile. A death that came from above
+        says nothing of the trial; one that takes its driver along each time ends nevertheless."""
         backend, key = self._backend, trial._trial_id
-        deaths = int(trial.user_attrs.get("retries", 0)) + 1
+        kind, most = "killed", self.cfg.retries
+        if any(process.dead() for process in storage.above(trial)):
+            kind, most = "orphaned", MOST_ORPHANED * (self.cfg.retries + 1)
+        deaths = int(trial.user_attrs.get(COUNTED[kind], 0)) + 1
         try:
             if trial.user_attrs.get("interrupted") != "stopped":
-                if deaths <= self.cfg.retries:
-                    backend.set_trial_user_attr(key, "interrupted", "killed")
+                if deaths <= most:
+                    backend.set_trial_user_attr(key, "interrupted", kind)
                 else:
                     times = f"{deaths} times" if deaths > 1 else "once"
-                    cause = f"its process died {times} (killed, or the machine went down)"
+                    with_driver = " with its driver" if kind == "orphaned" else ""
+                    cause = f"its process died {times}{with_driver} (killed, or the machine went down)"
                     backend.set_trial_user_attr(key, "cause", cause)
             return backend.set_trial_state_values(key, TrialState.FAIL)
         except UpdateFinishedTrialError:
             return False
+
+    def end_frozen(self) -> list[int]:
+        """Kill processes of this host that are over `sweep.trial_limit_s` and do not end their trial themselves: those
+        that are stopped, as by SIGSTOP, and those that do not even heed their own watchdog. The numbers of their
+        trials, which `reap` takes up again."""
+        limit = self.cfg.trial_limit_s
+        running = [] if limit is None else [t for t in self.trials() if t.state is TrialState.RUNNING]
+        ended = []
+        for trial in running:
+            owner, spent = next(iter(owners(trial)), None), _seconds(trial) or 0.0
+            if limit is None or owner is None or owner == Process.me() or not owner.here() or owner.dead():
+                continue
+            if spent > limit + (STOPPED_GRACE_S if owner.frozen() else DEAF_GRACE_S):
+                with suppress(OSError):  # it is just gone, or another user's
+                    os.kill(owner.pid, signal.SIGKILL)
+                    ended.append(trial.number)
+        return ended
 
     def _take_up(self, trials: list[FrozenTrial]) -> None:
         """Enqueue every interrupted one of all trials that has no successor yet, if more are to finish."""
@@ -655,13 +690,13 @@ def _successor(trial: FrozenTrial) -> FrozenTrial:
         user_attrs={
             "original": attrs.get("original", trial.number),
             "attempts": [*_attempts(attrs), trial.number],
-            "retries": int(attrs.get("retries", 0)) + (attrs["interrupted"] == "killed"),
+            **{name: int(attrs.get(name, 0)) + (attrs["interrupted"] == kind) for kind, name in COUNTED.items()},
         },
     )
 
 
 def _taken_over(trial: FrozenTrial, origin: str, space: Space) -> FrozenTrial:
-    dropped = ("owner", "original", "attempts", "retries", "same_as")
+    dropped = ("owner", "original", "attempts", *COUNTED.values(), "same_as")
     return create_trial(
         state=trial.state,
         values=trial.values,
