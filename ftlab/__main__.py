@@ -30,7 +30,7 @@ COMPOSED = ("fetch", "data")  # their values are Hydra overrides
 DASHED = ("score",)  # their options have dashes
 COMMANDS = (*PLAIN, *COMPOSED, *DASHED)
 ON_A_RUN = ("predict", "eval")  # their first bare word is the run
-WITH_WORDS = ("runs", "compare", "report")  # they take bare words
+WITH_WORDS = ("runs", "compare", "report", "doctor")  # they take bare words
 COMPLETION = ("--shell-completion", "-sc")
 SHOWING = (
     "--help",

@@ -150,12 +150,7 @@ class RunDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, but for lines that are damaged."""
-        found = []
-        for line in _lines(self / "metrics.jsonl"):
-            with suppress(ValueError):
-                row = json.loads(line)
-                found += [row] if isinstance(row, dict) and "step" in row else []
-        return found
+        return list(_records(_lines(self / "metrics.jsonl")))
 
     def evaluated(self) -> list[Path]:
         """Files of answers below evaluations/, what was written last first. Those of weights that a longer training has
@@ -400,6 +395,22 @@ def _json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def count_damaged_lines(file: Path) -> int:
+    """Lines of metrics.jsonl that are no records; the last one may be cut off by a kill, and is none."""
+    whole = (
+        [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if file.is_file() else []
+    )
+    return len(whole) - len(list(_records(whole)))
+
+
+def _records(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield row
 
 
 def _lines(file: Path) -> list[bytes]:

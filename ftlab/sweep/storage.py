@@ -12,7 +12,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -170,6 +170,19 @@ def file_of(url: str) -> Path | None:
     read = make_url(url)
     in_file = read.get_backend_name() == "sqlite" and read.database not in (None, "", ":memory:")
     return Path(read.database or "") if in_file and "uri" not in read.query else None
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with SQLite's database in a file, as far as its structure tells; None if it is whole, or is just
+    held by another process."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file.resolve()))}?mode=ro", uri=True, timeout=5)) as database:
+            found = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        return None if "malformed" not in str(error) else str(error)
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if found == "ok" else found.splitlines()[-1]
 
 
 def without_password(url: str) -> str:

@@ -143,7 +143,7 @@ def test_options_may_stand_anywhere(cli: Cli, words: list[str]) -> None:
         (["eval", "nothing"], "no run folder"),
         (["predict", "run=x", "run=y"], "twice"),
         (["predict", "x", "y"], "key=value"),
-        (["doctor", "x"], "key=value"),
+        (["doctor", "x"], "run=x is no run folder"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
