@@ -253,8 +253,12 @@ class RunDir:
 
     def pruned(self, tree: dict[str, Any]) -> dict[str, Any] | None:
         """The summary of this very run where a sweep gave it up in this folder."""
+        return None if self._differences(tree) else self.ended_pruned()
+
+    def ended_pruned(self) -> dict[str, Any] | None:
+        """The summary of a run that a sweep gave up in this folder, whatever its configuration."""
         summary = self._told
-        return summary if summary.get("status") == "pruned" and not self._differences(tree) else None
+        return summary if summary.get("status") == "pruned" else None
 
     def check_result(self, name: str) -> None:
         """Refuse to ask a run that has no result yet.

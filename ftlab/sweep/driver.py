@@ -36,6 +36,7 @@ from ftlab.sweep import samplers
 from ftlab.sweep.identity import configuration, shared
 from ftlab.sweep.join import Order, join, rungs_of
 from ftlab.sweep.probe import check_values
+from ftlab.sweep.salvage import refill
 from ftlab.sweep.space import Space
 from ftlab.sweep.storage import explained, networked, set_password_aside
 from ftlab.sweep.study import CARD, Study, folder_name
@@ -82,9 +83,20 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
     composed = configuration(lambda more: composition([*fixed, *more], config_dir=config_dir(config)), space)
     sources = sources_now(cfg, composed, known=(folder / CARD).is_file(), terminal=terminal)
     opened = Study.open(
-        name, folder, cfg.sweep, space, objectives, fixed, composed=composed, sources=sources, rungs=rungs_of(cfg)
+        name,
+        folder,
+        cfg.sweep,
+        space,
+        objectives,
+        fixed,
+        composed=composed,
+        sources=sources,
+        rungs=rungs_of(cfg),
+        refill=refill,
     )
     with closing(opened) as study, explained(study.storage_url):
+        if study.salvaged:
+            terminal.warn(study.salvaged)
         introduce(study, terminal)
         warn_of_files(study, config, terminal)
         if study.left():

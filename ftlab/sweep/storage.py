@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import URL, CursorResult, insert, make_url, select, update
 from sqlalchemy.orm import Session
 
+from ftlab import damaged
 from ftlab.errors import InputError
 from ftlab.process import Process
 from ftlab.redact import redact
@@ -183,6 +184,16 @@ def damage(file: Path) -> str | None:
     except sqlite3.DatabaseError as error:
         return str(error)
     return None if found == "ok" else found.splitlines()[-1]
+
+
+def set_damaged_aside(database: Path) -> Path:
+    """Rename SQLite's database with what SQLite keeps beside it; the new name of its file."""
+    aside = damaged.set_aside(database)
+    for suffix in ("-wal", "-shm"):
+        beside = database.with_name(database.name + suffix)
+        if beside.exists():
+            beside.rename(aside.with_name(aside.name + suffix))
+    return aside
 
 
 def without_password(url: str) -> str:

@@ -24,7 +24,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
@@ -128,6 +128,7 @@ class Study:
         self.target = samplers.target(cfg, space)
         self.optuna, self._backend = study, backend
         self.forgiven = frozenset[int](study.user_attrs.get("forgiven", ()))  # failed trials whose grid points are free
+        self.salvaged = ""  # what was lost with a damaged database, and what was not
         self.notes: list[str] = []  # what whoever opened the study is to be told
         self._file_lock = _file_lock(folder)
 
@@ -146,13 +147,15 @@ class Study:
         composed: Mapping[str, Any] | None = None,
         sources: Record | None = None,
         rungs: Sequence[int] | None = None,
+        refill: "Callable[[Study], str] | None" = None,
     ) -> "Study":
         """Make the study or join it; several processes may do so at once. First guesses are enqueued and trials
         of `sweep.warm_start` taken over. What is refused leaves nothing behind.
 
         `composed` is `identity.configuration`'s, for a study whose fixed values changed in a file to be refused, and
         `sources` `identity.shared`'s, for one whose data changed; `rungs` are the optimizer steps of evaluations where
-        they are known, for a pruner that cannot act to be refused.
+        they are known, for a pruner that cannot act to be refused. `refill` gives a new study the trials of their
+        folders, where a damaged database has to be set aside.
 
         Raises:
             ConfigError: settings that do not go together, or a study of that name that searches something else.
@@ -169,11 +172,14 @@ class Study:
         teacher = _teacher(cfg, wanted)
         url = cfg.storage or storage.default_url(folder)
         with _made(folder), _held(lock), storage.explained(url):
+            aside = _damaged_aside(folder) if refill and not cfg.storage else None
             backend = storage.connect(url, cfg.heartbeat_s, cfg.grace_s)
             study = optuna.create_study(study_name=name, storage=backend, directions=directions, load_if_exists=True)
             space = identity.agreed(study, space, wanted)
             _write_card(folder, name, cfg.storage)
             opened = cls(name, folder, cfg, space, objectives, fixed, study, backend)
+            if aside and refill:
+                opened.salvaged = f"{folder}/study.db was damaged and is kept as {aside.name}: {refill(opened)}"
             opened._ready(wanted, teacher)
         return opened
 
@@ -560,6 +566,14 @@ def _made(folder: Path) -> Iterator[None]:
             reason = error.strerror or str(error)
             raise InputError(f"{folder} cannot be written ({reason}): choose another folder with run_dir=DIR") from None
         raise
+
+
+def _damaged_aside(folder: Path) -> Path | None:
+    """Where the damaged database of a folder is kept from now on; None where there is none."""
+    database = folder / "study.db"
+    if not database.is_file() or storage.damage(database) is None:
+        return None
+    return storage.set_damaged_aside(database)
 
 
 def _card(name: str, url: str | None) -> dict[str, Any]:

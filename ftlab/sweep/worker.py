@@ -304,5 +304,14 @@ def peak_of(summary: dict[str, Any]) -> float:
     return max((float(peaks.get("allocated", 0.0)) for peaks in phases.values()), default=0.0)
 
 
+def value_of(summary: dict[str, Any], objective: str) -> float:
+    """An objective of a finished run: a validation metric, GiB or seconds."""
+    if objective == "vram/peak_allocated_gib":
+        return peak_of(summary)
+    if objective == "train/seconds":
+        return float(summary["seconds"]["train"])
+    return float(summary["tuned"][objective])
+
+
 def _values(values: list[float]) -> Values:
     return values[0] if len(values) == 1 else tuple(values)

@@ -3,10 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ftlab.sweep.study import Study
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -90,4 +93,28 @@ def test_a_study_says_how_it_stands_and_what_of_its_trials_is_damaged(
     code, out, _ = cli("doctor", "outputs/s")
     assert code == 1
     assert "study.db         damaged" in out
-    assert json.loads(Path("outputs/s/0/summary.json").read_text())["status"] == "finished"
+
+
+def test_a_damaged_database_is_made_anew_from_the_folders(
+    cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--multirun", *small, "trainer.lr=1e-2,3e-3,1e-3", "trainer.max_steps=4", "sweep.study=s"]
+    assert cli(*words)[0] == 0
+    with closing(Study.load("s")) as study:
+        before = {row.number: (row.values, row.params, row.rungs, row.loss) for row in study.leaderboard()}
+    flip(Path("outputs/s/study.db"), at=0.3, count=4000)
+    damaged = Path("outputs/s/study.db").read_bytes()
+    summary = json.loads(Path("outputs/s/1/summary.json").read_text())  # as if the sweep had been killed in trial 1
+    Path("outputs/s/1/summary.json").write_text(json.dumps(summary | {"status": "running"}))
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/s/[02]/summary.json")}
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert "study.db was damaged and is kept as study.db.damaged-1: 2 finished trials taken from their folders" in out
+    assert Path("outputs/s/study.db.damaged-1").read_bytes() == damaged
+    with closing(Study.load("s")) as study:
+        after = {row.number: (row.values, row.params, row.rungs, row.loss) for row in study.leaderboard()}
+    assert after == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert "resumed from step 4 of 4" in Path("outputs/s/1/output.txt").read_text()
+    assert cli("doctor", "s")[0] == 0
