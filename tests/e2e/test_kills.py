@@ -60,7 +60,10 @@ class Runs:
     def __init__(self, words: list[str], folder: Path) -> None:
         self.words, self.folder = words, folder
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-B", "-W", "ignore", "-c", FORKS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, run_dir: Path, *more: str, strace: tuple[str, ...] = ()) -> int:
@@ -79,6 +82,11 @@ class Runs:
         assert self.run(run_dir, *more, strace=("-o", str(trace), "-e", f"trace={CALLS}")) == 0
         names = [line.partition("(")[0] for line in trace.read_text(errors="replace").splitlines() if "(" in line]
         return [(name, names[: i + 1].count(name)) for i, name in enumerate(names) if name in CALLS.split(",")]
+
+    def filled(self, call: Call, run_dir: Path) -> int:
+        """The exit code of a run for which the disk is full from such a call on."""
+        full = ("-e", "trace=write,pwrite64,fsync", "-e", f"inject={call[0]}:error=ENOSPC:when={call[1]}+")
+        return self.run(run_dir, strace=("-o", os.devnull, *full))
 
     def killed(self, call: Call, run_dir: Path, *more: str) -> bool:
         """Whether a run was killed as it entered such a call."""
@@ -133,6 +141,20 @@ def test_killed_at_some_changes_of_the_disk_it_ends_bit_identical(runs: Runs, wh
     assert len(calls) > 60
     some = [calls[round(len(calls) * part)] for part in (0.2, 0.45, 0.6, 0.85)]
     assert check(runs, folder, some, lambda folder: None) == len(some)
+
+
+@pytest.mark.parametrize("part", [0.3, pytest.param(0.5, marks=pytest.mark.slow), 0.68])
+def test_on_a_full_disk_it_ends_in_one_message_and_then_bit_identical(
+    part: float, runs: Runs, whole: tuple[Path, list[Call]]
+) -> None:
+    """From the first write on that meets a full disk, all of them do."""
+    writes = [call for call in whole[1] if call[0] == "write"]
+    folder = runs.folder / f"full-{part}"
+    assert runs.filled(writes[round(len(writes) * part)], folder) == 1
+    assert "Traceback" not in Path(f"{folder}.log").read_text()
+    assert not list(folder.glob("checkpoints/*.part"))
+    assert runs.run(folder) == 0, Path(f"{folder}.log").read_text()[-2000:]
+    assert outcome(folder) == outcome(whole[0])
 
 
 @pytest.mark.soak
