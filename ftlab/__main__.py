@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ from ftlab.commands import plain_arguments
 from ftlab.errors import FtlabError, InputError, Stopped
 from ftlab.launcher import check_launch
 from ftlab.redact import redact, redact_message, redact_streams, redact_tree, remember
+from ftlab.train.signals import StopSignal
 
 if TYPE_CHECKING:
+    from ftlab.terminal import Terminal
     from ftlab.train.ranks import Ranks
 
 PLAIN = ("predict", "eval", "doctor", "runs", "compare", "report")  # their values are plain text
@@ -28,7 +30,7 @@ COMPOSED = ("fetch", "data")  # their values are Hydra overrides
 DASHED = ("score",)  # their options have dashes
 COMMANDS = (*PLAIN, *COMPOSED, *DASHED)
 ON_A_RUN = ("predict", "eval")  # their first bare word is the run
-WITH_WORDS = ("runs", "compare", "report")  # they take bare words
+WITH_WORDS = ("runs", "compare", "report", "doctor")  # they take bare words
 COMPLETION = ("--shell-completion", "-sc")
 SHOWING = (
     "--help",
@@ -60,12 +62,14 @@ def entry() -> None:
     """The console script."""
     redact_streams()
     code = main(sys.argv[1:])
+    StopSignal.end_at_once(code)
     interrupted = code in (Stopped.exit_code, 130) and not any(word in MULTIRUN for word in sys.argv)
     if launched() > 1 or interrupted:
         # All is written and said. Threads of gloo can abort the interpreter while it takes itself down, and it would
         # wait for those of a download. A sweep's launcher has processes to end in its turn.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # nobody reads it any more
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -89,7 +93,8 @@ def main(words: Sequence[str]) -> int:
 def failed(error: FtlabError) -> int:
     """Show a user's mistake; the exit code."""
     text = redact_message(str(error))
-    print(f"ftlab: {text}" if "\n" not in text else f"ftlab:\n{text}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads it any more, or its disk is full
+        print(f"ftlab: {text}" if "\n" not in text else f"ftlab:\n{text}", file=sys.stderr, flush=True)
     return error.exit_code
 
 
@@ -122,7 +127,8 @@ def dispatch(words: list[str]) -> int:
 
 def in_ranks(words: list[str]) -> int:
     """One training in all processes of a launch."""
-    from ftlab.train.ranks import together
+    with StopSignal().caught() as stop, stop.at_once():
+        from ftlab.train.ranks import together
 
     return together(partial(train, words), failed)
 
@@ -191,47 +197,72 @@ def train(words: list[str], ranks: "Ranks | None" = None) -> None:
     Raises:
         InputError: several processes for a sweep or a command, or processes that differ in their configuration.
     """
+    stop = ranks.stop if ranks else StopSignal()
+    ready = nullcontext if ranks else stop.at_once  # several processes leave together
+    with stop.caught(), ExitStack() as held:
+        with ready():
+            run = _prepared(words, ranks, held)
+        run()
+
+
+def _prepared(words: list[str], ranks: "Ranks | None", held: ExitStack) -> Callable[[], Any]:
+    """What is left to do once the words have been read: nothing where they wanted to see something. `held` keeps the
+    run's folder for this process."""
     if ranks:
         _check_alone(words, ranks.world)
     overrides, options = split_options(words)
     beside = ranks if ranks and not ranks.first else None
     if not words and not beside:
-        print("no arguments: running experiment=quickstart (python -m ftlab --help shows everything else)\n")
+        for line in ("no arguments: running experiment=quickstart (python -m ftlab --help shows everything else)", ""):
+            _terminal().note(line)
     composition = _compose(overrides or ["experiment=quickstart"] * (not words), options)
     if ranks:
         ranks.agree(_shared(composition.tree))
     check_launch(composition.config.model.dtype)
+    if options["dry_run"]:
+        if not beside:
+            from ftlab.experiment import dry_run
+
+            dry_run(composition, _terminal())
+        return _nothing
     if beside:
         from ftlab.experiment import follow
 
-        if not options["dry_run"]:
-            follow(composition, beside)
-        return
+        return partial(follow, composition, beside)
+    return _lead(composition, ranks, held)
+
+
+def _lead(composition: Any, ranks: "Ranks | None", held: ExitStack) -> Callable[[], Any]:
+    """All that can be refused or reported is, before torch is imported for the run that is returned."""
     from ftlab.provenance import check_reported
     from ftlab.report import report_finished
     from ftlab.run_dir import RunDir
+
+    cfg, terminal = composition.config, _terminal()
+    folder = held.enter_context(RunDir(cfg.run_dir).claim())
+    folder.check_same(composition.tree, cfg.force)
+    finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
+    if finished:
+        check_reported(folder, cfg, terminal)
+        report_finished(folder, finished, terminal)
+        return _nothing
+    from ftlab.weights import check_code
+
+    check_code(cfg.model)
+    from ftlab.experiment import run_in
+
+    lead = partial(run_in, ranks=ranks) if ranks else run_in
+    return partial(lead, folder, composition, terminal)
+
+
+def _nothing() -> None:
+    """All is done."""
+
+
+def _terminal() -> "Terminal":
     from ftlab.terminal import Terminal
 
-    if options["dry_run"]:
-        from ftlab.experiment import dry_run
-
-        dry_run(composition, Terminal())
-        return
-    cfg = composition.config
-    with RunDir(cfg.run_dir).claim() as folder:  # all that can be refused or reported is, before torch is imported
-        folder.check_same(composition.tree, cfg.force)
-        finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
-        if finished:
-            check_reported(folder, cfg, Terminal())
-            report_finished(folder, finished, Terminal())
-            return
-        from ftlab.weights import check_code
-
-        check_code(cfg.model)
-        from ftlab.experiment import run_in
-
-        lead = partial(run_in, ranks=ranks) if ranks else run_in
-        lead(folder, composition, Terminal())
+    return Terminal()
 
 
 def _check_alone(words: list[str], world: int) -> None:
@@ -323,7 +354,8 @@ def multirun(words: list[str]) -> int:
     check_launch(None)
     if "--dry-run" in words:
         raise InputError("--dry-run plans one experiment: leave out --multirun and give one value a key")
-    return through_hydra([_harmless(word) for word in words], _in_folder)
+    with StopSignal().caught() as stop, stop.at_once():  # the sweep listens itself
+        return through_hydra([_harmless(word) for word in words], _in_folder)
 
 
 def _in_folder(overrides: list[str]) -> list[str]:

@@ -137,7 +137,7 @@ def follow(composition: Composition, ranks: Ranks) -> None:
 
 def evaluations(folder: RunDir) -> Iterator[tuple[Metrics, int]]:
     """The validation evaluations that metrics.jsonl holds, each with its step."""
-    for row in folder.read_rows("metrics.jsonl"):
+    for row in folder.read_metrics():
         if row.get("eval/loss") is not None:
             yield {key: float(v) for key, v in row.items() if key.startswith("eval/") and v is not None}, row["step"]
 
@@ -321,9 +321,11 @@ class Experiment:
         unknown = self.folder.check_sources(sources, self.cfg.force)
         if unknown:
             self.terminal.note(
-                f"{self.folder.path} was begun by an older ftlab, which kept no hash of {', '.join(unknown)}: "
+                f"{self.folder.path} holds no hash of {', '.join(unknown)} (it is damaged, or an older ftlab's): "
                 "whether anything of it has changed is not known"
             )
+        for line in [] if self.cfg.force else self.folder.set_damaged_aside(self.composition.tree):
+            self.terminal.warn(line)
         self.folder.begin(self.composition, self.cfg.force, sources)
         self.begun = True
         before = self.folder.summary
@@ -372,7 +374,9 @@ class Experiment:
 
     def _open_tracker(self, resumed: Checkpoint | None) -> None:
         jsonl = JsonlTracker(self.folder / "metrics.jsonl")
-        jsonl.truncate(resumed.step if resumed else -1)
+        damaged = jsonl.truncate(resumed.step if resumed else -1)
+        if damaged:
+            self.terminal.warn(damaged)
         config = {**self.composition.tree, "data_sha256": self.summary["data_sha256"]}
         tracker = trackers.open(
             self.cfg.tracker,
@@ -695,6 +699,7 @@ class Experiment:
             "vram": self.meter.peaks,
         }
         summary["seconds"]["total"] = round(time.perf_counter() - self.began, 3)
+        self._tell_lost_terminal()
         line = self._close_tracker(rows, step)
         folder.write_summary(summary)
         report(folder, summary, self.terminal, line)
@@ -711,6 +716,10 @@ class Experiment:
         self.tracker.summary({**numbers, **self.summary["tuned"], **{key: self.summary[key] for key in kept}})
         self._tag()
         return self.tracker.close()
+
+    def _tell_lost_terminal(self) -> None:
+        if self.terminal.lost:
+            self.summary["terminal"] = f"lost while the run went on: {self.terminal.lost}"
 
     def _tag(self) -> None:
         """How a trial ends, as a tag; one that was stopped has not ended."""
@@ -760,6 +769,7 @@ class Experiment:
             "error": f"{type(error).__name__}: {error}",
             "vram": self.meter.peaks,
         }
+        self._tell_lost_terminal()
         if self.tracker:
             self._tag()
             self.tracker.close(exit_code=getattr(error, "exit_code", 1))

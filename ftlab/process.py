@@ -53,6 +53,11 @@ class Process:
             return _started(self.pid) != self.started
         return not _answers(self.pid)
 
+    def frozen(self) -> bool:
+        """Whether the process is known to be stopped, as by SIGSTOP or a debugger, and will not go on by itself."""
+        fields = _fields(self.pid) if self.here() and not self.dead() else []
+        return bool(fields) and fields[0] in "Tt"
+
 
 @cache
 def this_host() -> str:
@@ -87,13 +92,18 @@ def _pid_space() -> list[str]:
 
 
 def _started(pid: int) -> str | None:
-    """Field 22 of /proc/PID/stat; None where the process is gone or waits as a zombie for its parent."""
+    """When a process began; None where it is gone or waits as a zombie for its parent."""
+    fields = _fields(pid)
+    return None if not fields or fields[0] in "ZX" else fields[19]
+
+
+def _fields(pid: int) -> list[str]:
+    """Fields 3 and on of /proc/PID/stat: the state, and 19 later the start. None where there is no such process."""
     try:
         # The name in brackets may hold spaces and brackets itself.
-        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+        return []
 
 
 def _answers(pid: int) -> bool:

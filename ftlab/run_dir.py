@@ -7,6 +7,8 @@ summary.json       the run in numbers; `status` says how it stands
 predictions.jsonl  test rows with the base's and the tuned answer
 adapter/ or model/ the result, with tokenizer, prompt template and generation settings
 checkpoints/       what a resumed run needs
+
+A record that is damaged is renamed, such as to summary.json.damaged-1, and the run goes on without it.
 """
 
 import fcntl
@@ -15,7 +17,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +26,8 @@ from omegaconf import OmegaConf
 
 from ftlab.composition import Composition, flatten, load_tree
 from ftlab.config import ExperimentConfig
-from ftlab.errors import RunDirError
+from ftlab.damaged import set_aside
+from ftlab.errors import ConfigError, RunDirError
 from ftlab.redact import known, redact, redact_message, redact_tree
 
 # A run may go on although these differ: they do not change what is learnt.
@@ -48,9 +51,29 @@ SPLITS = ("train", "validation", "test")
 # What a run is trained and scored on, by part: its sha256 and, of a split, its number of rows (`ftlab.provenance`).
 Record = dict[str, dict[str, Any]]
 
-# What a run writes, and all that is ever removed.
-FOLDERS = ("adapter", "model", "checkpoints", "wandb", ".hydra", "profile", "evaluations")
-FILES = ("config.yaml", "metrics.jsonl", "summary.json", "predictions.jsonl")
+# What a run writes, and all that is ever removed, in this order: whatever a kill leaves is a run that can go on, be
+# reported or be replaced. Checkpoints go while their configuration is known, a result after the summary that says it
+# is finished, and last what says whose folder this is.
+CLEARED = (
+    "checkpoints",
+    "summary.json",
+    "adapter",
+    "model",
+    *("wandb", "profile", "evaluations", "metrics.jsonl", "predictions.jsonl"),
+    "config.yaml",
+    ".hydra",
+)
+MARK = ".hydra/overrides.yaml"  # what says whose folder this is: the first file of a run
+CONFIGS = ("config.yaml", ".hydra/config.yaml")  # the same, twice
+# What a summary of a run that has ended holds, for whoever reports it; and what its parts are where they are there.
+OF_ENDED = ("objective", "base", "tuned", "intervals", "step", "planned_steps")
+NODES = ("objective", "base", "tuned", "intervals", "seconds", "vram", "versions", "sources", "data", "model")
+# What is lost with a damaged record.
+LOST = {
+    "config.yaml": "the copy in .hydra/ is used",
+    ".hydra/config.yaml": "config.yaml is used",
+    "summary.json": "its scores are computed anew; when it began and its run at the tracker are not known any more",
+}
 
 
 class RunDir:
@@ -125,6 +148,10 @@ class RunDir:
         except (OSError, ValueError):
             return []
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl, but for lines that are damaged."""
+        return list(_records(_lines(self / "metrics.jsonl")))
+
     def evaluated(self) -> list[Path]:
         """Files of answers below evaluations/, what was written last first. Those of weights that a longer training has
         replaced are left out."""
@@ -151,8 +178,8 @@ class RunDir:
             RunDirError: lists every difference that matters.
         """
         if not self._ours():
-            # .hydra alone is a run that was killed while it wrote its first record.
-            foreign = [name for name in (*FOLDERS, *FILES) if name != ".hydra" and (self / name).exists()]
+            # .hydra alone is a run that was killed while it wrote its first record, or removed its last.
+            foreign = [name for name in CLEARED if name != ".hydra" and (self / name).exists()]
             if foreign:
                 raise RunDirError(
                     f"run_dir={self.path} holds {', '.join(foreign)}, which no run of ftlab wrote: "
@@ -174,7 +201,7 @@ class RunDir:
         Raises:
             RunDirError: lists every difference.
         """
-        if force or not self._ours() or not (self._kept() or self.summary.get("status") == "pruned"):
+        if force or not self._ours() or not (self._kept() or self._told.get("status") == "pruned"):
             return []
         before = self._sources()
         different = differences(before, now, "in the folder")
@@ -194,17 +221,44 @@ class RunDir:
             self.clear()
         self.record(composition)
 
+    def set_damaged_aside(self, tree: dict[str, Any]) -> list[str]:
+        """Rename records that are there and cannot be used, for the run of `tree` to go on without them; a line for
+        each."""
+        lines = []
+        for name, reason in self.damage(tree).items():
+            aside = set_aside(self / name)
+            lost = LOST[name] if name == "summary.json" or self._copies() else "this command's configuration is used"
+            lines.append(f"{self.path}/{name} is damaged ({reason}) and kept as {aside.name}: {lost}")
+        return lines
+
+    def damage(self, tree: dict[str, Any] | None = None) -> dict[str, str]:
+        """What is wrong with each record that is there and cannot be used, by its name. `tree` decides between two
+        copies of the configuration that differ."""
+        found = {name: "not readable" for name in CONFIGS if (self / name).exists() and name not in self._copies()}
+        copies = self._copies()
+        if tree is not None and len(copies) == 2:
+            apart = {name: len(self._apart(copy, tree)) for name, copy in copies.items()}
+            found |= {name: "not what its copy says" for name in CONFIGS if apart[name] > min(apart.values())}
+        if (self / "summary.json").exists() and not self._told:
+            found["summary.json"] = "not readable" if not self.summary else "parts of it are missing"
+        return found
+
     def done(self, max_steps: int | None) -> dict[str, Any] | None:
-        """The summary of the finished run in the folder; None where there is none, or more steps are wanted."""
-        if not self._finished():
+        """The summary of the finished run in the folder; None where there is none, its result is gone, or more steps
+        are wanted."""
+        if not self._finished() or not any((self / name).is_dir() for name in ("adapter", "model")):
             return None
         summary = self.summary
         return None if max_steps is not None and max_steps > summary["planned_steps"] else summary
 
     def pruned(self, tree: dict[str, Any]) -> dict[str, Any] | None:
         """The summary of this very run where a sweep gave it up in this folder."""
-        summary = self.summary
-        return summary if summary.get("status") == "pruned" and not self._differences(tree) else None
+        return None if self._differences(tree) else self.ended_pruned()
+
+    def ended_pruned(self) -> dict[str, Any] | None:
+        """The summary of a run that a sweep gave up in this folder, whatever its configuration."""
+        summary = self._told
+        return summary if summary.get("status") == "pruned" else None
 
     def check_result(self, name: str) -> None:
         """Refuse to ask a run that has no result yet.
@@ -222,31 +276,56 @@ class RunDir:
         raise RunDirError(f"run={self.path} holds no {name}/: {how}")
 
     def clear(self) -> None:
-        """Remove what a run wrote here; files of others stay."""
-        for name in FOLDERS:
-            shutil.rmtree(self / name, ignore_errors=True)
-        for name in FILES:
-            (self / name).unlink(missing_ok=True)
+        """Remove what a run wrote here; files of others stay, and so do damaged records that were set aside."""
+        for name in CLEARED[:-1]:
+            for path in (self / name, self / f"{name}.part"):
+                _remove(path)
+        for file in (self / ".hydra").glob("*"):
+            if file.name != Path(MARK).name:
+                _remove(file)
+        _remove(self / ".hydra")
 
     def _ours(self) -> bool:
-        return (self / ".hydra" / "overrides.yaml").is_file()
+        """Whether a run wrote what is here: its mark says so, or where that is lost, what only a run writes."""
+        summary = self.summary
+        known = "objective" in summary and "ftlab" in (summary.get("versions") or {})
+        return (self / MARK).is_file() or known or any(map(_is_checkpoint, self.path.glob("checkpoints/step-*")))
 
     def _kept(self) -> bool:
         """Whether there is something to lose."""
         return self._finished() or any(self.path.glob("checkpoints/step-*"))
 
     def _sources(self) -> Record:
-        return sources_of(self.summary)
+        return sources_of(self._told)
 
     def _finished(self) -> bool:
-        return self.summary.get("status") == "finished"
+        return self._told.get("status") == "finished"
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """The summary, or an empty dict where there is none with all its parts."""
+        summary = self.summary
+        return summary if _whole(summary) else {}
+
+    def _copies(self) -> dict[str, dict[str, Any]]:
+        """The recorded configuration by the name of its file, as far as it can be read. Of two files the one that lacks
+        keys of the other was cut off."""
+        found = {}
+        for name in CONFIGS:
+            with suppress(ConfigError):
+                found[name] = load_tree(self / name)
+        keys = {name: set(flatten(tree)) for name, tree in found.items()}
+        return {name: tree for name, tree in found.items() if not any(keys[name] < other for other in keys.values())}
 
     def _differences(self, tree: dict[str, Any]) -> list[str]:
-        if not (self / "config.yaml").exists():
-            return []
+        """What this run's configuration and the recorded one differ in; of two copies that of the one that is
+        nearer, since the other is damaged. None where nothing is recorded."""
+        return min((self._apart(copy, tree) for copy in self._copies().values()), key=len, default=[])
+
+    def _apart(self, recorded: dict[str, Any], tree: dict[str, Any]) -> list[str]:
         mine = flatten(redact_tree(tree))
         # What a run of an older ftlab does not name was as it is by default.
-        theirs = {**flatten(defaults()), **flatten(load_tree(self / "config.yaml"))}
+        theirs = {**flatten(defaults()), **flatten(recorded)}
         return [
             f"  {key}: {theirs.get(key)} in the folder, {mine.get(key)} now"
             for key in sorted({*mine, *theirs})
@@ -303,14 +382,14 @@ def find_run(text: str) -> RunDir:
         RunDirError: there is no run.
     """
     for path in (Path(text).expanduser(), Path("outputs") / text):
-        if (path / "config.yaml").is_file():
+        if any((path / name).is_file() for name in CONFIGS):
             return RunDir(path)
     raise RunDirError(f"run={text} is no run folder (no config.yaml): list them with python -m ftlab runs")
 
 
 def tree_of(folder: RunDir) -> dict[str, Any]:
-    """The resolved configuration of a run."""
-    return load_tree(folder / "config.yaml")
+    """The resolved configuration of a run, from the copy where the first is damaged."""
+    return next(iter(folder._copies().values()), None) or load_tree(folder / "config.yaml")
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -320,6 +399,55 @@ def _json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def count_damaged_lines(file: Path) -> int:
+    """Lines of metrics.jsonl that are no records; the last one may be cut off by a kill, and is none."""
+    whole = (
+        [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if file.is_file() else []
+    )
+    return len(whole) - len(list(_records(whole)))
+
+
+def _records(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield row
+
+
+def _lines(file: Path) -> list[bytes]:
+    try:
+        return file.read_bytes().splitlines()
+    except OSError:
+        return []
+
+
+def _whole(summary: dict[str, Any]) -> bool:
+    """Whether a summary holds what whoever reads it expects of its status."""
+    if not isinstance(summary.get("status"), str) or not all(isinstance(summary.get(n, {}), dict) for n in NODES):
+        return False
+    sources = summary.get("sources", {}).values()
+    if not all(isinstance(source, dict) and isinstance(source.get("sha256"), str) for source in sources):
+        return False
+    if summary["status"] not in ("finished", "pruned"):
+        return True
+    value = summary.get("objective", {}).get("value")
+    return all(key in summary for key in OF_ENDED) and isinstance(value, (int, float)) and bool(summary["tuned"])
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether only a run of ftlab wrote the folder."""
+    return {"trainable.safetensors", "optimizer.pt", "state.json"} <= _json(folder / "manifest.json").keys()
+
+
+def _remove(path: Path) -> None:
+    """A file, or a folder with all that it holds, as far as it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _written(answers: Path, record: dict[str, Any]) -> float:

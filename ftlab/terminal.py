@@ -4,13 +4,15 @@ In a terminal there is colour and a bar that moves; elsewhere (a pipe, a log fil
 Data is never read as markup: SQL is full of [brackets].
 """
 
+import io
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -45,18 +47,67 @@ class Bar(Protocol):
         """`step` of the total is done; `metrics` by key (`train/loss`, `eval/sql_exact_match`), maybe empty."""
 
 
+class Output(io.TextIOBase):
+    """A text file that may be lost, as when its reader has left (`| head`) or its disk is full: what is written from
+    then on goes nowhere, and whoever writes goes on. One line on stderr says so."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.lost = ""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self.file, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return not self.lost and self.file.isatty()
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+    def write(self, text: str) -> int:
+        if not self.lost:
+            try:
+                self.file.write(text)
+            except (OSError, ValueError) as error:  # ValueError: it is closed
+                self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if not self.lost:
+            try:
+                self.file.flush()
+            except (OSError, ValueError) as error:
+                self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        self.lost = getattr(error, "strerror", None) or str(error)
+        with suppress(OSError, ValueError):  # what waits in its buffer would be an error again at the end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.file.fileno())
+            os.close(nowhere)
+        with suppress(OSError, ValueError):
+            print(f"ftlab: nothing more is shown here ({self.lost}); the run goes on", file=sys.stderr, flush=True)
+
+
 class Terminal:
-    """Writes to `file`, by default stdout."""
+    """Writes to `file`, by default stdout, for as long as it can be written to."""
 
     def __init__(self, file: TextIO | None = None, width: int | None = None) -> None:
         file = file or sys.stdout
         if "utf" not in (getattr(file, "encoding", None) or "utf-8").lower() and hasattr(file, "reconfigure"):
             file.reconfigure(errors="replace")
-        self.console = Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+        self.output = Output(file)
+        self.console = Console(file=cast(TextIO, self.output), width=width, highlight=False, markup=False, emoji=False)
         self.plain = not self.console.is_terminal
         if self.plain and width is None:
             self.console.width = PLAIN_WIDTH
         self._waiting: Status | None = None
+
+    @property
+    def lost(self) -> str:
+        """Why nothing is shown any more; empty as long as something is."""
+        return self.output.lost
 
     def note(self, text: str) -> None:
         """One line of information."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Bar:
 
 class Recorder:
     """Stands in for ftlab.terminal.Terminal: keeps what it is told. `on_update` hears of every metric."""
+
+    lost = ""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -74,6 +77,12 @@ class Recorder:
 @pytest.fixture
 def terminal() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture(scope="session")
+def terminal_of() -> type[Recorder]:
+    """What makes such a terminal."""
+    return Recorder
 
 
 @pytest.fixture(scope="session")
@@ -243,6 +252,37 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("finished") / "run"
     run(composition([*small, f"run_dir={folder}"]), Recorder())  # type: ignore[arg-type]
     return folder
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that cleans up after errors catches it."""
+
+
+@pytest.fixture
+def killed_at() -> Callable[[int, Callable[[], Any]], bool]:
+    """Do something, but end it in place of its `number`th call that changes names on disk or waits for it; whether
+    there were as many."""
+
+    def do(number: int, action: Callable[[], Any]) -> bool:
+        calls = 0
+
+        def counted(original: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise Killed
+            return original(*arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync"):
+                patch.setattr(os, name, partial(counted, getattr(os, name)))
+            try:
+                action()
+            except Killed:
+                return True
+        return False
+
+    return do
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
     python -m ftlab doctor model=NAME     also whether that model's weights are on this machine
     python -m ftlab doctor run_dir=DIR    whether the run's folder can be written there
+    python -m ftlab doctor RUN|STUDY      instead whether that folder is whole, and what of it can be resumed; exit
+                                          code 1 where something is damaged
 
 Each line is marked ok, warn (some runs need it) or fail (every run needs it; the exit code is then 1).
 Every check imports what it needs, so a missing or broken package costs one line, never the report.
@@ -19,20 +21,18 @@ import tempfile
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ftlab.errors import ConfigError, FtlabError
+from ftlab.commands.finding import Line, Mark
+from ftlab.errors import ConfigError, FtlabError, InputError
 from ftlab.redact import redact
 
 if TYPE_CHECKING:
     from ftlab.config import ExperimentConfig
-
-Mark = Literal["ok", "warn", "fail"]
 
 # What to hold where ftlab runs from a checkout that is not installed; an installed one states its own ranges.
 PYTHON = ">=3.11"
@@ -60,31 +60,22 @@ NO_DISK = 0.2 * GB  # not even one adapter with its optimizer state
 ANSWER_SECONDS = 4.0  # for nvidia-smi and for the Hub
 
 
-@dataclass(frozen=True)
-class Line:
-    """One finding. `fail` is for what every run needs, `warn` for what some runs need."""
-
-    mark: Mark
-    name: str
-    text: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.mark:<5} {self.name:<16} {self.text}" + (f" -> {self.remedy}" if self.remedy else "")
-
-
 Check = Callable[[], Iterator[Line]]
 
 
-def main(args: dict[str, str]) -> int:
-    """Print the report; 1 if something that every run needs is missing, otherwise 0.
+def main(args: dict[str, str], folders: Sequence[str] = ()) -> int:
+    """Print the report; 1 if something that every run needs is missing, otherwise 0. Of the `folders` of runs or
+    studies, print what of them is damaged; 1 if something is.
 
     `args` are overrides as for a run: `model=NAME` also says whether its weights are on this machine,
     `run_dir=DIR` names the folder that must be writable.
 
     Raises:
         ConfigError: an override is wrong.
+        InputError: a folder is neither a run's nor a study's.
     """
+    if folders:
+        return check_folders(args, folders)
     marks = []
     for line in report(args):
         print(redact(str(line)), flush=True)
@@ -95,6 +86,20 @@ def main(args: dict[str, str]) -> int:
     else:
         print(f"\nrunnable: {len(marks)} checks, {warned} with a remark")
     return 1 if failed else 0
+
+
+def check_folders(args: dict[str, str], folders: Sequence[str]) -> int:
+    """Print what is whole and what is damaged; 1 where something is."""
+    from ftlab.commands.checkup import checkup
+
+    if args:
+        raise InputError(f"{next(iter(args))}= says nothing of a folder: python -m ftlab doctor {folders[0]}")
+    damaged = False
+    for folder in folders:
+        for line in checkup(folder):
+            print(redact(str(line)), flush=True)
+            damaged |= line.mark == "fail"
+    return int(damaged)
 
 
 def report(args: dict[str, str]) -> Iterator[Line]:

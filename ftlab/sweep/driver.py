@@ -36,6 +36,7 @@ from ftlab.sweep import samplers
 from ftlab.sweep.identity import configuration, shared
 from ftlab.sweep.join import Order, join, rungs_of
 from ftlab.sweep.probe import check_values
+from ftlab.sweep.salvage import refill
 from ftlab.sweep.space import Space
 from ftlab.sweep.storage import explained, networked, set_password_aside
 from ftlab.sweep.study import CARD, Study, folder_name
@@ -46,6 +47,7 @@ from ftlab.train.signals import StopSignal
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 ELSEWHERE = ("submitit_slurm", "ray_aws")  # launchers whose workers run on other machines
 POLL_S = 0.5
+WATCH_S = 2.0
 RESTARTS = 3  # of a worker process that dies without saying why
 STOPPING_S = 10.0  # for jobs that have no trial, and may still wait in a queue, to end on their own
 
@@ -81,9 +83,20 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
     composed = configuration(lambda more: composition([*fixed, *more], config_dir=config_dir(config)), space)
     sources = sources_now(cfg, composed, known=(folder / CARD).is_file(), terminal=terminal)
     opened = Study.open(
-        name, folder, cfg.sweep, space, objectives, fixed, composed=composed, sources=sources, rungs=rungs_of(cfg)
+        name,
+        folder,
+        cfg.sweep,
+        space,
+        objectives,
+        fixed,
+        composed=composed,
+        sources=sources,
+        rungs=rungs_of(cfg),
+        refill=refill,
     )
     with closing(opened) as study, explained(study.storage_url):
+        if study.salvaged:
+            terminal.warn(study.salvaged)
         introduce(study, terminal)
         warn_of_files(study, config, terminal)
         if study.left():
@@ -193,6 +206,7 @@ class Crew:
         self.peers = peers or len(self.restarts)
         self.gpus = visible_gpus()
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.watched = 0.0
 
     def work(self, refresh: Callable[[], None] = lambda: None) -> None:
         """Start the workers and wait until they have nothing left to do.
@@ -207,6 +221,7 @@ class Crew:
                 time.sleep(POLL_S)
                 with suppress(StorageInternalError):  # a busy database; the next look is soon
                     refresh()
+                    self.watch()
                 self.look_after()
         finally:
             self.end()
@@ -228,6 +243,12 @@ class Crew:
                 stderr=log,
             )
 
+    def watch(self) -> None:
+        """Now and then, end workers that no longer end their trials themselves."""
+        if time.monotonic() - self.watched > WATCH_S:
+            self.watched = time.monotonic()
+            self.study.end_frozen()
+
     def look_after(self) -> None:
         """Forget workers that are done, replace those that died."""
         for number, process in list(self.processes.items()):
@@ -246,6 +267,7 @@ class Crew:
         """Ask workers that still run to stop, and wait for their checkpoints."""
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)  # one that was stopped would never hear of it
         for process in self.processes.values():
             process.wait()
 

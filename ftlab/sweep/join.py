@@ -3,13 +3,13 @@
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ftlab.config import ExperimentConfig, SweepConfig
 from ftlab.errors import FtlabError
-from ftlab.process import end_with
+from ftlab.process import Process, end_with
 from ftlab.redact import redact_message, redact_streams
 from ftlab.sweep.events import Listener, unheard
 from ftlab.sweep.space import Space
@@ -34,7 +34,7 @@ class Order:
     cwd: str
     path: list[str]  # where Python finds modules
     rungs: list[int] | None = None  # optimizer steps of evaluations; None: the data decides
-    parent: int = 0  # pid of the process that looks after the worker
+    above: list[dict[str, Any]] = field(default_factory=list)  # whose end is the worker's: its driver first
 
     @classmethod
     def of(cls, study: Study, config_dir: str | None, rungs: list[int] | None = None) -> "Order":
@@ -50,11 +50,13 @@ class Order:
             cwd=str(Path.cwd()),
             path=[str(Path(place).absolute()) for place in sys.path],
             rungs=rungs,
+            above=[Process.me().record()],
         )
 
     def environment(self) -> dict[str, str]:
         """Variables for a worker that this process starts."""
-        order = replace(self, parent=os.getpid())
+        me = Process.me().record()
+        order = replace(self, above=[*(process for process in self.above if process != me), me])
         return {ORDER: json.dumps(asdict(order)), "PYTHONPATH": os.pathsep.join(self.path)}
 
     def open(self) -> Study:
@@ -68,7 +70,7 @@ def main() -> int:
     order = Order(**json.loads(os.environ[ORDER]))
     try:
         with StopSignal().caught() as stop:
-            end_with(order.parent)
+            end_with(int(order.above[-1]["pid"]))
             join(order, stop, order.open())
     except FtlabError as error:
         print(f"ftlab: {redact_message(str(error))}", file=sys.stderr)
@@ -78,6 +80,7 @@ def main() -> int:
 
 def join(order: Order, stop: StopSignal, study: Study, on_event: Listener = unheard) -> None:
     """Run trials of the study as ordered."""
+    study.work_under([process for process in map(Process.read, order.above) if process])
     from ftlab.sweep.forecast import Forecast
     from ftlab.sweep.trial import search
 

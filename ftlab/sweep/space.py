@@ -277,6 +277,19 @@ class Space:
             )
         return {key: known[key].value(raw) for key, raw in guess.items()}
 
+    def params_of(self, overrides: Sequence[str]) -> dict[str, Value]:
+        """The parameters that a trial with these overrides has: the inverse of `overrides`.
+
+        Raises:
+            ConfigError: one is missing, or outside its dimension.
+        """
+        given = _by_key(text.lstrip("+") for text in overrides)
+        lost = [key for key in self.keys if key not in given]
+        if lost:
+            raise ConfigError(f"no value of {', '.join(lost)}")
+        with _session():
+            return self.values({key: _plain(_parsed(given[key]).value()) for key in self.keys})
+
 
 # --- values as Hydra writes them -------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import URL, CursorResult, insert, make_url, select, update
 from sqlalchemy.orm import Session
 
+from ftlab import damaged
 from ftlab.errors import InputError
 from ftlab.process import Process
 from ftlab.redact import redact
@@ -57,7 +58,15 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)  # a sweep shows its trials i
 
 class OwnedStorage(RDBStorage):
     """RDBStorage whose running trials have the user attribute `owner`, and which leaves stale trials to
-    `Study.reap`: what Optuna fails by itself cannot be told from a failure afterwards."""
+    `Study.reap`: what Optuna fails by itself cannot be told from a failure afterwards.
+
+    `above` are the processes without which this one would not go on: its sweep's driver first."""
+
+    above: Sequence[Process] = ()
+
+    def me(self) -> dict[str, Any]:
+        """This process as the owner of a trial."""
+        return {**Process.me().record(), "above": [process.record() for process in self.above]}
 
     @staticmethod
     def _fill_storage_url_template(template: str) -> str:
@@ -65,7 +74,7 @@ class OwnedStorage(RDBStorage):
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         if template_trial is None:
-            template_trial = create_trial(state=TrialState.RUNNING, user_attrs={"owner": Process.me().record()})
+            template_trial = create_trial(state=TrialState.RUNNING, user_attrs={"owner": self.me()})
             template_trial.datetime_start = datetime.now()
         return super()._create_new_trial(study_id, template_trial)
 
@@ -74,7 +83,7 @@ class OwnedStorage(RDBStorage):
             return super().set_trial_state_values(trial_id, state, values)
         # Several workers may reach for a waiting trial. Each leaves its claim first, so that whoever gets it and
         # dies before it says so was one of those.
-        owner = Process.me().record()
+        owner = self.me()
         self.set_trial_system_attr(trial_id, f"{_CLAIM}{owner['host']}:{owner['pid']}:{owner['started']}", owner)
         got = super().set_trial_state_values(trial_id, state, values)
         if got:
@@ -125,8 +134,17 @@ def _held(study_id: int, configuration: str) -> tuple[Any, Any]:
 
 def owners(trial: FrozenTrial) -> list[Process]:
     """The running trial's owner; where it has not said so yet, all who reached for it."""
-    nodes = [trial.user_attrs["owner"]] if "owner" in trial.user_attrs else list(claims(trial).values())
-    return [owner for owner in map(Process.read, nodes) if owner]
+    return [owner for owner in map(Process.read, _owner_nodes(trial)) if owner]
+
+
+def above(trial: FrozenTrial) -> list[Process]:
+    """Those without which the trial's owner does not go on: none of an older ftlab."""
+    nodes = [node for owner in _owner_nodes(trial) for node in owner.get("above", [])]
+    return [process for process in map(Process.read, nodes) if process]
+
+
+def _owner_nodes(trial: FrozenTrial) -> list[dict[str, Any]]:
+    return [trial.user_attrs["owner"]] if "owner" in trial.user_attrs else list(claims(trial).values())
 
 
 def claims(trial: FrozenTrial) -> dict[str, Any]:
@@ -153,6 +171,29 @@ def file_of(url: str) -> Path | None:
     read = make_url(url)
     in_file = read.get_backend_name() == "sqlite" and read.database not in (None, "", ":memory:")
     return Path(read.database or "") if in_file and "uri" not in read.query else None
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with SQLite's database in a file, as far as its structure tells; None if it is whole, or is just
+    held by another process."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file.resolve()))}?mode=ro", uri=True, timeout=5)) as database:
+            found = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        return None if "malformed" not in str(error) else str(error)
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if found == "ok" else found.splitlines()[-1]
+
+
+def set_damaged_aside(database: Path) -> Path:
+    """Rename SQLite's database with what SQLite keeps beside it; the new name of its file."""
+    aside = damaged.set_aside(database)
+    for suffix in ("-wal", "-shm"):
+        beside = database.with_name(database.name + suffix)
+        if beside.exists():
+            beside.rename(aside.with_name(aside.name + suffix))
+    return aside
 
 
 def without_password(url: str) -> str:

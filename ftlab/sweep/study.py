@@ -2,11 +2,12 @@
 
 What a trial's user attributes say:
 
-    owner         host, pid and start of the process that runs it
+    owner         host, pid and start of the process that runs it, and of those above it
     original      number of the first attempt
     attempts      numbers of all attempts before, whose folder becomes this one's when it begins
-    retries       times that its process died before
-    interrupted   "killed" (found dead) or "stopped" (by a signal): another attempt follows
+    retries       times that its process died before, while those above it lived
+    orphaned      times that its process died before, and so did one above it, as its driver
+    interrupted   "killed", "orphaned" (both found dead) or "stopped" (by a signal): another attempt follows
     surplus       one more than wanted, given back
     cause         why it failed, in one line
     from          the trial of another study that it was taken over from
@@ -19,9 +20,11 @@ Reports to the pruner name optimizer steps, and stand in the study's direction (
 import difflib
 import json
 import math
+import os
 import re
+import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
@@ -41,6 +44,7 @@ from ftlab.redact import redact
 from ftlab.run_dir import Record, write_atomic
 from ftlab.sweep import identity, samplers, storage
 from ftlab.sweep.entry import Rank, best_of, finite, front, rank
+from ftlab.sweep.limits import GRACE_S
 from ftlab.sweep.samplers import failed, own, point_of
 from ftlab.sweep.space import Space, Value
 from ftlab.sweep.storage import OwnedStorage, owners
@@ -49,6 +53,11 @@ CARD = "study.json"
 LOCK = ".study.lock"
 LOCK_TIMEOUT_S = 120.0
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+COUNTED = {"killed": "retries", "orphaned": "orphaned"}  # ways to die, and the attribute that counts each
+MOST_ORPHANED = 10  # deaths with the driver that weigh as much as one alone
+# After its time limit until a process is killed: one that is stopped, and one that is not, and should have been ended
+# by its own alarm and then its own watchdog.
+STOPPED_GRACE_S, DEAF_GRACE_S = 2.0, 2 * GRACE_S
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class Study:
         self.target = samplers.target(cfg, space)
         self.optuna, self._backend = study, backend
         self.forgiven = frozenset[int](study.user_attrs.get("forgiven", ()))  # failed trials whose grid points are free
+        self.salvaged = ""  # what was lost with a damaged database, and what was not
         self.notes: list[str] = []  # what whoever opened the study is to be told
         self._file_lock = _file_lock(folder)
 
@@ -137,13 +147,15 @@ class Study:
         composed: Mapping[str, Any] | None = None,
         sources: Record | None = None,
         rungs: Sequence[int] | None = None,
+        refill: "Callable[[Study], str] | None" = None,
     ) -> "Study":
         """Make the study or join it; several processes may do so at once. First guesses are enqueued and trials
         of `sweep.warm_start` taken over. What is refused leaves nothing behind.
 
         `composed` is `identity.configuration`'s, for a study whose fixed values changed in a file to be refused, and
         `sources` `identity.shared`'s, for one whose data changed; `rungs` are the optimizer steps of evaluations where
-        they are known, for a pruner that cannot act to be refused.
+        they are known, for a pruner that cannot act to be refused. `refill` gives a new study the trials of their
+        folders, where a damaged database has to be set aside.
 
         Raises:
             ConfigError: settings that do not go together, or a study of that name that searches something else.
@@ -160,11 +172,14 @@ class Study:
         teacher = _teacher(cfg, wanted)
         url = cfg.storage or storage.default_url(folder)
         with _made(folder), _held(lock), storage.explained(url):
+            aside = _damaged_aside(folder) if refill and not cfg.storage else None
             backend = storage.connect(url, cfg.heartbeat_s, cfg.grace_s)
             study = optuna.create_study(study_name=name, storage=backend, directions=directions, load_if_exists=True)
             space = identity.agreed(study, space, wanted)
             _write_card(folder, name, cfg.storage)
             opened = cls(name, folder, cfg, space, objectives, fixed, study, backend)
+            if aside and refill:
+                opened.salvaged = f"{folder}/study.db was damaged and is kept as {aside.name}: {refill(opened)}"
             opened._ready(wanted, teacher)
         return opened
 
@@ -213,6 +228,10 @@ class Study:
             return {"budget": budget}
         self.forgiven = frozenset(trial.number for trial in self.trials() if failed(trial))
         return {"budget": self.cfg.max_failures, "forgiven": sorted(self.forgiven)}
+
+    def work_under(self, above: Sequence[Process]) -> None:
+        """Say of trials that this process runs without whom it would not go on."""
+        self._backend.above = above
 
     def close(self) -> None:
         """Let go of the database; using the study again connects again. Whoever closes SQLite's file last puts its log
@@ -339,20 +358,42 @@ class Study:
         return trial._trial_id in silent or (bool(known) and len(here) == len(known))
 
     def _bury(self, trial: FrozenTrial) -> bool:
-        """Fail a trial for its dead process; False where somebody finished it meanwhile."""
+        """Fail a trial for its dead process; False where somebody finished it meanwhile. A death that came from above
+        says nothing of the trial; one that takes its driver along each time ends nevertheless."""
         backend, key = self._backend, trial._trial_id
-        deaths = int(trial.user_attrs.get("retries", 0)) + 1
+        kind, most = "killed", self.cfg.retries
+        if any(process.dead() for process in storage.above(trial)):
+            kind, most = "orphaned", MOST_ORPHANED * (self.cfg.retries + 1)
+        deaths = int(trial.user_attrs.get(COUNTED[kind], 0)) + 1
         try:
             if trial.user_attrs.get("interrupted") != "stopped":
-                if deaths <= self.cfg.retries:
-                    backend.set_trial_user_attr(key, "interrupted", "killed")
+                if deaths <= most:
+                    backend.set_trial_user_attr(key, "interrupted", kind)
                 else:
                     times = f"{deaths} times" if deaths > 1 else "once"
-                    cause = f"its process died {times} (killed, or the machine went down)"
+                    with_driver = " with its driver" if kind == "orphaned" else ""
+                    cause = f"its process died {times}{with_driver} (killed, or the machine went down)"
                     backend.set_trial_user_attr(key, "cause", cause)
             return backend.set_trial_state_values(key, TrialState.FAIL)
         except UpdateFinishedTrialError:
             return False
+
+    def end_frozen(self) -> list[int]:
+        """Kill processes of this host that are over `sweep.trial_limit_s` and do not end their trial themselves: those
+        that are stopped, as by SIGSTOP, and those that do not even heed their own watchdog. The numbers of their
+        trials, which `reap` takes up again."""
+        limit = self.cfg.trial_limit_s
+        running = [] if limit is None else [t for t in self.trials() if t.state is TrialState.RUNNING]
+        ended = []
+        for trial in running:
+            owner, spent = next(iter(owners(trial)), None), _seconds(trial) or 0.0
+            if limit is None or owner is None or owner == Process.me() or not owner.here() or owner.dead():
+                continue
+            if spent > limit + (STOPPED_GRACE_S if owner.frozen() else DEAF_GRACE_S):
+                with suppress(OSError):  # it is just gone, or another user's
+                    os.kill(owner.pid, signal.SIGKILL)
+                    ended.append(trial.number)
+        return ended
 
     def _take_up(self, trials: list[FrozenTrial]) -> None:
         """Enqueue every interrupted one of all trials that has no successor yet, if more are to finish."""
@@ -527,6 +568,14 @@ def _made(folder: Path) -> Iterator[None]:
         raise
 
 
+def _damaged_aside(folder: Path) -> Path | None:
+    """Where the damaged database of a folder is kept from now on; None where there is none."""
+    database = folder / "study.db"
+    if not database.is_file() or storage.damage(database) is None:
+        return None
+    return storage.set_damaged_aside(database)
+
+
 def _card(name: str, url: str | None) -> dict[str, Any]:
     """What `Study.load` must know, without a password."""
     return {"name": name, "storage": storage.without_password(url) if url else None}
@@ -655,13 +704,13 @@ def _successor(trial: FrozenTrial) -> FrozenTrial:
         user_attrs={
             "original": attrs.get("original", trial.number),
             "attempts": [*_attempts(attrs), trial.number],
-            "retries": int(attrs.get("retries", 0)) + (attrs["interrupted"] == "killed"),
+            **{name: int(attrs.get(name, 0)) + (attrs["interrupted"] == kind) for kind, name in COUNTED.items()},
         },
     )
 
 
 def _taken_over(trial: FrozenTrial, origin: str, space: Space) -> FrozenTrial:
-    dropped = ("owner", "original", "attempts", "retries", "same_as")
+    dropped = ("owner", "original", "attempts", *COUNTED.values(), "same_as")
     return create_trial(
         state=trial.state,
         values=trial.values,

@@ -18,7 +18,7 @@ from ftlab.sweep.events import Event, Listener, unheard
 from ftlab.sweep.join import evaluated
 from ftlab.sweep.limits import Memory
 from ftlab.sweep.study import Study, folder_of
-from ftlab.sweep.worker import Values, peak_of, work
+from ftlab.sweep.worker import Values, value_of, work
 from ftlab.terminal import Terminal
 from ftlab.train.batches import Plan
 from ftlab.train.loop import Metrics
@@ -173,15 +173,6 @@ class Trials:
             cause = f"needs at least {needed:.1f} GiB, above sweep.vram_limit_gib={limit:g}: not run"
             trial.set_user_attr("cause", cause)
             raise optuna.TrialPruned
-
-
-def value_of(summary: dict[str, Any], objective: str) -> float:
-    """An objective of a finished run: a validation metric, GiB or seconds."""
-    if objective == "vram/peak_allocated_gib":
-        return peak_of(summary)
-    if objective == "train/seconds":
-        return float(summary["seconds"]["train"])
-    return float(summary["tuned"][objective])
 
 
 def _unwatched(metrics: Metrics, step: int) -> None:

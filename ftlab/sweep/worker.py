@@ -6,6 +6,7 @@ Whatever happens to a trial, the study is told what and why, and the next one be
     over its time            failed; where it hangs even then, a watchdog records it and starts the process anew
     SIGTERM, SIGINT          left to be taken up again, at no cost of retries; the worker ends with `Stopped`
     SIGKILL                  found by the next worker that looks (`Study.reap`), and taken up again
+    SIGSTOP                  over its time, killed by the driver or a worker that looks (`Study.end_frozen`)
     one too many             given back: several workers may ask for the last trial at once
     known                    not run again: a finished trial with equal parameters lends its values
 """
@@ -101,6 +102,7 @@ class Worker:
                 raise self._too_many_failures()
             if counts.running >= left:  # others are on it, unless they die
                 time.sleep(POLL_S)
+                self.study.end_frozen()
             else:
                 self._next()
             self.study.reap(idle=True)
@@ -300,6 +302,15 @@ def peak_of(summary: dict[str, Any]) -> float:
     """The largest peak over a run's phases in GiB; 0 without a GPU."""
     phases = summary.get("vram") or {}
     return max((float(peaks.get("allocated", 0.0)) for peaks in phases.values()), default=0.0)
+
+
+def value_of(summary: dict[str, Any], objective: str) -> float:
+    """An objective of a finished run: a validation metric, GiB or seconds."""
+    if objective == "vram/peak_allocated_gib":
+        return peak_of(summary)
+    if objective == "train/seconds":
+        return float(summary["seconds"]["train"])
+    return float(summary["tuned"][objective])
 
 
 def _values(values: list[float]) -> Values:

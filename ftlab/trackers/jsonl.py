@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from ftlab.damaged import set_aside
+
 
 class JsonlTracker:
     """Appends metrics to a file, a line each, on disk for readers as soon as `log` returns."""
@@ -27,20 +29,29 @@ class JsonlTracker:
         self._file.write(json.dumps(line | finite, allow_nan=False) + "\n")
         self._file.flush()
 
-    def truncate(self, step: int) -> None:
-        """Drop lines beyond `step`, which a resumed run writes anew; the file is replaced in one move."""
+    def truncate(self, step: int) -> str | None:
+        """Drop lines beyond `step`, which a resumed run writes anew; the file is replaced in one move. What to tell of
+        lines that are damaged: the file is then kept as it was under another name."""
         if self._file is not None:
             self._file.close()
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        steps = [(line, _step(line)) for line in self.path.read_bytes().splitlines()]
+        damaged = sum(math.isinf(found) for _, found in steps)
+        aside = set_aside(self.path, copy=True) if damaged else None
         # Test scores are a run's last line; a run that goes on writes its end anew.
-        kept = [line for line in lines if _step(line) <= step and '"test/' not in line]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in kept)
+        kept = [line for line, found in steps if found <= step and b'"test/' not in line]
+        temporary = self.path.with_name(self.path.name + ".part")
+        with temporary.open("wb") as file:
+            file.writelines(line + b"\n" for line in kept)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
         self._file = self.path.open("a", encoding="utf-8")
+        if aside is None:
+            return None
+        return (
+            f"{self.path} is damaged ({damaged} of {len(steps)} lines) and kept as {aside.name}: the metrics of these "
+            "lines are lost, nothing else"
+        )
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
@@ -55,13 +66,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
     """The line's step; infinity for a line that is no record, so that it is dropped."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf
-    return float(step) if isinstance(step, (int, float)) else math.inf
+    return float(step) if isinstance(step, int) else math.inf
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -1,8 +1,9 @@
 """Checkpoints that are complete or absent.
 
 A checkpoint is written into a folder aside, every file fsynced and listed with its sha256 in manifest.json,
-and the folder renamed last. Reading verifies the manifest: a damaged checkpoint is passed over with one
-warning that names the file, and the one before it is used.
+and the folder renamed last. Older ones go only then, so that from the first one on a whole one is on disk at every
+moment. Reading verifies the manifest: a damaged checkpoint is passed over with one warning that names the file, and
+the one before it is used.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ftlab.errors import TrainingError
 
 NAME = re.compile(r"step-(\d+)")
+REPLACED = ".replaced"  # ends the name of a checkpoint while another of the same step takes its place
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,19 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise self._unwritten(final, model, error) from None
-        shutil.rmtree(final, ignore_errors=True)
+        self._put_in_place(aside, final)
+        self._prune(state["step"], best)
+
+    def _put_in_place(self, aside: Path, final: Path) -> None:
+        """Rename the new checkpoint to its name. One that has it, of a run that saves a step again, makes way under
+        another name, from which `at` takes it back where a kill came between the two."""
+        replaced = _replaced(final)
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(final, replaced)
         os.replace(aside, final)
         sync(self.folder)
-        self._prune(best)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def _unwritten(self, final: Path, model: nn.Module, error: Exception) -> TrainingError:
         # Adam keeps two numbers beside each weight.
@@ -131,6 +142,8 @@ class Checkpoints:
     def at(self, step: int) -> Checkpoint | None:
         """The checkpoint of one step, or None (with a warning) where a file of it is missing or damaged."""
         path = self._path(step)
+        if not path.exists() and _replaced(path).exists():
+            os.replace(_replaced(path), path)
         damaged = first_damage(path)
         if damaged:
             self.warn(f"checkpoint {path.name} is damaged ({damaged}); using an older one")
@@ -141,16 +154,29 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def _steps(self) -> list[int]:
-        if not self.folder.is_dir():
-            return []
-        return [int(match[1]) for child in self.folder.iterdir() if (match := NAME.fullmatch(child.name))]
+        return steps_in(self.folder)
 
-    def _prune(self, best: int | None) -> None:
+    def _prune(self, saved: int, best: int | None) -> None:
+        """Remove what came before the checkpoint just saved, but for `keep`. Those of later steps are damaged, or the
+        run would not have come back to this one: they count for nothing, and are replaced in their turn."""
         for leftover in self.folder.glob("*.part"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for step in sorted(self._steps())[: -self.keep]:
+        for step in sorted(step for step in self._steps() if step <= saved)[: -self.keep]:
             if step != best:
                 shutil.rmtree(self._path(step), ignore_errors=True)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of all checkpoints in a folder, whole or not; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    names = {child.name.removesuffix(REPLACED) for child in folder.iterdir()}
+    return [int(match[1]) for name in names if (match := NAME.fullmatch(name))]
+
+
+def _replaced(path: Path) -> Path:
+    """Where the checkpoint of a name waits until another of its step has that name."""
+    return path.with_name(path.name + REPLACED)
 
 
 def _write(folder: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, state: dict[str, Any]) -> None:

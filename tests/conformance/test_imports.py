@@ -15,13 +15,14 @@ PACKAGE = Path(ftlab.__file__).parent
 # The row type and the prompt are the words in which the parts speak of data.
 SHARED = {"ftlab.data.encode", "ftlab.data.prompts", "ftlab.data.splits"}
 SQL = {f"ftlab.sql.{file.stem}" for file in (PACKAGE / "sql").glob("*.py")} | {"ftlab.sql"}
-BASICS = {"ftlab.errors", "ftlab.config", "ftlab.redact", "ftlab.quiet", "ftlab.shortage"}
+BASICS = {"ftlab.errors", "ftlab.config", "ftlab.redact", "ftlab.quiet", "ftlab.shortage", "ftlab.damaged"}
 
 # Module or package -> the modules of ours that it may import, its own apart.
 MAY_IMPORT = {
     "ftlab.errors": set(),
     "ftlab.redact": set(),
     "ftlab.quiet": set(),
+    "ftlab.damaged": set(),
     "ftlab.vram": BASICS | {"ftlab.models", "ftlab.weights", "ftlab.fast.plan"},
     "ftlab.sql": set(),
     "ftlab.config": {"ftlab.errors"},

@@ -96,7 +96,9 @@ def test_hopeless_trials_are_pruned_and_failed_ones_do_not_end_the_sweep(
 def test_a_killed_sweep_goes_on_to_the_exact_total(
     workers: int, ftlab: Ftlab, small: list[str], tmp_path: Path
 ) -> None:
+    """However often: that everything died, driver and all, says nothing against a trial."""
     words = [*small, *GRID, "sweep.study=k", f"sweep.workers={workers}", "trainer.max_steps=40", "trainer.save_every=4"]
+    words += ["sweep.retries=0"]
     rng = random.Random(workers)
     for _ in range(3):
         process = start(words, tmp_path)
@@ -115,6 +117,22 @@ def test_a_killed_sweep_goes_on_to_the_exact_total(
         trained = [line["step"] for line in lines if "train/loss" in line]
         assert trained == sorted(set(trained)), "a resumed trial repeats nothing"
         assert trained[-1] == 40
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_is_killed_and_its_trial_goes_on(ftlab: Ftlab, small: list[str], tmp_path: Path) -> None:
+    words = [*small, *GRID, "sweep.study=f", "sweep.workers=2", "trainer.max_steps=40", "trainer.save_every=4"]
+    process = start([*words, "sweep.trial_limit_s=60"], tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("outputs/f/0/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (trial,) = [t for t in Study.load(str(tmp_path / "outputs/f")).trials() if t.number == 0]
+    os.kill(trial.user_attrs["owner"]["pid"], signal.SIGSTOP)
+    assert process.wait(timeout=250) == 0
+    assert states(tmp_path / "outputs/f") == Counter(complete=4)
+    assert [row.user_attrs.get("retries") for row in Study.load(str(tmp_path / "outputs/f")).leaderboard()].count(
+        1
+    ) == 1
 
 
 def test_a_signal_stops_the_sweep_and_says_that_it_can_go_on(ftlab: Ftlab, small: list[str], tmp_path: Path) -> None:

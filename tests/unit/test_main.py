@@ -16,6 +16,7 @@ import pytest
 
 from ftlab.__main__ import COMMANDS
 from ftlab.sweep.storage import file_of
+from ftlab.train.signals import STOPPING
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -142,7 +143,7 @@ def test_options_may_stand_anywhere(cli: Cli, words: list[str]) -> None:
         (["eval", "nothing"], "no run folder"),
         (["predict", "run=x", "run=y"], "twice"),
         (["predict", "x", "y"], "key=value"),
-        (["doctor", "x"], "key=value"),
+        (["doctor", "x"], "run=x is no run folder"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
@@ -270,8 +271,9 @@ def test_a_run_that_fails_ends_with_1_and_one_message(cli: Cli, small: list[str]
     assert json.loads(Path("bad/summary.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_ends_a_run_with_75_and_the_same_command_goes_on(
-    cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ftlab.train.loop import Trainer
 
@@ -279,18 +281,101 @@ def test_a_signal_ends_a_run_with_75_and_the_same_command_goes_on(
 
     def interrupted(self: Any) -> Any:
         if self.progress.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return step(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", interrupted)
         code, _, err = cli(*small, "run_dir=r")
     assert code == 75
-    assert "SIGTERM: stopped" in err
+    assert f"{number.name}: stopped" in err
     assert json.loads(Path("r/summary.json").read_text())["status"] == "stopped"
     code, out, _ = cli(*small, "run_dir=r")
     assert code == 0
     assert "resumed from step 2 of 4" in out
+
+
+IMPORTING = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+number = int(sys.argv.pop())
+
+class Signalled(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), number)
+
+sys.meta_path.insert(0, Signalled())
+from ftlab.__main__ import entry
+entry()
+"""
+
+
+@pytest.mark.parametrize(
+    ("sweep", "number"),
+    [
+        *[([], number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)],
+        (["--multirun", "lora.r=2,4"], signal.SIGTERM),
+    ],
+)
+def test_a_signal_while_torch_is_imported_ends_a_run_with_75(
+    sweep: list[str], number: signal.Signals, small: list[str]
+) -> None:
+    words = [sys.executable, "-c", IMPORTING, *sweep, *small, str(int(number))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 75, done.stderr
+    assert f"{number.name}: stopped" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_results_are_written_changes_nothing(
+    number: signal.Signals, cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ftlab.experiment
+
+    shown = ftlab.experiment.report
+
+    def signalled(*arguments: Any) -> None:
+        os.kill(os.getpid(), number)
+        shown(*arguments)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(ftlab.experiment, "report", signalled)
+    code, out, _ = cli(*small, "run_dir=r")
+    assert code == 0
+    assert "everything is in r/" in out
+    assert json.loads(Path("r/summary.json").read_text())["status"] == "finished"
+
+
+LEAVING = """
+import atexit, os, signal, sys, time
+from ftlab import __main__ as command_line
+command_line.main = lambda words: 1
+atexit.register(lambda: os.kill(os.getpid(), int(sys.argv[1])) or time.sleep(60))
+command_line.entry()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_interpreter_leaves_keeps_the_exit_code(number: signal.Signals) -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(int(number))], timeout=30, check=False)
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("lost", ["closed reader", pytest.param("full disk", marks=pytest.mark.slow)])
+def test_a_run_goes_on_without_whoever_reads_it(lost: str, small: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    output = writer if lost == "closed reader" else os.open("/dev/full", os.O_WRONLY)
+    words = [sys.executable, "-m", "ftlab", *small, "run_dir=r"]
+    done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("ftlab: nothing more is shown here (")
+    assert len(done.stderr.splitlines()) == 1
+    summary = json.loads(Path("r/summary.json").read_text())
+    assert (summary["status"], summary["terminal"][:16]) == ("finished", "lost while the r")
 
 
 @pytest.mark.parametrize(("rank", "told"), [(None, 1), ("0", 1), ("1", 0)])

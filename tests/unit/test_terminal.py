@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import re
 import shlex
 import time
@@ -61,7 +62,7 @@ def plain() -> Terminal:
 
 
 def shown(terminal: Terminal) -> list[str]:
-    file = terminal.console.file
+    file = terminal.output.file
     assert isinstance(file, io.StringIO)
     return file.getvalue().splitlines()
 
@@ -302,3 +303,37 @@ def test_an_output_that_knows_only_ascii_does_not_fail() -> None:
     terminal.predictions([{**ROW, "question": "Ü" * 300}])
     terminal.console.file.flush()
     assert b"question       ???" in raw.getvalue()
+
+
+# --- nobody reads -------------------------------------------------------------------------------------------
+
+
+def test_on_a_full_disk_nothing_is_shown_and_all_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "w") as full:
+        terminal = Terminal(full)
+        terminal.note("a" * 100_000)
+        with terminal.phase("data"), terminal.progress(2) as bar:
+            bar.update(1, {"train/loss": 0.5})
+    assert terminal.lost == "No space left on device"
+    assert capsys.readouterr().err == "ftlab: nothing more is shown here (No space left on device); the run goes on\n"
+
+
+def test_without_its_reader_nothing_is_shown_and_all_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as pipe:
+        terminal = Terminal(pipe)
+        terminal.note("read")
+        assert os.read(reader, 9) == b"read\n"
+        os.close(reader)
+        for _ in range(3):
+            terminal.warn("not read")
+    assert terminal.lost == "Broken pipe"
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_file_that_is_closed_is_no_error() -> None:
+    file = io.StringIO()
+    terminal = Terminal(file)
+    file.close()
+    terminal.note("nobody hears")
+    assert terminal.lost

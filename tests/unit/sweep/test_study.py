@@ -24,6 +24,7 @@ from ftlab.config import SweepConfig, known_keys
 from ftlab.errors import ConfigError, FtlabError, InputError
 from ftlab.process import Process
 from ftlab.sweep import identity, samplers, storage
+from ftlab.sweep import study as study_module
 from ftlab.sweep.join import Order
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study, folder_name
@@ -543,6 +544,42 @@ def test_retries_are_bounded(opened: Callable[..., Study], tmp_path: Path) -> No
     assert failed.cause == "its process died 2 times (killed, or the machine went down)"
     work(study)
     assert study.counts().finished == 4
+
+
+def test_deaths_with_the_driver_cost_no_retry(
+    opened: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "MOST_ORPHANED", 3)
+    gone = subprocess.Popen(["true"])
+    driver = Process(process_module.this_host(), gone.pid, "1").record()
+    gone.wait()
+    for death in range(4):
+        worker = hanging(tmp_path / "toy", *SEARCH)
+        study = opened(n_trials=4, retries=0, fixed=[])
+        (trial,) = [t for t in study.trials() if t.state is TrialState.RUNNING]
+        study._backend.set_trial_user_attr(trial._trial_id, "owner", trial.user_attrs["owner"] | {"above": [driver]})
+        kill(worker)
+        study.reap()
+        worker.communicate()
+        assert study.counts().waiting == (death < 3)
+    failed = study.leaderboard()[-1]
+    assert failed.cause == "its process died 4 times with its driver (killed, or the machine went down)"
+
+
+def test_a_worker_that_is_stopped_is_killed_once_its_trial_is_over_its_time(
+    opened: Callable[..., Study], worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "STOPPED_GRACE_S", 0.0)
+    assert opened(n_trials=4, fixed=[], trial_limit_s=0.01).end_frozen() == []  # it is slow, and still has its alarm
+    worker.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOWAIT)
+    assert opened(n_trials=4, fixed=[]).end_frozen() == []  # nobody said how long a trial may take
+    assert opened(n_trials=4, fixed=[], trial_limit_s=3600).end_frozen() == []
+    study = opened(n_trials=4, fixed=[], trial_limit_s=0.01)
+    assert study.end_frozen() == [0]
+    assert worker.wait(timeout=30) == -signal.SIGKILL
+    assert study.reap() == [0]
+    assert study.counts().waiting == 1
 
 
 def test_a_reaper_that_died_between_is_made_up_for(opened: Callable[..., Study], worker: Any) -> None:

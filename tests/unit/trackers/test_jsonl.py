@@ -56,13 +56,29 @@ def test_a_line_torn_by_a_kill_is_cut_off_and_the_next_is_whole(path: Path) -> N
     assert [line["step"] for line in read(path)] == [1, 2]
 
 
+@pytest.mark.parametrize("place", [b'": 2', b'step": 2'], ids=["no JSON", "another key"])
+@pytest.mark.parametrize("bit", [1, 0x80], ids=["ASCII", "no UTF-8"])
+def test_a_flipped_bit_costs_its_line_alone(path: Path, place: bytes, bit: int) -> None:
+    tracker = JsonlTracker(path)
+    for step in (1, 2, 3):
+        tracker.log({"a": 1.0}, step)
+    data = bytearray(path.read_bytes())
+    data[data.index(place)] ^= bit
+    path.write_bytes(data)
+    told = tracker.truncate(2)
+    tracker.log({"a": 1.0}, 3)
+    tracker.close()
+    assert [line["step"] for line in read(path)] == [1, 3]
+    assert told
+    assert "metrics.jsonl is damaged (1 of 3 lines) and kept as metrics.jsonl.damaged-1" in told
+    assert path.with_name("metrics.jsonl.damaged-1").read_bytes() == data
+
+
 def test_truncate_drops_what_is_trained_again_and_goes_on(path: Path) -> None:
     tracker = JsonlTracker(path)
     for step in (10, 20, 30):
         tracker.log({"a": 1.0}, step)
-    with path.open("a") as file:
-        file.write("no json\n")
-    tracker.truncate(20)
+    assert tracker.truncate(20) is None
     assert [line["step"] for line in read(path)] == [10, 20]
     tracker.log({"a": 2.0}, 30)
     tracker.close()

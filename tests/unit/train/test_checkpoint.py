@@ -201,6 +201,39 @@ def test_a_step_saved_again_is_never_absent(
     assert found.step == 2
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["the next step", "the same step"])
+def test_with_one_kept_a_whole_one_is_there_at_every_moment(
+    again: bool, killed_at: Callable[..., bool], tmp_path: Path
+) -> None:
+    for number in range(1, 99):
+        made = Parts(tmp_path / str(number), keep=1)
+        made.train(1)
+        made.save()
+        made.train(0 if again else 1)
+        killed = killed_at(number, made.save)
+        found = made.checkpoints.newest()
+        assert found, f"none is left by a kill at change {number}"
+        assert found.step in (1, made.step)
+        made.save()
+        assert names(made.checkpoints.folder) == [f"step-00000{made.step}"]
+        if not killed:
+            break
+    assert 12 < number < 98
+
+
+def test_a_damaged_newer_one_does_not_push_whole_ones_out(tmp_path: Path) -> None:
+    made = Parts(tmp_path, keep=1)
+    made.train(2)
+    made.save()
+    empty(tmp_path / "step-000002" / "state.json")
+    made.step = 0
+    made.train(1)
+    made.save()
+    found = made.checkpoints.newest()
+    assert found
+    assert found.step == 1
+
+
 @pytest.mark.parametrize("call", ["torch.save", "ftlab.train.checkpoint.save_file", "os.fsync"])
 def test_a_full_disk_leaves_the_checkpoint_before_and_no_part(
     call: str, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

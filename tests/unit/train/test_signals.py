@@ -8,25 +8,46 @@ from contextlib import suppress
 import pytest
 
 from ftlab.errors import Stopped
-from ftlab.train.signals import StopSignal
+from ftlab.train.signals import STOPPING, StopSignal
 
 pytestmark = pytest.mark.usefixtures("handlers")
 
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(number) for number in STOPPING]
     yield
-    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert before == [signal.getsignal(number) for number in STOPPING]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_second_signal_changes_nothing(number: signal.Signals) -> None:
     with StopSignal().caught() as stop:
         assert not stop
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.name == number.name
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_one_that_was_ignored_stays_so(number: signal.Signals) -> None:
+    """As SIGHUP under nohup, and SIGINT in the background of a shell script."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopSignal().caught() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_before_somebody_else_listens_is_theirs_too() -> None:
+    with StopSignal().caught() as first:
+        os.kill(os.getpid(), signal.SIGHUP)
+        with StopSignal().caught() as second:
+            assert second.name == first.name == "SIGHUP"
+        with StopSignal().caught() as third:
+            assert third
 
 
 def attempts(number: signal.Signals) -> None:

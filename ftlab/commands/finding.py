@@ -1,0 +1,19 @@
+"""A finding of `doctor`, as a line."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mark = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding. `fail` is for what every run needs, `warn` for what some runs need."""
+
+    mark: Mark
+    name: str
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.mark:<5} {self.name:<16} {self.text}" + (f" -> {self.remedy}" if self.remedy else "")
