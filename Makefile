@@ -1,7 +1,7 @@
 # make run     set everything up and run the quickstart (offline after set-up, no GPU needed)
 # make test    lint, types and tests
 # make slow    the tests marked slow
-# make soak    sweeps killed at random, for up to twenty minutes
+# make soak    sweeps killed at random, and 2,000 odd inputs, for up to half an hour
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
