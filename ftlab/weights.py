@@ -25,9 +25,13 @@ from pathlib import Path
 from threading import TIMEOUT_MAX, Thread
 from typing import Any, Literal, TypeVar
 
+from ftlab import architecture
 from ftlab.config import ModelConfig
-from ftlab.errors import WeightsError
+from ftlab.disk import free_bytes, is_full, size
+from ftlab.errors import FtlabError, WeightsError, first_line
+from ftlab.paths import special
 from ftlab.redact import redact
+from ftlab.shell import typed
 
 What = Literal["weights", "tokenizer"]
 Origin = Literal["embedded", "folder", "converted", "cache", "hub", "package"]
@@ -50,6 +54,7 @@ TOKENIZER_FILES = (
     "*.tiktoken",
     "chat_template.*",
 )
+OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model*", "vocab.json", "vocab.txt", "*.tiktoken")
 COMPANIONS = ("generation_config.json", "README.md", "LICEN[CS]E*", "NOTICE*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -136,6 +141,28 @@ def base_files(folder: Path) -> list[Path]:
     return [folder / CONFIG, *_shards(folder)]
 
 
+@contextmanager
+def readable(place: str) -> Iterator[None]:
+    """A block in which a library reads files that somebody gave. Libraries raise whatever their readers raise where
+    these hold something else than they should, tokenizers in Rust even panics.
+
+    Raises:
+        WeightsError: `place`, which says what cannot be used, and the reason in one line.
+    """
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"
+        known = not isinstance(error, Exception) or isinstance(error, (FtlabError, MemoryError)) or is_full(error)
+        if (known and not panic) or "out of memory" in str(error):
+            raise
+        plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError))
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        told = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+        reason = told if plain else f"{type(error).__name__}: {told}"
+        raise WeightsError(f"{place} ({reason})") from None
+
+
 def within(seconds: float, call: Callable[[], T]) -> T:
     """`call()` in a thread that is left behind after `seconds`.
 
@@ -181,6 +208,8 @@ def _check_hub_id(model: ModelConfig, folder: Path) -> None:
     """What is no folder must have the form of a Hub id."""
     if folder.is_file():
         raise WeightsError(f"model.id={model.id} is a file: name the folder that holds it")
+    if what := special(folder):
+        raise WeightsError(f"model.id={model.id} is {what}: name a model's folder")
     if model.id.startswith(("/", ".", "~")):
         raise WeightsError(f"model.id={model.id}: there is no such folder")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.id) or ".." in model.id or "--" in model.id:
@@ -231,13 +260,27 @@ def _flaw(folder: Path, what: What) -> str | None:
     """Why `folder` cannot be used, as the rest of a sentence that begins with its name."""
     if not (folder / CONFIG).is_file():
         return _without_config(folder)
-    try:
-        json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"has a {CONFIG} that cannot be read ({error})"
+    odd = next((file for file in files(folder) if not file.is_file()), None)
+    if odd is not None:
+        return f"has a {odd.name} that is {special(odd) or 'a folder, or a link to nowhere'}, not a file"
     if not _first(folder, VOCABULARIES):
         return "has no tokenizer (tokenizer.json or tokenizer.model): copy its base's tokenizer files there"
+    if (broken := next(filter(None, map(_object_flaw, map(folder.joinpath, OBJECTS))), None)) is not None:
+        return broken
+    if (flaw := architecture.flaw(folder / CONFIG, _weight_bytes(folder))) is not None:
+        return flaw
     return _weights_flaw(folder) if what == "weights" else None
+
+
+def _object_flaw(file: Path) -> str | None:
+    """Why a small file of a model's folder is no JSON object, as it should be; None where it is, or is not there."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        return f"has a {file.name} that cannot be read ({first_line(error)}): copy or download it again"
+    return None if isinstance(found, dict) else f"has a {file.name} that holds no object {{...}}: copy it again"
 
 
 def _without_config(folder: Path) -> str:
@@ -251,7 +294,7 @@ def _without_config(folder: Path) -> str:
 def _weights_flaw(folder: Path) -> str | None:
     try:
         shards = _shards(folder)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"has an index {INDEX} that cannot be read ({error})"
     if not shards:
         return _without_safetensors(file.name for file in folder.iterdir())
@@ -259,6 +302,15 @@ def _weights_flaw(folder: Path) -> str | None:
     if missing:
         return f"lacks {missing[0]} ({len(missing)} of {len(shards)} weight files): copy or download it again"
     return next((flaw for flaw in map(_shard_flaw, shards) if flaw), None)
+
+
+def _weight_bytes(folder: Path) -> int | None:
+    """Bytes of all weight files; None where some are not here or broken: `_weights_flaw` says so."""
+    try:
+        shards = _shards(folder)
+        return None if any(map(_shard_flaw, shards)) else sum(shard.stat().st_size for shard in shards) or None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -641,9 +693,9 @@ _REMEDY = (
 )
 
 
-def _named(model: ModelConfig) -> str:
-    """The override that names the model: its option, or its id where there is no option of that name."""
-    return f"model.id={model.id}" if model.name == Path(model.id).name else f"model={model.name}"
+def named(model: ModelConfig) -> str:
+    """The override that names the model, as typed: its option, or its id where there is no option of that name."""
+    return typed("model.id", model.id) if model.name == Path(model.id).name else f"model={model.name}"
 
 
 def _offline_message(model: ModelConfig, what: What) -> str:
@@ -657,7 +709,7 @@ def _offline_message(model: ModelConfig, what: What) -> str:
     return (
         f"model.id={model.id}, revision {model.revision or 'main'}: no {what} of it on this machine, and "
         f"HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network. Looked at: {'; '.join(looked)}. "
-        f"Run `python -m ftlab fetch {_named(model)}` where there is a network (HF_ENDPOINT=URL names a "
+        f"Run `python -m ftlab fetch {named(model)}` where there is a network (HF_ENDPOINT=URL names a "
         "mirror), copy the folder it prints, and set model.id=FOLDER"
     )
 
@@ -672,23 +724,3 @@ def _unreachable_message(model: ModelConfig, reason: str) -> str:
 def _say(line: str) -> None:
     """Progress goes to stderr: stdout belongs to a command's results."""
     print(redact(line), file=sys.stderr, flush=True)
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units, as disks and downloads are sold: 269 MB, 14.5 GB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where `folder` lies or will lie."""
-    return shutil.disk_usage(nearest(folder)).free
-
-
-def nearest(folder: Path) -> Path:
-    """`folder`, or the closest folder above it that exists."""
-    folder = folder.expanduser().absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())

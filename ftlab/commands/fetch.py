@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ftlab import weights
 from ftlab.config import ExperimentConfig, ModelConfig
+from ftlab.disk import size
+from ftlab.shell import typed
 from ftlab.weights import Located
 
 ORIGINS = {
@@ -29,13 +31,13 @@ def main(cfg: ExperimentConfig) -> int:
         WeightsError: they cannot be found, read or downloaded.
     """
     located = weights.find(cfg.model)
-    size = sum(file.stat().st_size for file in weights.files(located.folder))
+    total = sum(file.stat().st_size for file in weights.files(located.folder))
     rows = {
         "model": f"{cfg.model.name} ({cfg.model.id})",
         "origin": ORIGINS[located.origin],
         "source": located.note,
         "folder": str(located.folder),
-        "size": weights.size(size),
+        "size": size(total),
         "revision": located.revision or "unknown",
         "licence": licence(located.folder) or "not stated in the folder: see the model's page",
         "next": next_command(cfg.model, located),
@@ -63,5 +65,5 @@ def licence(folder: Path) -> str | None:
 
 def next_command(model: ModelConfig, located: Located) -> str:
     """A command that trains this model on rows that need no download."""
-    chosen = f"model.id={located.folder}" if located.origin == "folder" else f"model={model.name}"
+    chosen = typed("model.id", located.folder) if located.origin == "folder" else f"model={model.name}"
     return f"python -m ftlab {chosen} data=sql_synth"
