@@ -45,7 +45,8 @@ LORA = {
     "rank 1": {"r": 1, "lora_alpha": 2},
     "rank 13": {"r": 13},
     "rank above the width": {"r": 40, "lora_alpha": 20},
-    "rslora": {"r": 6, "use_rslora": True},
+    # A small alpha: the scale grows with the root of the rank, and large logits with it, whose rounding differs by CPU.
+    "rslora": {"r": 6, "lora_alpha": 4, "use_rslora": True},
     "no scale": {"lora_alpha": 6},
 }
 
