@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TextIO, cast
+from weakref import WeakKeyDictionary
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -47,13 +48,20 @@ class Bar(Protocol):
         """`step` of the total is done; `metrics` by key (`train/loss`, `eval/sql_exact_match`), maybe empty."""
 
 
+_LOST: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # files that cannot be written any more, and why
+
+
 class Output(io.TextIOBase):
     """A text file that may be lost, as when its reader has left (`| head`) or its disk is full: what is written from
     then on goes nowhere, and whoever writes goes on. One line on stderr says so."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
-        self.lost = ""
+
+    @property
+    def lost(self) -> str:
+        """Why the file is lost, to whichever of its users that happened; empty as long as it is not."""
+        return _LOST.get(self.file, "")
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -81,7 +89,7 @@ class Output(io.TextIOBase):
                 self._lose(error)
 
     def _lose(self, error: Exception) -> None:
-        self.lost = getattr(error, "strerror", None) or str(error)
+        _LOST[self.file] = getattr(error, "strerror", None) or str(error)
         with suppress(OSError, ValueError):  # what waits in its buffer would be an error again at the end
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.file.fileno())

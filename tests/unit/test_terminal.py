@@ -327,6 +327,9 @@ def test_without_its_reader_nothing_is_shown_and_all_goes_on(capsys: pytest.Capt
         os.close(reader)
         for _ in range(3):
             terminal.warn("not read")
+        other = Terminal(pipe)
+        other.note("not read either")
+        assert other.lost == "Broken pipe"
     assert terminal.lost == "Broken pipe"
     assert capsys.readouterr().err.count("\n") == 1
 
