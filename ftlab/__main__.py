@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from ftlab.commands import plain_arguments
 from ftlab.errors import FtlabError, InputError, Stopped
-from ftlab.launcher import check_launch
+from ftlab.launcher import check_launch, check_numbers, whole_number
 from ftlab.redact import redact, redact_message, redact_streams, redact_tree, remember
 from ftlab.train.signals import StopSignal
 
 if TYPE_CHECKING:
+    from ftlab.config import ExperimentConfig
     from ftlab.terminal import Terminal
     from ftlab.train.ranks import Ranks
 
@@ -64,7 +65,7 @@ def entry() -> None:
     code = main(sys.argv[1:])
     StopSignal.end_at_once(code)
     interrupted = code in (Stopped.exit_code, 130) and not any(word in MULTIRUN for word in sys.argv)
-    if launched() > 1 or interrupted:
+    if "RANK" in os.environ or interrupted:  # which `launched` leaves to several processes
         # All is written and said. Threads of gloo can abort the interpreter while it takes itself down, and it would
         # wait for those of a download. A sweep's launcher has processes to end in its turn.
         for stream in (sys.stdout, sys.stderr):
@@ -78,6 +79,7 @@ def main(words: Sequence[str]) -> int:
     """Run one command line; the exit code. A user's mistake is one message without a traceback."""
     remember(words)
     try:
+        check_folder()
         return dispatch(list(words))
     except FtlabError as error:
         return failed(error)
@@ -88,6 +90,21 @@ def main(words: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def check_folder() -> None:
+    """Paths, those that libraries make themselves included, begin at the working folder: it must still be there.
+
+    Raises:
+        InputError: it was removed while the shell was in it.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(
+            f"the working folder is gone ({error.strerror or error}), perhaps removed by another program: cd to a "
+            "folder that exists, and call again"
+        ) from None
 
 
 def failed(error: FtlabError) -> int:
@@ -135,12 +152,16 @@ def in_ranks(words: list[str]) -> int:
 
 def launched() -> int:
     """The number of processes that a launcher (torchrun, accelerate) has started together. What it tells one process
-    alone is forgotten: neither that process nor those that it starts have anybody to meet."""
-    world = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    alone is forgotten: neither that process nor those that it starts have anybody to meet.
+
+    Raises:
+        ConfigError: what the launcher tells is no number.
+    """
+    world = whole_number("WORLD_SIZE", 1) if "RANK" in os.environ else 1
     if world == 1:
         for name in LAUNCHED:
             os.environ.pop(name, None)
-    return world
+    return world if world == 1 else check_numbers(world)
 
 
 def plain(command: str, words: list[str]) -> int:
@@ -221,6 +242,7 @@ def _prepared(words: list[str], ranks: "Ranks | None", held: ExitStack) -> Calla
     check_launch(composition.config.model.dtype)
     if options["dry_run"]:
         if not beside:
+            check_given(composition.config)
             from ftlab.experiment import dry_run
 
             dry_run(composition, _terminal())
@@ -249,6 +271,7 @@ def _lead(composition: Any, ranks: "Ranks | None", held: ExitStack) -> Callable[
     from ftlab.weights import check_code
 
     check_code(cfg.model)
+    check_given(cfg)
     from ftlab.experiment import run_in
 
     lead = partial(run_in, ranks=ranks) if ranks else run_in
@@ -263,6 +286,21 @@ def _terminal() -> "Terminal":
     from ftlab.terminal import Terminal
 
     return Terminal()
+
+
+def check_given(cfg: "ExperimentConfig") -> None:
+    """What can be told of the given files and folders in the first second, before torch is imported; then a word, since
+    that takes a while.
+
+    Raises:
+        InputError: data or a model's folder that cannot be used.
+    """
+    from ftlab import data, weights
+
+    data.check_source(cfg.data)
+    if os.path.exists(os.path.expanduser(cfg.model.id)):
+        weights.on_disk(cfg.model, what="tokenizer")
+    print("loading torch and transformers", file=sys.stderr, flush=True)
 
 
 def _check_alone(words: list[str], world: int) -> None:
@@ -366,7 +404,8 @@ def _in_folder(overrides: list[str]) -> list[str]:
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from ftlab.composition import check_overrides, quoted
+    from ftlab.composition import check_overrides
+    from ftlab.shell import quoted
 
     given = [text for text in overrides if text.lstrip("+").startswith("run_dir=")]
     check_overrides(given, multirun=True)

@@ -37,6 +37,7 @@ from ftlab.allowlist import guarded
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
 from ftlab.redact import MASK, known, redact, redact_message, redact_tree
+from ftlab.shell import quoted
 from hydra_plugins import ftlab_sweeper
 
 PACKAGE = Path(__file__).resolve().parent
@@ -331,13 +332,6 @@ def _with_home(text: str) -> str:
     if equals and key.lstrip("+") in PATH_KEYS and value.startswith("~"):
         return f"{key}={quoted(os.path.expanduser(value))}"
     return text
-
-
-def quoted(value: str) -> str:
-    """`value` as a quoted string of Hydra's grammar, where backslashes count as escapes before a quote only."""
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
-    trailing = len(value) - len(value.rstrip("\\"))
-    return '"' + escaped + "\\" * trailing + '"'
 
 
 def check_overrides(overrides: Sequence[str], *, multirun: bool = False, extra: Sequence[str] = ()) -> None:

@@ -120,6 +120,7 @@ class DataConfig:
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     prompt: str = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
     max_length: int = 512  # tokens of prompt, answer and end marker together
+    max_field_bytes: int = 1_000_000  # a question, context or answer with more, in UTF-8, is refused
     train_rows: Optional[int] = None  # at most so many rows are trained on
     validation: float = 200  # rows, or a fraction below 1, taken from train by group
     test_size: float = 0.1  # rows, or a fraction below 1, where the data has no test split of its own
@@ -373,6 +374,7 @@ def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         "may hold {question} and {context} only; write {{ and }} for braces",
     )
     rule(data.max_length >= 8, "data.max_length", data.max_length, "must be at least 8 tokens")
+    rule(data.max_field_bytes >= 1, "data.max_field_bytes", data.max_field_bytes, "must be at least 1 byte")
     rule(
         data.validation > 0,
         "data.validation",

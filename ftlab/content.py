@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ftlab.encodings import LANGUAGES, guess
 from ftlab.errors import DataError
+from ftlab.paths import special
 
 GZIP = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
@@ -78,9 +79,10 @@ def read(path: Path) -> Content:
     """The content of a text file; gzip is told by its first bytes, whatever the file is called.
 
     Raises:
-        DataError: a damaged archive, UTF-16 or UTF-32, a Git LFS pointer, or no text at all.
+        DataError: a pipe, socket or device, a damaged archive, UTF-16 or UTF-32, a Git LFS pointer, or no text at all.
         OSError: it cannot be read.
     """
+    refuse_special(path)
     data = path.read_bytes()
     packed = data.startswith(GZIP)
     try:
@@ -91,6 +93,12 @@ def read(path: Path) -> Content:
     if wide := _wide(data[:4]):
         raise DataError(f"{path}: line 1: {wide}, not UTF-8. Convert it: {conversion(path, wide, packed)}")
     return Content(path, data.removeprefix(BOM), packed)
+
+
+def refuse_special(path: Path) -> None:
+    """Raise DataError where a path names neither a file nor a folder."""
+    if what := special(path):
+        raise DataError(f"{path}: {what}, not a file of rows. Write the rows into a file and name that.")
 
 
 def refuse_other(path: Path, head: bytes) -> None:

@@ -25,6 +25,37 @@ ON = ("1", "true", "yes", "on", "y", "t")
 REMEDY = "(or the same line of the file that `accelerate config` wrote)"
 
 
+def whole_number(name: str, default: int = 0) -> int:
+    """A variable as a launcher sets it; `default` where nobody has.
+
+    Raises:
+        ConfigError: it is no whole number of 0 or more.
+    """
+    text = os.environ.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ConfigError(
+            f"{name}={text} must be a whole number, as torchrun and accelerate launch set it: start the processes with "
+            f"one of these, or for a single process: unset {name}"
+        )
+    return int(text)
+
+
+def check_numbers(world: int) -> int:
+    """`world`, once all numbers that a launcher gives each of its processes are known to be some.
+
+    Raises:
+        ConfigError: names the variable that is none, or a rank beyond the number of processes.
+    """
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if whole_number(rank) >= (count := whole_number(size, world)):
+            raise ConfigError(
+                f"{rank}={os.environ[rank]} must lie below {size}={count}, since processes are counted from 0: start "
+                "them with torchrun or accelerate launch"
+            )
+    whole_number("MASTER_PORT")
+    return world
+
+
 def check_launch(dtype: str | None) -> None:
     """Refuse what ftlab does not do, for a run in the precision `dtype`, or for runs in various ones.
 
@@ -64,5 +95,5 @@ def _mpi() -> list[str]:
         f"{name}={os.environ[name]}: MPI has started several processes, which do not know of each other: "
         "start them with torchrun, or with accelerate launch without --mpirun_hostfile"
         for name in MPI
-        if "RANK" not in os.environ and int(os.environ.get(name) or 1) > 1
+        if "RANK" not in os.environ and whole_number(name, 1) > 1
     ]

@@ -1,5 +1,6 @@
 """What a finished run shows: answers, scores, and what to do next. No torch."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ def report(folder: RunDir, summary: dict[str, Any], terminal: Terminal, tracker_
     terminal.scores(summary["base"], summary["tuned"], summary["intervals"])
     where = folder.path
     terminal.note(f"everything is in {where}/ (predictions.jsonl, summary.json, metrics.jsonl)")
+    run = shlex.quote(f"run={where}")
     commands = [
-        f'python -m ftlab predict run={where} context="CREATE TABLE city (name TEXT, people INT)" '
+        f'python -m ftlab predict {run} context="CREATE TABLE city (name TEXT, people INT)" '
         'question="Which cities have more than 1000 people?"',
-        f"python -m ftlab eval run={where} split=validation",
-        "python -m ftlab runs" + ("" if where.parent == Path("outputs") else f" {where.parent}"),
+        f"python -m ftlab eval {run} split=validation",
+        "python -m ftlab runs" + ("" if where.parent == Path("outputs") else f" {shlex.quote(str(where.parent))}"),
     ]
     if tracker_line and tracker_line.startswith("wandb "):
         commands.append(tracker_line)

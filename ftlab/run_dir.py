@@ -28,6 +28,7 @@ from ftlab.composition import Composition, flatten, load_tree
 from ftlab.config import ExperimentConfig
 from ftlab.damaged import set_aside
 from ftlab.errors import ConfigError, RunDirError
+from ftlab.paths import special
 from ftlab.redact import known, redact, redact_message, redact_tree
 
 # A run may go on although these differ: they do not change what is learnt.
@@ -93,6 +94,9 @@ class RunDir:
             RunDirError: it cannot be written, or another process holds it (the message names its pid).
         """
         made = not self.path.exists()
+        if self.path.exists() and not self.path.is_dir():
+            what = special(self.path) or "a file"
+            raise RunDirError(f"run_dir={self.path} is {what}, not a folder: choose another with run_dir=DIR")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = self._locked()
@@ -384,7 +388,8 @@ def find_run(text: str) -> RunDir:
     for path in (Path(text).expanduser(), Path("outputs") / text):
         if any((path / name).is_file() for name in CONFIGS):
             return RunDir(path)
-    raise RunDirError(f"run={text} is no run folder (no config.yaml): list them with python -m ftlab runs")
+    what = special(Path(text).expanduser()) or "no run folder (no config.yaml)"
+    raise RunDirError(f"run={text} is {what}: list them with python -m ftlab runs")
 
 
 def tree_of(folder: RunDir) -> dict[str, Any]:

@@ -25,9 +25,12 @@ from pathlib import Path
 from threading import TIMEOUT_MAX, Thread
 from typing import Any, Literal, TypeVar
 
+from ftlab import architecture
 from ftlab.config import ModelConfig
 from ftlab.errors import WeightsError
+from ftlab.paths import special
 from ftlab.redact import redact
+from ftlab.shell import typed
 
 What = Literal["weights", "tokenizer"]
 Origin = Literal["embedded", "folder", "converted", "cache", "hub", "package"]
@@ -181,6 +184,8 @@ def _check_hub_id(model: ModelConfig, folder: Path) -> None:
     """What is no folder must have the form of a Hub id."""
     if folder.is_file():
         raise WeightsError(f"model.id={model.id} is a file: name the folder that holds it")
+    if what := special(folder):
+        raise WeightsError(f"model.id={model.id} is {what}: name a model's folder")
     if model.id.startswith(("/", ".", "~")):
         raise WeightsError(f"model.id={model.id}: there is no such folder")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model.id) or ".." in model.id or "--" in model.id:
@@ -231,12 +236,13 @@ def _flaw(folder: Path, what: What) -> str | None:
     """Why `folder` cannot be used, as the rest of a sentence that begins with its name."""
     if not (folder / CONFIG).is_file():
         return _without_config(folder)
-    try:
-        json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"has a {CONFIG} that cannot be read ({error})"
+    odd = next((file for file in files(folder) if not file.is_file()), None)
+    if odd is not None:
+        return f"has a {odd.name} that is {special(odd) or 'a folder, or a link to nowhere'}, not a file"
     if not _first(folder, VOCABULARIES):
         return "has no tokenizer (tokenizer.json or tokenizer.model): copy its base's tokenizer files there"
+    if (flaw := architecture.flaw(folder / CONFIG, _weight_bytes(folder))) is not None:
+        return flaw
     return _weights_flaw(folder) if what == "weights" else None
 
 
@@ -251,7 +257,7 @@ def _without_config(folder: Path) -> str:
 def _weights_flaw(folder: Path) -> str | None:
     try:
         shards = _shards(folder)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"has an index {INDEX} that cannot be read ({error})"
     if not shards:
         return _without_safetensors(file.name for file in folder.iterdir())
@@ -259,6 +265,14 @@ def _weights_flaw(folder: Path) -> str | None:
     if missing:
         return f"lacks {missing[0]} ({len(missing)} of {len(shards)} weight files): copy or download it again"
     return next((flaw for flaw in map(_shard_flaw, shards) if flaw), None)
+
+
+def _weight_bytes(folder: Path) -> int | None:
+    """Bytes of all weight files; None where some are not here, or no index can be read: `_weights_flaw` says so."""
+    try:
+        return sum(shard.stat().st_size for shard in _shards(folder)) or None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -641,9 +655,9 @@ _REMEDY = (
 )
 
 
-def _named(model: ModelConfig) -> str:
-    """The override that names the model: its option, or its id where there is no option of that name."""
-    return f"model.id={model.id}" if model.name == Path(model.id).name else f"model={model.name}"
+def named(model: ModelConfig) -> str:
+    """The override that names the model, as typed: its option, or its id where there is no option of that name."""
+    return typed("model.id", model.id) if model.name == Path(model.id).name else f"model={model.name}"
 
 
 def _offline_message(model: ModelConfig, what: What) -> str:
@@ -657,7 +671,7 @@ def _offline_message(model: ModelConfig, what: What) -> str:
     return (
         f"model.id={model.id}, revision {model.revision or 'main'}: no {what} of it on this machine, and "
         f"HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network. Looked at: {'; '.join(looked)}. "
-        f"Run `python -m ftlab fetch {_named(model)}` where there is a network (HF_ENDPOINT=URL names a "
+        f"Run `python -m ftlab fetch {named(model)}` where there is a network (HF_ENDPOINT=URL names a "
         "mirror), copy the folder it prints, and set model.id=FOLDER"
     )
 

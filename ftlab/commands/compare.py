@@ -10,6 +10,7 @@ better where the interval leaves out 0 and p < 0.05; anything else is noise.
 """
 
 import json
+import shlex
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,9 +142,8 @@ def _side(word: str, split: str) -> Side:
         rows = _by_id(file, "answers")
         if _judged(rows) and all(row.get("split") == SPLITS[split] for row in rows.values()):
             return Side(file, rows)
-    raise InputError(
-        f"{word} holds no answers on {split} with verdicts: python -m ftlab eval run={folder} split={split}"
-    )
+    command = shlex.join(["python", "-m", "ftlab", "eval", f"run={folder}", f"split={split}"])
+    raise InputError(f"{word} holds no answers on {split} with verdicts: {command}")
 
 
 def _by_id(file: Path, what: str) -> Rows:

@@ -127,7 +127,8 @@ def report(args: dict[str, str]) -> Iterator[Line]:
 def _configuration(args: dict[str, str]) -> "ExperimentConfig | None":
     """The experiment that a run with these overrides would have; None where Hydra is missing or broken."""
     try:
-        from ftlab.composition import compose, quoted
+        from ftlab.composition import compose
+        from ftlab.shell import quoted
 
         simple = re.compile(r"[\w./:@-]*")  # all else is quoted: values of this command are plain text
         return compose([f"{k}={v if simple.fullmatch(v) else quoted(v)}" for k, v in args.items()])
@@ -475,7 +476,7 @@ def model(cfg: "ExperimentConfig") -> Iterator[Line]:
         yield Line("warn", "model", str(error))
         return
     if located is None:
-        remedy = f"python -m ftlab fetch model={cfg.model.name}"
+        remedy = f"python -m ftlab fetch {weights.named(cfg.model)}"
         yield Line("warn", "model", f"{cfg.model.name} ({cfg.model.id}) is not on this machine", remedy)
     else:
         yield Line("ok", "model", f"{cfg.model.name} needs no network: {located.folder} ({located.note})")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ftlab import weights
 from ftlab.config import ExperimentConfig, ModelConfig
+from ftlab.shell import typed
 from ftlab.weights import Located
 
 ORIGINS = {
@@ -63,5 +64,5 @@ def licence(folder: Path) -> str | None:
 
 def next_command(model: ModelConfig, located: Located) -> str:
     """A command that trains this model on rows that need no download."""
-    chosen = f"model.id={located.folder}" if located.origin == "folder" else f"model={model.name}"
+    chosen = typed("model.id", located.folder) if located.origin == "folder" else f"model={model.name}"
     return f"python -m ftlab {chosen} data=sql_synth"

@@ -1,7 +1,9 @@
 """python -m ftlab predict run=DIR context=TEXT question=TEXT: SQL from a tuned run, alone on stdout."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ftlab import lines
@@ -33,6 +35,8 @@ def main(arguments: dict[str, str]) -> int:
     new_tokens = _positive(arguments, "max_new_tokens", cfg.eval.max_new_tokens)
     cfg = replace(cfg, eval=replace(cfg.eval, max_new_tokens=new_tokens))
     asked = _asked(arguments, "{context}" in cfg.data.prompt)
+    for number, fields in enumerate(asked, start=1):
+        _check_size(number, fields, cfg.data.max_field_bytes)
     answers = _answers(folder, cfg, asked)
     if "input" in arguments:  # a line a question, whatever the model says
         answers = [" ".join(answer.splitlines()) for answer in answers]
@@ -41,18 +45,22 @@ def main(arguments: dict[str, str]) -> int:
 
 
 def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]) -> list[str]:
+    print(f"loading {cfg.model.id} as tuned in {folder.path}", file=sys.stderr, flush=True)
     from ftlab import models
     from ftlab.data.prompts import PromptTokenizer
     from ftlab.evaluate import answer, ready
     from ftlab.experiment import load_finished, make_accelerator, quiet
+    from ftlab.terminal import Terminal
 
     quiet()
     accelerator = make_accelerator(cfg)
+    terminal = Terminal(sys.stderr)
     tokenizer, model, decoder, reason = load_finished(folder.path, cfg, accelerator)
     if reason:
         print(f"slower path, {reason}", file=sys.stderr)
     reader = PromptTokenizer(tokenizer, cfg.data.prompt)
     prompts = reader.prompts(asked)
+    _check_length(prompts, getattr(model.config, "max_position_embeddings", None))
     if reader.unescaped:
         numbers = ", ".join(str(i + 1) for i in sorted(reader.unescaped)[:SHOWN])
         print(
@@ -63,8 +71,10 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]
     for line in models.check_rows(model, tokenizer, [], prompts, cfg):
         print(line, file=sys.stderr)
     fewer = f"a max_new_tokens below {cfg.eval.max_new_tokens}"
-    with within_memory("predict", fewer), ready(model, decoder, accelerator) as fast:
-        return answer(model, fast, tokenizer, prompts, cfg.eval, note=lambda line: print(line, file=sys.stderr))
+    progress = terminal.progress(len(prompts), what="predict")
+    with within_memory("predict", fewer), ready(model, decoder, accelerator) as fast, progress as bar:
+        told = partial(print, file=sys.stderr)
+        return answer(model, fast, tokenizer, prompts, cfg.eval, lambda done: bar.update(done, {}), note=told)
 
 
 def _asked(arguments: dict[str, str], needs_context: bool) -> list[tuple[str, str]]:
@@ -77,6 +87,28 @@ def _asked(arguments: dict[str, str], needs_context: bool) -> list[tuple[str, st
             'and context): python -m ftlab predict run=DIR context="CREATE TABLE t (a INT)" question="How many rows?"'
         )
     return [(arguments["question"], arguments.get("context", ""))]
+
+
+def _check_size(number: int, fields: tuple[str, str], limit: int) -> None:
+    """Reading a text as tokens takes hundreds of times its size in memory."""
+    for name, text in zip(("question", "context"), fields, strict=True):
+        size = len(text.encode(errors="surrogatepass"))
+        if size > limit:
+            raise InputError(
+                f"question {number}: its {name} has {size:,} bytes, and the run reads at most {limit:,} "
+                "(data.max_field_bytes): shorten it"
+            )
+
+
+def _check_length(prompts: Sequence[Sequence[int]], window: int | None) -> None:
+    """A model answers nothing sensible beyond the positions that it was made for, and takes the square of the length to
+    say it."""
+    number, longest = max(enumerate(map(len, prompts), start=1), key=lambda pair: pair[1])
+    if window is not None and longest > window:
+        raise InputError(
+            f"question {number}: its prompt has {longest:,} tokens, and the model reads at most {window:,} "
+            "(max_position_embeddings): shorten its context or question"
+        )
 
 
 def _questions(file: Path) -> list[tuple[str, str]]:

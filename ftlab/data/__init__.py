@@ -4,6 +4,7 @@ A new source is one module with a function `load(cfg: DataConfig) -> Parts`, and
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from ftlab.config import DataConfig
 from ftlab.data import sql_synth, table
@@ -39,6 +40,16 @@ SOURCES: dict[str, Callable[[DataConfig], Parts]] = {
     "sql_synth": _synthetic,
     "table": table.load,
 }
+
+
+def check_source(cfg: DataConfig) -> None:
+    """What can be told of a source without reading it: its file or folder is there, and is one.
+
+    Raises:
+        DataError: it is not.
+    """
+    if cfg.source == "table" and cfg.path:
+        table.existing(Path(cfg.path).expanduser())
 
 
 def load(cfg: DataConfig) -> Splits:

@@ -8,6 +8,7 @@ from ftlab.errors import DataError
 
 SHOWN = 5
 _DELETE = "Correct these rows or delete them."
+LARGE = "Shorten these fields or delete the rows, or allow them with data.max_field_bytes=N."
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,20 @@ def refuse(name: str, unit: str, faults: list[tuple[int, Fault]], total: int) ->
     if rest := len(faults) - len(shown):
         lines.append(f"  and {rest:,} more")
     return DataError("\n".join(lines + list(dict.fromkeys(fault.remedy for _, fault in shown))))
+
+
+def too_large(name: str, value: str, limit: int) -> Fault | None:
+    """A field of more than `limit` bytes in UTF-8 (`data.max_field_bytes`): reading it as tokens would take hundreds of
+    times its size in memory."""
+    if len(value) <= limit and (value.isascii() or 4 * len(value) <= limit):
+        return None
+    size = len(value.encode(errors="surrogatepass"))
+    return Fault(large(name, size, limit), LARGE) if size > limit else None
+
+
+def large(name: str, size: int, limit: int) -> str:
+    """What is wrong with a field of `size` bytes."""
+    return f"{name} has {size:,} bytes, more than data.max_field_bytes={limit}"
 
 
 def describe(value: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ftlab.data import rows
 from ftlab.errors import DataError
+from ftlab.shell import typed
 
 NAMES = {
     "train": ("train",),
@@ -54,7 +55,7 @@ def look(folder: Path) -> Folder:
 
     Raises DataError without training rows, for missing shards, and where two files claim to be the same.
     """
-    files = [path for path in sorted(folder.iterdir()) if rows.suffix(path) and (path.is_file() or path.is_symlink())]
+    files = [path for path in sorted(folder.iterdir()) if rows.suffix(path) and not path.is_dir()]
     named = [found for path in files if (found := _named(path))]
     if not named and (folder / "data").is_dir():
         return look(folder / "data")
@@ -101,7 +102,7 @@ def _files(split: str, found: list[_File]) -> list[Path]:
 def _copies(split: str, one: _File, other: _File) -> DataError:
     return DataError(
         f"{one.path} and {other.path.name} look like two copies of the {split} rows.\n"
-        f"Keep one of them, or name the file to read: data.path={other.path}"
+        f"Keep one of them, or name the file to read: {typed('data.path', other.path)}"
     )
 
 

@@ -37,6 +37,7 @@ def read(path: Path, wanted: Collection[str] = ()) -> Read:
     Raises DataError where the file as a whole cannot be read (damaged archive, no permission, UTF-16, unknown
     format).
     """
+    content.refuse_special(path)
     kind = suffix(path)
     if not kind:
         raise DataError(f"{path}: cannot tell its format. Use one of {', '.join(SUFFIXES)}")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.config import ColumnsConfig, DataConfig
+from ftlab.content import refuse_special
 from ftlab.data import folder, hub, rows, saved
-from ftlab.data.faults import Fault, Located, describe, refuse
+from ftlab.data.faults import Fault, Located, describe, refuse, too_large
 from ftlab.data.folder import Folder
 from ftlab.data.prompts import uses_context
 from ftlab.data.splits import Example, Parts
@@ -35,7 +36,7 @@ def load(cfg: DataConfig) -> Parts:
     path = Path(cfg.path).expanduser()
     if path.is_dir() and saved.is_saved(path):
         return _from_saved(path, cfg)
-    found = folder.look(path) if path.is_dir() else Folder({"train": [_existing(path)]}, [])
+    found = folder.look(path) if path.is_dir() else Folder({"train": [existing(path)]}, [])
     examples: dict[str, list[Example]] = {}
     notes: list[str] = []
     for name, files in found.splits.items():
@@ -76,7 +77,13 @@ def _parts(examples: dict[str, list[Example]], notes: list[str], cfg: DataConfig
     )
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path where it names a file or folder.
+
+    Raises:
+        DataError: there is none, or it is a pipe, a socket or a device.
+    """
+    refuse_special(path)
     if path.exists():
         return path
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -108,7 +115,7 @@ def parse(name: str, unit: str, located: list[Located], cfg: DataConfig, prefix:
     _check_columns(f"{name}: {unit} {located[0][0]}", located, cfg.columns, needs_context)
     examples, faults = [], []
     for number, row in located:
-        fault = row if isinstance(row, Fault) else _row_fault(row, cfg.columns, needs_context)
+        fault = row if isinstance(row, Fault) else _row_fault(row, cfg, needs_context)
         if fault:
             faults.append((number, fault))
         elif not isinstance(row, Fault):
@@ -130,11 +137,14 @@ def _example(id: str, row: dict[str, Any], columns: ColumnsConfig) -> Example:
     )
 
 
-def _row_fault(row: dict[str, Any], columns: ColumnsConfig, needs_context: bool) -> Fault | None:
+def _row_fault(row: dict[str, Any], cfg: DataConfig, needs_context: bool) -> Fault | None:
     """The first thing that is wrong with a row's fields."""
+    columns = cfg.columns
     for name in (columns.question, columns.context, columns.answer):
         optional = name == columns.context and not needs_context
         value = row.get(name)
+        if isinstance(value, str) and (fault := too_large(name, value, cfg.max_field_bytes)):
+            return fault
         if isinstance(value, str) and value.isascii() and value and not value.isspace():
             continue
         if name not in row and not optional:

@@ -26,12 +26,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.exceptions import StorageInternalError
 
 from ftlab import provenance
-from ftlab.composition import composition, quoted
+from ftlab.composition import composition
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError, FtlabError, InputError, Stopped, TrainingError
 from ftlab.process import this_host
 from ftlab.redact import redact_message
 from ftlab.run_dir import Record
+from ftlab.shell import quoted
 from ftlab.sweep import samplers
 from ftlab.sweep.identity import configuration, shared
 from ftlab.sweep.join import Order, join, rungs_of

@@ -28,9 +28,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftlab.composition import TRUST, UNTYPED, check_overrides, hydra_session, quoted
+from ftlab.composition import TRUST, UNTYPED, check_overrides, hydra_session
 from ftlab.config import known_keys
 from ftlab.errors import ConfigError, InputError
+from ftlab.shell import quoted
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

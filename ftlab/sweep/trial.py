@@ -9,11 +9,12 @@ import optuna
 from optuna.trial import Trial
 
 from ftlab import experiment, vram
-from ftlab.composition import Composition, composition, quoted
+from ftlab.composition import Composition, composition
 from ftlab.config import ExperimentConfig
 from ftlab.errors import Pruned
 from ftlab.experiment import Watch
 from ftlab.models import Bases
+from ftlab.shell import quoted
 from ftlab.sweep.events import Event, Listener, unheard
 from ftlab.sweep.join import evaluated
 from ftlab.sweep.limits import Memory

@@ -15,11 +15,14 @@ PACKAGE = Path(ftlab.__file__).parent
 # The row type and the prompt are the words in which the parts speak of data.
 SHARED = {"ftlab.data.encode", "ftlab.data.prompts", "ftlab.data.splits"}
 SQL = {f"ftlab.sql.{file.stem}" for file in (PACKAGE / "sql").glob("*.py")} | {"ftlab.sql"}
-BASICS = {"ftlab.errors", "ftlab.config", "ftlab.redact", "ftlab.quiet", "ftlab.shortage", "ftlab.damaged"}
+BASICS = {"ftlab.errors", "ftlab.config", "ftlab.damaged", "ftlab.paths", "ftlab.redact", "ftlab.quiet", "ftlab.shell", "ftlab.shortage"}
 
 # Module or package -> the modules of ours that it may import, its own apart.
 MAY_IMPORT = {
     "ftlab.errors": set(),
+    "ftlab.paths": set(),
+    "ftlab.shell": set(),
+    "ftlab.architecture": set(),
     "ftlab.redact": set(),
     "ftlab.quiet": set(),
     "ftlab.damaged": set(),
@@ -27,11 +30,11 @@ MAY_IMPORT = {
     "ftlab.sql": set(),
     "ftlab.config": {"ftlab.errors"},
     "ftlab.shortage": {"ftlab.errors", "ftlab.config"},
-    "ftlab.weights": BASICS,
+    "ftlab.weights": BASICS | {"ftlab.architecture"},
     "ftlab.checksums": set(),
     "ftlab.models": BASICS | {"ftlab.weights"},
     "ftlab.encodings": set(),
-    "ftlab.content": {"ftlab.errors", "ftlab.encodings"},
+    "ftlab.content": {"ftlab.errors", "ftlab.encodings", "ftlab.paths"},
     "ftlab.data": BASICS | {"ftlab.content"},
     "ftlab.process": set(),
     "ftlab.train": BASICS | SHARED | {"ftlab.process", "ftlab.fast.flat", "ftlab.fast.plan", "ftlab.fast.adam"},

@@ -82,3 +82,48 @@ def test_the_precision_of_the_run_is_no_contradiction(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert cli("--dry-run", *small, "model.dtype=bfloat16")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK=abc must be a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two must be a whole number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1 must be a whole number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 must lie below WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "z"}, "LOCAL_RANK=z must be a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE=1.5 must be a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "http"}, "MASTER_PORT=http must be a whole number"),
+        ({"OMPI_COMM_WORLD_SIZE": "many"}, "OMPI_COMM_WORLD_SIZE=many must be a whole number"),
+    ],
+)
+def test_what_a_launcher_counts_must_be_numbers(
+    variables: dict[str, str], said: str, cli: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = cli("--dry-run", "experiment=quickstart")
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_malformed_launch_ends_without_a_traceback(ftlab: Callable[..., Any]) -> None:
+    """The console script looks at the variables once more when it ends."""
+    done = ftlab("--dry-run", RANK="0", WORLD_SIZE="two")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_working_folder_that_is_gone_is_said(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for words in (["--dry-run"], ["runs"], ["doctor"], ["predict", "run=x"]):
+        code, _, err = cli(*words)
+        assert code == 2
+        assert "the working folder is gone" in err

@@ -351,3 +351,32 @@ def test_generated_rows_have_schemas_of_their_own_in_each_split(
 
 def test_loading_imports_no_torch(run_python: Callable[[str], str]) -> None:
     assert run_python("import sys, ftlab.data, ftlab.data.encode; print('torch' in sys.modules)") == "False\n"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_field_beyond_the_limit_is_refused_with_its_place_and_size(tmp_path: Path, suffix: str) -> None:
+    rows = [{"question": "é" * n, "context": "t", "answer": "a"} for n in (1, 500_001)]
+    file = tmp_path / f"r.{suffix}"
+    if suffix == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        import pandas
+
+        table = pandas.DataFrame(rows)
+        table.to_csv(file, index=False) if suffix == "csv" else table.to_parquet(file)
+    with pytest.raises(DataError) as error:
+        data.load(DataConfig(name="t", source="table", path=str(file), validation=1, test_size=1))
+    place = {"jsonl": "line 2", "csv": "line 3", "parquet": "row 2"}[suffix]
+    assert str(error.value).splitlines() == [
+        f"{file}: 1 of 2 rows cannot be used",
+        f"  {place}: question has 1,000,002 bytes, more than data.max_field_bytes=1000000",
+        "Shorten these fields or delete the rows, or allow them with data.max_field_bytes=N.",
+    ]
+
+
+def test_the_limit_of_a_field_can_be_raised(tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    rows = [{"question": "q" * 1_000_001 + str(i), "context": f"t{i}", "answer": "a"} for i in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = DataConfig(name="t", source="table", path=str(file), validation=1, test_size=1, max_field_bytes=2_000_000)
+    assert len(data.load(cfg).train) == 2
