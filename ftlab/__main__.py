@@ -13,9 +13,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftlab.commands import plain_arguments
+from ftlab.disk import room_for
 from ftlab.errors import FtlabError, InputError, Stopped
 from ftlab.launcher import check_launch, check_numbers, whole_number
 from ftlab.redact import redact, redact_message, redact_streams, redact_tree, remember
@@ -80,7 +82,8 @@ def main(words: Sequence[str]) -> int:
     remember(words)
     try:
         check_folder()
-        return dispatch(list(words))
+        with room_for("what this command writes", Path()):
+            return dispatch(list(words))
     except FtlabError as error:
         return failed(error)
     except KeyboardInterrupt:

@@ -28,6 +28,7 @@ from ftlab.composition import Composition, to_tree
 from ftlab.config import ExperimentConfig, check
 from ftlab.data import Splits
 from ftlab.data.encode import Encoded, EncodedSet, encode, warnings_of
+from ftlab.disk import room_for
 from ftlab.errors import ConfigError, Pruned, RunDirError, Stopped, WeightsError
 from ftlab.evaluate import Scores, Split, check_rows_dir, prediction_rows, scores_of_base
 from ftlab.fast.decoder import LOGITS_BYTES, Decoder
@@ -245,7 +246,8 @@ class Experiment:
         """Run to the end; summary.json tells how it ended, whatever happens."""
         quiet()
         try:
-            return self._run()
+            with room_for(f"run_dir={self.folder.path}", self.folder.path):
+                return self._run()
         except Pruned as reason:
             return self._give_up(str(reason))
         except BaseException as error:
@@ -679,7 +681,9 @@ class Experiment:
         name = "adapter" if self.cfg.lora.r else "model"
         aside = self.folder / f"{name}.part"
         shutil.rmtree(aside, ignore_errors=True)
-        models.save_result(model, aside, self.cfg.model.id)
+        needed = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        with room_for(f"{self.folder.path / name}", self.folder.path, needed):
+            models.save_result(model, aside, self.cfg.model.id)
         prompt = {"template": self.cfg.data.prompt, "max_length": self.cfg.data.max_length}
         generation = generation_config(tokenizer, self.cfg.eval.max_new_tokens)
         models.save_beside(aside, tokenizer, prompt, generation, model_card(self.cfg, self.summary, located))
@@ -770,10 +774,11 @@ class Experiment:
             "vram": self.meter.peaks,
         }
         self._tell_lost_terminal()
-        if self.tracker:
-            self._tag()
-            self.tracker.close(exit_code=getattr(error, "exit_code", 1))
         with suppress(OSError):  # on a full disk the error under way matters more
+            if self.tracker:
+                self._tag()
+                self.tracker.close(exit_code=getattr(error, "exit_code", 1))
+        with suppress(OSError):
             if self.begun:
                 self.folder.write_summary(self.summary)
 

@@ -27,7 +27,8 @@ from typing import Any, Literal, TypeVar
 
 from ftlab import architecture
 from ftlab.config import ModelConfig
-from ftlab.errors import WeightsError
+from ftlab.disk import free_bytes, is_full, size
+from ftlab.errors import FtlabError, WeightsError, first_line
 from ftlab.paths import special
 from ftlab.redact import redact
 from ftlab.shell import typed
@@ -137,6 +138,26 @@ def files(folder: Path) -> list[Path]:
 def base_files(folder: Path) -> list[Path]:
     """What makes a base: its configuration and its weight files."""
     return [folder / CONFIG, *_shards(folder)]
+
+
+@contextmanager
+def readable(place: str) -> Iterator[None]:
+    """A block in which a library reads files that somebody gave. Libraries raise whatever their readers raise where
+    these hold something else than they should, tokenizers in Rust even panics.
+
+    Raises:
+        WeightsError: `place`, which says what cannot be used, and the reason in one line.
+    """
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"
+        known = not isinstance(error, Exception) or isinstance(error, (FtlabError, MemoryError)) or is_full(error)
+        if (known and not panic) or "out of memory" in str(error):
+            raise
+        plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError))
+        reason = first_line(error) if plain else f"{type(error).__name__}: {first_line(error)}"
+        raise WeightsError(f"{place} ({reason})") from None
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
@@ -268,9 +289,10 @@ def _weights_flaw(folder: Path) -> str | None:
 
 
 def _weight_bytes(folder: Path) -> int | None:
-    """Bytes of all weight files; None where some are not here, or no index can be read: `_weights_flaw` says so."""
+    """Bytes of all weight files; None where some are not here or broken: `_weights_flaw` says so."""
     try:
-        return sum(shard.stat().st_size for shard in _shards(folder)) or None
+        shards = _shards(folder)
+        return None if any(map(_shard_flaw, shards)) else sum(shard.stat().st_size for shard in shards) or None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
@@ -686,23 +708,3 @@ def _unreachable_message(model: ModelConfig, reason: str) -> str:
 def _say(line: str) -> None:
     """Progress goes to stderr: stdout belongs to a command's results."""
     print(redact(line), file=sys.stderr, flush=True)
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units, as disks and downloads are sold: 269 MB, 14.5 GB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where `folder` lies or will lie."""
-    return shutil.disk_usage(nearest(folder)).free
-
-
-def nearest(folder: Path) -> Path:
-    """`folder`, or the closest folder above it that exists."""
-    folder = folder.expanduser().absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())

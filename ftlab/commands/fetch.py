@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ftlab import weights
 from ftlab.config import ExperimentConfig, ModelConfig
+from ftlab.disk import size
 from ftlab.shell import typed
 from ftlab.weights import Located
 
@@ -30,13 +31,13 @@ def main(cfg: ExperimentConfig) -> int:
         WeightsError: they cannot be found, read or downloaded.
     """
     located = weights.find(cfg.model)
-    size = sum(file.stat().st_size for file in weights.files(located.folder))
+    total = sum(file.stat().st_size for file in weights.files(located.folder))
     rows = {
         "model": f"{cfg.model.name} ({cfg.model.id})",
         "origin": ORIGINS[located.origin],
         "source": located.note,
         "folder": str(located.folder),
-        "size": weights.size(size),
+        "size": size(total),
         "revision": located.revision or "unknown",
         "licence": licence(located.folder) or "not stated in the folder: see the model's page",
         "next": next_command(cfg.model, located),

@@ -1,6 +1,7 @@
 """Adapters: made, checked before weights load, loaded and saved, by PEFT."""
 
 import difflib
+import json
 import shutil
 import tempfile
 import weakref
@@ -18,7 +19,9 @@ from ftlab.config import LoraConfig
 from ftlab.errors import ConfigError, WeightsError, first_line
 from ftlab.models.load import count
 from ftlab.models.targets import Targets, find_targets
+from ftlab.weights import readable
 
+MOST_RANK = 65_536  # of an adapter: a rank beyond the hidden size of any model adds nothing
 NAMES = ("target_modules", "target_parameters", "modules_to_save")  # sets of names in PEFT's configuration
 
 
@@ -94,7 +97,7 @@ def check_adapter(skeleton: PreTrainedModel, lora: LoraConfig) -> None:
     config = peft_config(skeleton, lora)
     if lora.init_from:
         folder = adapter_folder(lora.init_from)
-        _check_like(PeftConfig.from_pretrained(str(folder)), config, folder)
+        _check_like(_adapter_config(folder), config, folder)
 
 
 def planned_parameters(skeleton: PreTrainedModel, lora: LoraConfig) -> tuple[int, int]:
@@ -136,7 +139,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
         ConfigError: `like` asks for another adapter than the folder holds.
         WeightsError: the adapter was made for another base, or its file is not readable.
     """
-    config = PeftConfig.from_pretrained(str(folder))
+    config = _adapter_config(folder)
     if like is not None:
         _check_like(config, peft_config(base, like), folder)
         config.lora_dropout = like.lora_dropout
@@ -144,13 +147,10 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
     config.base_model_name_or_path = None  # PEFT would warn of a base that lies elsewhere; shapes are checked below
     config.inference_mode = not trainable
     config.init_lora_weights = True
-    try:
-        model = get_peft_model(base, config)
+    with readable(f"{folder}: its adapter_model.safetensors cannot be read"):
         saved = load_file(str(folder / "adapter_model.safetensors"))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{folder}: the adapter does not fit this base: {first_line(error)}") from None
+    with readable(f"{folder}: the adapter does not fit this base"):
+        model = get_peft_model(base, config)
     expected = {
         name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
@@ -163,6 +163,24 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
         )
     set_peft_model_state_dict(model, saved)
     return model
+
+
+def _adapter_config(folder: Path) -> PeftLoraConfig:
+    """The settings of the LoRA adapter in a folder.
+
+    Raises:
+        WeightsError: they cannot be read, or are of another kind of adapter.
+    """
+    file = folder / "adapter_config.json"
+    with readable(f"{file} describes no adapter"):
+        if not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+            raise WeightsError(f"{file} holds no object {{...}}: copy the adapter again")
+        config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, PeftLoraConfig):
+        raise WeightsError(f"{file}: peft_type={config.peft_type} is no LoRA adapter, which ftlab trains and reads alone")
+    if not isinstance(config.r, int) or not 0 < config.r <= MOST_RANK:
+        raise WeightsError(f"{file}: r={config.r} must be a whole number from 1 to {MOST_RANK}: copy the adapter again")
+    return config
 
 
 def _check_like(saved: PeftLoraConfig, asked: PeftLoraConfig, folder: Path) -> None:

@@ -23,13 +23,10 @@ from ftlab.errors import WeightsError, first_line
 from ftlab.models.attention import attention_of
 from ftlab.models.complete import check_class, check_complete
 from ftlab.models.targets import linear_names, uncalled
-from ftlab.weights import Located, own_code
+from ftlab.weights import Located, own_code, readable
 
 # transformers and PEFT ask on stdin whether a model's code may run, where nobody said so; so they never do.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-
-# What transformers raises for a folder that it cannot use.
-UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError)
 
 
 @contextmanager
@@ -53,11 +50,9 @@ def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedToken
     Raises:
         WeightsError: no tokenizer, or one without an end-of-sequence token.
     """
-    try:
-        with _code_refused(located):
-            tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{located.folder}: no usable tokenizer ({first_line(error)})") from None
+    place = f"{located.folder}: its tokenizer files, or the config.json that names their class, cannot be used"
+    with readable(place), _code_refused(located):
+        tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise WeightsError(
             f"{located.folder}: the tokenizer has no end-of-sequence token, so a tuned model could never stop: "
@@ -97,13 +92,8 @@ def load_base(
         arguments["quantization_config"] = quantization
     if quantization or stored_kind(bare):
         arguments["device_map"] = {"": device}
-    try:
-        with _code_refused(located):
-            base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (*UNREADABLE, RuntimeError) as error:
-        raise WeightsError(f"model.id={model.id} cannot be loaded: {first_line(error)}") from None
+    with readable(f"model.id={model.id} cannot be loaded"), _code_refused(located):
+        base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
     check_complete(base, loading, model.id)
     if "device_map" not in arguments:
         base = base.to(device)
@@ -201,15 +191,12 @@ def skeleton(located: Located, trust_remote_code: bool) -> PreTrainedModel:
     Raises:
         WeightsError: config.json describes no decoder that transformers knows.
     """
-    try:
-        with _code_refused(located):
-            config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
+    place = f"{located.folder}: config.json describes no usable decoder"
+    with readable(place), _code_refused(located):
+        config = AutoConfig.from_pretrained(located.folder, trust_remote_code=trust_remote_code)
         check_class(config, located.folder)
-        with _code_refused(located), torch.device("meta"):
+        with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (*UNREADABLE, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
-        reason = " ".join(map(str.strip, str(error).splitlines()[:2])) or type(error).__name__
-        raise WeightsError(f"{located.folder}: config.json describes no usable decoder: {reason}") from None
 
 
 def count(model: nn.Module) -> tuple[int, int]:

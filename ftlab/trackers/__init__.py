@@ -95,8 +95,11 @@ class Trackers:
 
     def close(self, exit_code: int = 0) -> str | None:
         """Close both; returns the tracker's line."""
-        self.jsonl.close()
-        return self.tracker.close(exit_code)
+        try:
+            self.jsonl.close()
+        finally:  # on a full disk too the tracker ends its record
+            line = self.tracker.close(exit_code)
+        return line
 
 
 def tell(line: str) -> None:

@@ -55,9 +55,9 @@ class JsonlTracker:
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def _plain(value: Any) -> Any:

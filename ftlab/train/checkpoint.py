@@ -24,7 +24,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ftlab.errors import TrainingError
+from ftlab import disk
+from ftlab.errors import TrainingError, first_line
 
 NAME = re.compile(r"step-(\d+)")
 REPLACED = ".replaced"  # ends the name of a checkpoint while another of the same step takes its place
@@ -123,12 +124,10 @@ class Checkpoints:
     def _unwritten(self, final: Path, model: nn.Module, error: Exception) -> TrainingError:
         # Adam keeps two numbers beside each weight.
         needed = 3 * sum(p.numel() * p.element_size() for p in trainable(model).values())
-        nearest = next(folder for folder in final.parents if folder.is_dir())
-        free = shutil.disk_usage(nearest).free
+        reason = disk.shortage(final.parent, needed) if disk.is_full(error) else first_line(error)
         return TrainingError(
-            f"checkpoint {final} cannot be written ({str(error).splitlines()[0]}): it needs about "
-            f"{needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free. The checkpoints before it are whole: make room, "
-            "then the same command goes on"
+            f"checkpoint {final} cannot be written: {reason}. The checkpoints before it are whole: make room, then the "
+            "same command goes on"
         )
 
     def newest(self) -> Checkpoint | None:

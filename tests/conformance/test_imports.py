@@ -15,11 +15,22 @@ PACKAGE = Path(ftlab.__file__).parent
 # The row type and the prompt are the words in which the parts speak of data.
 SHARED = {"ftlab.data.encode", "ftlab.data.prompts", "ftlab.data.splits"}
 SQL = {f"ftlab.sql.{file.stem}" for file in (PACKAGE / "sql").glob("*.py")} | {"ftlab.sql"}
-BASICS = {"ftlab.errors", "ftlab.config", "ftlab.damaged", "ftlab.paths", "ftlab.redact", "ftlab.quiet", "ftlab.shell", "ftlab.shortage"}
+BASICS = {
+    "ftlab.errors",
+    "ftlab.config",
+    "ftlab.damaged",
+    "ftlab.disk",
+    "ftlab.paths",
+    "ftlab.redact",
+    "ftlab.quiet",
+    "ftlab.shell",
+    "ftlab.shortage",
+}
 
 # Module or package -> the modules of ours that it may import, its own apart.
 MAY_IMPORT = {
     "ftlab.errors": set(),
+    "ftlab.disk": {"ftlab.errors"},
     "ftlab.paths": set(),
     "ftlab.shell": set(),
     "ftlab.architecture": set(),

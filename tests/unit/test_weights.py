@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 from ftlab import weights
 from ftlab.config import ModelConfig
+from ftlab.disk import size
 from ftlab.errors import WeightsError
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -664,4 +665,4 @@ def test_within_hands_on_results_and_errors() -> None:
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (269_060_552, "269 MB"), (14_483_464_192, "14.5 GB")]
 )
 def test_sizes_are_written_as_disks_are_sold(count: int, text: str) -> None:
-    assert weights.size(count) == text
+    assert size(count) == text
