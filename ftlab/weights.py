@@ -54,6 +54,7 @@ TOKENIZER_FILES = (
     "*.tiktoken",
     "chat_template.*",
 )
+OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model*", "vocab.json", "vocab.txt", "*.tiktoken")
 COMPANIONS = ("generation_config.json", "README.md", "LICEN[CS]E*", "NOTICE*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -156,7 +157,9 @@ def readable(place: str) -> Iterator[None]:
         if (known and not panic) or "out of memory" in str(error):
             raise
         plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError))
-        reason = first_line(error) if plain else f"{type(error).__name__}: {first_line(error)}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        told = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+        reason = told if plain else f"{type(error).__name__}: {told}"
         raise WeightsError(f"{place} ({reason})") from None
 
 
@@ -262,9 +265,22 @@ def _flaw(folder: Path, what: What) -> str | None:
         return f"has a {odd.name} that is {special(odd) or 'a folder, or a link to nowhere'}, not a file"
     if not _first(folder, VOCABULARIES):
         return "has no tokenizer (tokenizer.json or tokenizer.model): copy its base's tokenizer files there"
+    if (broken := next(filter(None, map(_object_flaw, map(folder.joinpath, OBJECTS))), None)) is not None:
+        return broken
     if (flaw := architecture.flaw(folder / CONFIG, _weight_bytes(folder))) is not None:
         return flaw
     return _weights_flaw(folder) if what == "weights" else None
+
+
+def _object_flaw(file: Path) -> str | None:
+    """Why a small file of a model's folder is no JSON object, as it should be; None where it is, or is not there."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        return f"has a {file.name} that cannot be read ({first_line(error)}): copy or download it again"
+    return None if isinstance(found, dict) else f"has a {file.name} that holds no object {{...}}: copy it again"
 
 
 def _without_config(folder: Path) -> str:

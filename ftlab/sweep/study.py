@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import optuna
@@ -38,7 +39,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ftlab.config import SweepConfig
-from ftlab.errors import ConfigError, InputError
+from ftlab.errors import ConfigError, InputError, first_line
 from ftlab.process import Process
 from ftlab.redact import redact
 from ftlab.run_dir import Record, write_atomic
@@ -200,12 +201,13 @@ class Study:
                 study = optuna.load_study(study_name=card["name"], storage=backend)
             except KeyError:
                 raise InputError(f"the database of {folder} holds no study named {card['name']}") from None
-            attrs = study.user_attrs
-            if "space" not in attrs:
-                raise InputError(f"{folder}: the study was not made completely; run its sweep again")
-            cfg = _config(attrs["config"], card["storage"])
-            space = Space.from_record(attrs["space"])
-            return cls(card["name"], folder, cfg, space, attrs["objectives"], attrs["overrides"], study, backend)
+            with _records_read(folder):
+                attrs = study.user_attrs
+                if "space" not in attrs:
+                    raise InputError(f"{folder}: the study was not made completely; run its sweep again")
+                cfg = _config(attrs["config"], card["storage"])
+                space = Space.from_record(attrs["space"])
+                return cls(card["name"], folder, cfg, space, attrs["objectives"], attrs["overrides"], study, backend)
 
     def _ready(self, record: Mapping[str, Any], teacher: "Study | None") -> None:
         """Sampler, first guesses and trials of an earlier study; the lock is held."""
@@ -576,6 +578,22 @@ def _damaged_aside(folder: Path) -> Path | None:
     return storage.set_damaged_aside(database)
 
 
+@contextmanager
+def _records_read(folder: Path) -> Iterator[None]:
+    """What is wrong with a record depends on which of its bytes were changed.
+
+    Raises:
+        InputError: it is no record of a study any more.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"{folder}: the study's record is damaged ({type(error).__name__}: {first_line(error)}): put a copy of its "
+            "database back, or begin anew with sweep.study=NAME"
+        ) from None
+
+
 def _card(name: str, url: str | None) -> dict[str, Any]:
     """What `Study.load` must know, without a password."""
     return {"name": name, "storage": storage.without_password(url) if url else None}
@@ -583,10 +601,11 @@ def _card(name: str, url: str | None) -> dict[str, Any]:
 
 def _read_card(folder: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return found
+    whole = isinstance(found, dict) and isinstance(found.get("name"), str) and "storage" in found
+    return found if whole and isinstance(found["storage"], (str, NoneType)) else None
 
 
 def _check_card(folder: Path, name: str, url: str | None) -> None:
@@ -607,6 +626,8 @@ def _find(text: str) -> tuple[Path, dict[str, Any]]:
         card = _read_card(folder)
         if card is not None:
             return folder, card
+        if (folder / CARD).exists():
+            raise InputError(f"{folder / CARD} cannot be read: the same sweep, started again, writes it anew")
     names = sorted(file.parent.name for file in Path("outputs").glob(f"*/{CARD}"))
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names[:3]
     hint = f"Did you mean: {', '.join(near)}?" if near else "outputs/ holds no study; a sweep makes one"
