@@ -15,13 +15,14 @@ MOST_BYTES = 10_000_000  # of a config.json: published ones have a few thousand
 # 126 layers and a hidden size of 16,384 (Llama 3.1 405B), 512 experts a layer (Qwen3-Next), a vocabulary of 262,208
 # (Gemma 3).
 LIMITS = {
-    "layers": (("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1_000),
+    "layers": (("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 512),
     "hidden size": (("hidden_size", "n_embd", "d_model"), 262_144),
     "vocabulary": (("vocab_size",), 4_000_000),
     "size of the MLP": (("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size"), 4_194_304),
     "attention heads": (("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"), 65_536),
     "experts": (("num_experts", "num_local_experts", "n_routed_experts"), 4_096),
 }
+NEEDED = ("layers", "hidden size", "vocabulary")
 MOST_MODULES = 200_000  # layers times experts
 BITS = 8  # parameters in a byte at most: one bit each
 
@@ -64,9 +65,10 @@ def _flaws(name: str, config: dict[str, Any], weights: int | None) -> Iterator[s
 def _wrong(name: str, key: str, value: Any, what: str, most: int) -> Iterator[str]:
     """null stands for the architecture's own default; some have a list, one size a layer."""
     for size in value if isinstance(value, list) else [value]:
-        whole = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+        least = 1 if what in NEEDED else 0
+        whole = isinstance(size, int) and not isinstance(size, bool) and size >= least
         if size is not None and not whole:
-            yield f"has a {name} with {key}={json.dumps(value)[:40]}, which must be a whole number: copy it again"
+            yield f"has a {name} with {key}={json.dumps(value)[:40]}, which must be a whole number of at least {least}: copy it again"
         elif size is not None and size > most:
             yield f"has a {name} with {key}={size:,}: ftlab reads at most {most:,} ({what}); is it of this model?"
 

@@ -33,9 +33,10 @@ def said(tmp_path: Path, config: Any, weights: int | None = None) -> str | None:
         ("null", "holds no object"),
         ({}, "without model_type"),
         ({**GOOD, "model_type": 7}, "without model_type"),
-        ({**GOOD, "num_hidden_layers": 1_000_000}, "num_hidden_layers=1,000,000: ftlab reads at most 1,000"),
+        ({**GOOD, "num_hidden_layers": 1_000_000}, "num_hidden_layers=1,000,000: ftlab reads at most 512"),
         ({**GOOD, "num_hidden_layers": "two"}, 'num_hidden_layers="two", which must be a whole number'),
         ({**GOOD, "num_hidden_layers": -2}, "num_hidden_layers=-2, which must be a whole number"),
+        ({**GOOD, "hidden_size": 0}, "hidden_size=0, which must be a whole number of at least 1"),
         ({**GOOD, "num_hidden_layers": True}, "num_hidden_layers=true, which must"),
         ({**GOOD, "hidden_size": 64.5}, "hidden_size=64.5, which must"),
         ({**GOOD, "hidden_size": 10**9}, "hidden_size=1,000,000,000: ftlab reads at most 262,144"),
@@ -43,7 +44,7 @@ def said(tmp_path: Path, config: Any, weights: int | None = None) -> str | None:
         ({**GOOD, "vocab_size": {}}, "vocab_size={}, which must"),
         ({**GOOD, "intermediate_size": [128, 10**10]}, "intermediate_size=10,000,000,000: ftlab reads at most"),
         ({"model_type": "x", "text_config": {"n_layer": 10**6}}, "n_layer=1,000,000: ftlab reads at most"),
-        ({**GOOD, "num_hidden_layers": 900, "num_experts": 900}, "810,000 experts in all layers"),
+        ({**GOOD, "num_hidden_layers": 500, "num_experts": 900}, "450,000 experts in all layers"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -104,6 +105,6 @@ def test_a_million_layers_are_refused_at_once(model: Callable[..., ModelConfig],
 
 def test_more_layers_than_the_weights_hold_are_refused(model: Callable[..., ModelConfig]) -> None:
     with pytest.raises(
-        WeightsError, match=r"describes at least [\d,]+ parameters \(layers 999, .* of different models"
+        WeightsError, match=r"describes at least [\d,]+ parameters \(layers 512, .* of different models"
     ):
-        weights.find(model(num_hidden_layers=999))
+        weights.find(model(num_hidden_layers=512))
