@@ -68,7 +68,8 @@ def _wrong(name: str, key: str, value: Any, what: str, most: int) -> Iterator[st
         least = 1 if what in NEEDED else 0
         whole = isinstance(size, int) and not isinstance(size, bool) and size >= least
         if size is not None and not whole:
-            yield f"has a {name} with {key}={json.dumps(value)[:40]}, which must be a whole number of at least {least}: copy it again"
+            wanted = f"which must be a whole number of at least {least}: copy it again"
+            yield f"has a {name} with {key}={json.dumps(value)[:40]}, {wanted}"
         elif size is not None and size > most:
             yield f"has a {name} with {key}={size:,}: ftlab reads at most {most:,} ({what}); is it of this model?"
 

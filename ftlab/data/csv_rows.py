@@ -45,7 +45,10 @@ def _separator(content: Content, wanted: Collection[str]) -> str:
         return said[1]
 
     def found(separator: str) -> tuple[int, int]:
-        names = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+        try:
+            names = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+        except csv.Error:  # reading the rows says what is wrong
+            return 0, 0
         return len(set(names) & set(wanted)), len(names)
 
     return max(_SEPARATORS, key=found)

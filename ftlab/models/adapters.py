@@ -7,16 +7,14 @@ import tempfile
 import weakref
 from pathlib import Path
 
-import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from ftlab.config import LoraConfig
-from ftlab.errors import ConfigError, WeightsError, first_line
+from ftlab.errors import ConfigError, WeightsError
 from ftlab.models.load import count
 from ftlab.models.targets import Targets, find_targets
 from ftlab.weights import readable
@@ -177,7 +175,9 @@ def _adapter_config(folder: Path) -> PeftLoraConfig:
             raise WeightsError(f"{file} holds no object {{...}}: copy the adapter again")
         config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, PeftLoraConfig):
-        raise WeightsError(f"{file}: peft_type={config.peft_type} is no LoRA adapter, which ftlab trains and reads alone")
+        raise WeightsError(
+            f"{file}: peft_type={config.peft_type} is no LoRA adapter, which ftlab trains and reads alone"
+        )
     if not isinstance(config.r, int) or not 0 < config.r <= MOST_RANK:
         raise WeightsError(f"{file}: r={config.r} must be a whole number from 1 to {MOST_RANK}: copy the adapter again")
     return config
