@@ -1,7 +1,7 @@
 # make run     set everything up and run the quickstart (offline after set-up, no GPU needed)
 # make test    lint, types and tests
 # make slow    the tests marked slow
-# make soak    runs killed at every system call that changes the disk, sweeps at random: an hour and a half
+# make soak    runs killed at every system call that changes the disk, sweeps at random, and 2,000 odd inputs: two hours
 #              (FTLAB_SOAK_EVERY=8: each eighth call, ten minutes)
 PYTHON ?= python3
 VENV := .venv

@@ -148,9 +148,10 @@ class RunDir:
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """Rows of a JSON-lines file; an absent or torn file has none."""
         try:
-            return [json.loads(line) for line in (self / name).read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError):
+            rows = [json.loads(line) for line in (self / name).read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, RecursionError):
             return []
+        return rows if all(isinstance(row, dict) for row in rows) else []
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, but for lines that are damaged."""

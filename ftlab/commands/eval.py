@@ -86,7 +86,9 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     *path, last = key.split(".")
     node = tree
     for part in path:
-        node = node[part]
+        node = node.setdefault(part, {})  # an older run's record may lack it
+        if not isinstance(node, dict):
+            raise InputError(f"the run's config.yaml has {part}: {node}, which should hold further keys: it is damaged")
     is_text = "str" in str(config.known_keys()[key]) and text != "null"
     node[last] = text if is_text else yaml.safe_load(text)
 
