@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import nn
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from ftlab.config import ModelConfig, QuantConfig
+from ftlab.disk import size
 from ftlab.errors import WeightsError, first_line
 from ftlab.models.attention import attention_of
 from ftlab.models.complete import check_class, check_complete
@@ -70,8 +72,8 @@ def load_base(
     then the dtype of the arithmetic only.
 
     Raises:
-        WeightsError: files that cannot be read, are of no decoder architecture, or hold other tensors than config.json
-            describes.
+        WeightsError: files that cannot be read, are of no decoder architecture, hold other tensors than config.json
+            describes, or are larger than all memory.
         ConfigError: an attention implementation that cannot be used.
     """
     bare = skeleton(located, model.trust_remote_code)
@@ -90,6 +92,8 @@ def load_base(
         arguments["quantization_config"] = quantization
     if quantization or stored_kind(bare):
         arguments["device_map"] = {"": device}
+    if device.type == "cpu":
+        _check_memory(bare, model.id, arguments["dtype"], quant)
     with readable(f"model.id={model.id} cannot be loaded"), _code_refused(located):
         base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
     check_complete(base, loading, model.id)
@@ -101,6 +105,23 @@ def load_base(
     base.requires_grad_(full)
     base.config.use_cache = False
     return base
+
+
+def _check_memory(bare: PreTrainedModel, model_id: str, dtype: torch.dtype, quant: QuantConfig) -> None:
+    """Refuse weights that are larger than all memory: the system would kill the process in their midst, without a
+    word. A GPU's allocator says by itself that it has no room.
+
+    Raises:
+        WeightsError: the bytes needed and those of the machine.
+    """
+    each = 0.5 if quant.load_in_4bit else 1 if quant.load_in_8bit else dtype.itemsize
+    needed = each * sum(parameter.numel() for parameter in bare.parameters())
+    there = psutil.virtual_memory().total + psutil.swap_memory().total
+    if needed > there:
+        raise WeightsError(
+            f"model.id={model_id} needs about {size(needed)} for its weights, and this machine has {size(there)} of "
+            "memory: choose a smaller model, quant=nf4, or a machine with more"
+        )
 
 
 def switch_activation_checkpointing(base: PreTrainedModel, on: bool) -> None:
