@@ -86,7 +86,7 @@ def test_a_run_folder_runs_nothing(cli: Cli, hostile_run: Path, marker: Path, wo
     said = refused(cli(words[0], str(hostile_run), *words[1:]), marker)
     assert "own.py (sha256 " in said
     assert f"add {TRUST} to this command" in said
-    assert len(said.splitlines()) == 1
+    assert len([line for line in said.splitlines() if not line.startswith("loading ")]) == 1
 
 
 def test_a_run_folder_runs_what_is_typed(cli: Cli, hostile_run: Path, marker: Path) -> None:
