@@ -303,7 +303,7 @@ def check_given(cfg: "ExperimentConfig") -> None:
     data.check_source(cfg.data)
     if os.path.exists(os.path.expanduser(cfg.model.id)):
         weights.on_disk(cfg.model, what="tokenizer")
-    print("loading torch and transformers", flush=True)
+    _terminal().note("loading torch and transformers")
 
 
 def _check_alone(words: list[str], world: int) -> None:
