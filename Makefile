@@ -2,7 +2,7 @@
 # make test    lint, types and tests
 # make slow    the tests marked slow
 # make soak    runs killed at every system call that changes the disk, sweeps at random, and 2,000 odd inputs: two hours
-#              (FTLAB_SOAK_EVERY=8: each eighth call, half an hour)
+#              (FTLAB_SOAK_EVERY=8: each eighth call, ten minutes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

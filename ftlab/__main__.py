@@ -245,10 +245,11 @@ def _prepared(words: list[str], ranks: "Ranks | None", held: ExitStack) -> Calla
     check_launch(composition.config.model.dtype)
     if options["dry_run"]:
         if not beside:
-            check_given(composition.config)
+            terminal = _terminal()
+            check_given(composition.config, terminal)
             from ftlab.experiment import dry_run
 
-            dry_run(composition, _terminal())
+            dry_run(composition, terminal)
         return _nothing
     if beside:
         from ftlab.experiment import follow
@@ -274,7 +275,7 @@ def _lead(composition: Any, ranks: "Ranks | None", held: ExitStack) -> Callable[
     from ftlab.weights import check_code
 
     check_code(cfg.model)
-    check_given(cfg)
+    check_given(cfg, terminal)
     from ftlab.experiment import run_in
 
     lead = partial(run_in, ranks=ranks) if ranks else run_in
@@ -291,7 +292,7 @@ def _terminal() -> "Terminal":
     return Terminal()
 
 
-def check_given(cfg: "ExperimentConfig") -> None:
+def check_given(cfg: "ExperimentConfig", terminal: "Terminal") -> None:
     """What can be told of the given files and folders in the first second, before torch is imported; then a word, since
     that takes a while.
 
@@ -303,7 +304,7 @@ def check_given(cfg: "ExperimentConfig") -> None:
     data.check_source(cfg.data)
     if os.path.exists(os.path.expanduser(cfg.model.id)):
         weights.on_disk(cfg.model, what="tokenizer")
-    _terminal().note("loading torch and transformers")
+    terminal.note("loading torch and transformers")
 
 
 def _check_alone(words: list[str], world: int) -> None:

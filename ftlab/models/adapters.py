@@ -180,6 +180,10 @@ def _adapter_config(folder: Path) -> PeftLoraConfig:
         )
     if not isinstance(config.r, int) or not 0 < config.r <= MOST_RANK:
         raise WeightsError(f"{file}: r={config.r} must be a whole number from 1 to {MOST_RANK}: copy the adapter again")
+    for name in NAMES:
+        value = getattr(config, name)
+        if value is not None and not isinstance(value, (str, list, set)):
+            raise WeightsError(f"{file}: {name}={value} must be a list of names: copy the adapter again")
     return config
 
 

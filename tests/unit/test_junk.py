@@ -110,6 +110,9 @@ def test_an_adapter_with_odd_settings_is_refused(
     values: dict[str, Any], copy: Copy, finished: Path, base_folder: Path
 ) -> None:
     adapter = copy(finished / "adapter", **{"adapter_config.json": values})
+    like = LoraConfig(r=4, target_modules=["q_proj"], init_from=str(adapter))
+    with pytest.raises(InputError):
+        models.check_adapter(skeleton_of(base_folder), like)
     with pytest.raises(FtlabError) as error:
         models.load_adapter(skeleton_of(base_folder), adapter, trainable=False)
     assert error.value.exit_code == 2
