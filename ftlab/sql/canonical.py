@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlglot import exp
 
-from ftlab.sql.schema import Schema
+from ftlab.sql.schema import Schema, affinity
 
 Form = tuple[Any, ...]
 
@@ -25,6 +25,9 @@ Form = tuple[Any, ...]
 ARRANGEMENTS = 120
 
 NULL: Form = ("null",)
+
+# Outputs, beside casts, that may have an affinity; no other expression has one.
+AFFINE = {"column", "ambiguous", "name", "output", "star", "query", "Collate"}
 
 COMPARISONS = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE)
 PREDICATES = (*COMPARISONS, exp.Like, exp.In, exp.Between, exp.Is, exp.NullSafeEQ, exp.NullSafeNEQ, exp.Glob, exp.Match)
@@ -136,6 +139,7 @@ class Canonicaliser:
 
     def __init__(self, tree: exp.Query, schema: Schema) -> None:
         self.schema = schema
+        self.whole = tree
         self.tables: dict[str, list[str | None]] = {name: list(table.columns) for name, table in schema.tables.items()}
         self.names = {column for columns in self.tables.values() for column in columns}
         self.names |= {node.alias_or_name.lower() for node in tree.find_all(exp.Alias, exp.TableAlias)}
@@ -170,10 +174,32 @@ class Canonicaliser:
     def _compound(self, node: exp.SetOperation, parent: Scope | None, ctes: Ctes) -> Form:
         kind = type(node).__name__.lower() + ("" if node.args.get("distinct", True) else " all")
         operands = [self.query(operand, parent, ctes) for operand in _operands(node)]
-        if kind in ("union", "intersect"):
+        if kind in ("union", "intersect") and (node is self.whole or self._alike(operands)):
             operands.sort(key=repr)  # rule 14
         order = tuple(self._compound_key(node, term, parent, ctes) for term in _order_terms(node))
         return (kind, tuple(operands), order, *self._window_of_rows(node, Scope(parent), ctes))
+
+    def _alike(self, operands: list[Form]) -> bool:
+        """Whether it is immaterial which of the operands lends its affinities to what the outputs are compared with."""
+        return len({self._affinities(operand) for operand in operands}) == 1
+
+    def _affinities(self, form: Form) -> tuple[Any, ...]:
+        """How SQLite converts what the outputs of a query's form are compared with, or what stands for it."""
+        if form[0] == "with":
+            return self._affinities(form[2])
+        if form[0] != "select":
+            return tuple(self._affinities(operand) for operand in form[1])
+        found: list[Any] = []
+        for output in form[2]:
+            source: Form = form[3][output[2]][0] if output[0] == "column" and output[1] == 0 else ()
+            table = self.schema.tables.get(source[1]) if source[:1] == ("table",) else None
+            if table is not None and output[3] in table.columns:
+                found.append(affinity(table.columns[output[3]].type))
+            elif output[0] in AFFINE or output[:2] == ("call", "cast"):
+                found.append((output[-1], form[3]))
+            else:
+                found.append(f"one {output[0]}" if output[0] in ("text", "number") else "")
+        return tuple(found)
 
     def _compound_key(self, node: exp.SetOperation, term: exp.Expr, parent: Scope | None, ctes: Ctes) -> Form:
         """ORDER BY of a set operation names an output column: by position, or as any of its SELECTs names it."""

@@ -19,7 +19,10 @@ TIMES = {
 CURRENT = {"current_date": "date", "current_time": "time", "current_timestamp": "datetime"}
 CACHED_LENGTH = 200  # characters of arguments whose result is kept
 # Where none of these stands no query can mean now.
-READS_CLOCK = re.compile(r"now|subsec|current_|\(\s*\)|strftime\s*\([^,]*\)", re.IGNORECASE)
+READS_CLOCK = re.compile(
+    r"now|subsec|current_|\(\s*+(?:\)|--|/\*)|strftime\s*+\((?:\s*+'[^']{0,200}'\s*+\)|[^,]{0,200}\)|[^,]{201})",
+    re.IGNORECASE,
+)
 
 
 def fix(connection: sqlite3.Connection) -> None:

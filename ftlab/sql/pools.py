@@ -35,6 +35,9 @@ NUMBERS = 8
 TEXTS = 10
 MARKS = 4
 LONGEST_MARK = 8
+# Seconds of a day, greater numbers may be times in seconds since 1970; a text has fewer marks than so many.
+DAY = 86_400
+MOST_MARKS = 12
 NULL_AT = 6
 
 
@@ -108,6 +111,9 @@ def dates(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
     for text in written:
         yield text
         yield from shifted(text, ("+1 day", "-1 day"))
+    seconds = [*numbers, *(int(text) for text in texts if text.isdecimal() and len(text) < 12)]
+    for number in (number for number in seconds if DAY < number < 1e12):
+        yield from (evaluate("datetime", second, "unixepoch") for second in near(number))
     modifiers = [text for text in texts if STEP.fullmatch(text)]
     for start in (BASE, NOW[:10]):
         for modifier in modifiers:
@@ -202,6 +208,8 @@ def words(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
         for length in near(number):
             if 0 <= length < 200:
                 yield from ("x" * length, *(f"x{mark}{'x' * (length - 2)}{mark}x" for mark in marks if length > 1))
+            if 0 <= length < MOST_MARKS:
+                yield from (mark.join("x" * (length + 1)) for mark in marks)
         yield from cuts([min(int(number), 99)] if number else [])
     for mark in marks:
         yield from (f"{mark}25", f"3{mark}", f"{mark}140", f"9{mark}", f"1{mark}40")
@@ -213,7 +221,7 @@ def words(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
             f"{mark}{mark}ab",
             *(f"{m}a{m}" for m in mark),
         )
-    yield from ("abcd", "ann", "Ann", "ANN", "", "b", " ann ", "7.5", "7x", "1,000", "$9", "9%", "10", "x")
+    yield from ("abcd", "ann", "Ann", "ANN", "", " ", "b", " ann ", "7.5", "7x", "1,000", "$9", "9%", "10", "x")
     for text in plain:
         yield from (text.swapcase(), f" {text}", f"{text} ", f"q{text}", f"{text}q", text[:-1], text[1:])
     yield from spelled

@@ -293,6 +293,13 @@ def column_of(name: str, type: str) -> Column:
     return Column(name, type, kind_of(type))
 
 
+def affinity(type: str) -> str:
+    """SQLite's affinity of a declared type (sqlite.org/datatype3.html, 3.1); INTEGER's and NUMERIC's compare alike."""
+    parts = {"INT": "number", "CHAR": "text", "CLOB": "text", "TEXT": "text", "BLOB": "", "REAL": "real"}
+    parts |= {"FLOA": "real", "DOUB": "real"}
+    return next((name for part, name in parts.items() if part in type.upper()), "number") if type else ""
+
+
 def kind_of(type: str) -> Kind:
     """What a column of a declared type holds, after SQLite's rules of affinity (sqlite.org/datatype3.html, 3.1).
 

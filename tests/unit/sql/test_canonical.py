@@ -120,6 +120,12 @@ EQUAL = [
         "SELECT city FROM club INTERSECT SELECT name FROM head",
         14,
     ),
+    ("SELECT name FROM head UNION SELECT age FROM head", "SELECT age FROM head UNION SELECT name FROM head", 14),
+    (
+        "SELECT age FROM head WHERE name IN (SELECT city FROM club UNION SELECT club_name FROM club)",
+        "SELECT age FROM head WHERE name IN (SELECT club_name FROM club UNION SELECT city FROM club)",
+        14,
+    ),
 ]
 
 
@@ -144,6 +150,25 @@ DIFFERENT = [
     ("SELECT name FROM head ORDER BY age, name", "SELECT name FROM head ORDER BY name, age"),
     ("SELECT name FROM head EXCEPT SELECT city FROM club", "SELECT city FROM club EXCEPT SELECT name FROM head"),
     ("SELECT name FROM head UNION SELECT city FROM club", "SELECT name FROM head UNION ALL SELECT city FROM club"),
+    # What the outputs are compared with is converted by the type of one of the operands, which is not said of which.
+    *(
+        (
+            f"SELECT wage FROM coach WHERE club_id IN ({one} {operator} {other})",
+            f"SELECT wage FROM coach WHERE club_id IN ({other} {operator} {one})",
+        )
+        for operator in ("UNION", "INTERSECT")
+        for one, other in (
+            ("SELECT name FROM head", "SELECT age FROM head"),
+            ("SELECT age FROM head", "SELECT 1"),
+            ("SELECT name FROM head", "SELECT 'a'"),
+            ("SELECT CAST(age AS TEXT) FROM head", "SELECT age FROM head"),
+            ("SELECT x FROM nowhere", "SELECT age FROM head"),
+        )
+    ),
+    (
+        "SELECT x FROM (SELECT name AS x FROM head UNION SELECT age FROM head) WHERE x < 5",
+        "SELECT x FROM (SELECT age AS x FROM head UNION SELECT name FROM head) WHERE x < 5",
+    ),
     (
         "SELECT wage FROM club LEFT JOIN coach ON club.club_id = coach.club_id AND wage > 3",
         "SELECT wage FROM club LEFT JOIN coach ON club.club_id = coach.club_id WHERE wage > 3",

@@ -152,6 +152,14 @@ def test_two_in_lists_of_3000_fit(engine: Engine) -> None:
     assert engine.run(f"SELECT x FROM a WHERE y IN (1, {numbers}) AND x IN ('one', {words})").rows == [("one",)]
 
 
+def test_what_a_query_costs_does_not_keep_the_tables_from_being_filled(engine: Engine) -> None:
+    with pytest.raises(OverBudget):
+        engine.run(COUNT_UP.format(limit="", what="COUNT(*)"))
+    rows = [("one", at) for at in range(1000)]
+    engine.fill({"a": rows})
+    assert engine.run("SELECT x, y FROM a").rows == rows
+
+
 def test_fill_replaces_the_rows_of_all_tables(engine: Engine) -> None:
     engine.fill({"b": [("new", 5)]})
     assert engine.run("SELECT COUNT(*) FROM a").rows == [(0,)]

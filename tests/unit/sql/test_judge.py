@@ -394,3 +394,11 @@ def test_a_column_named_like_a_keyword_of_sqlglot_is_read(name: str) -> None:
 
 def test_a_byte_order_mark_is_white_space_to_sqlite() -> None:
     assert judge("SELECT a FROM t", "\ufeffSELECT a FROM t", "CREATE TABLE t (a INTEGER)").valid
+
+
+@pytest.mark.parametrize("columns", [101, 2000])
+def test_a_wide_table_is_filled(columns: int) -> None:
+    context = f"CREATE TABLE wide ({', '.join(f'c{at} INTEGER' for at in range(columns))})"
+    gold = "SELECT c1 FROM wide WHERE c100 > 3"
+    assert judge(gold, "SELECT c1 FROM wide WHERE c100 > 3 AND c100 IS NOT NULL", context).exec_equal
+    assert not judge(gold, "SELECT c1 FROM wide WHERE c100 >= 3", context).exec_equal

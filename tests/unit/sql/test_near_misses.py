@@ -123,3 +123,14 @@ def test_unusual_formulas_are_judged_in_time(gold: str, pred: str) -> None:
         verdict = judge(f"SELECT a FROM t WHERE {one}", f"SELECT a FROM t WHERE {other}", context)
         assert verdict.exec_equal is not None, verdict.reason
         assert time.process_time() - began < 1.5
+
+
+@pytest.mark.parametrize("call", ["strftime('%d, %Y')", "date(/* today */)", "date( -- today\n)", "strftime('%Y' )"])
+def test_a_call_without_a_time_reads_the_clock(call: str) -> None:
+    assert moment.reads_clock(f"SELECT {call}")
+
+
+def test_whether_a_query_reads_the_clock_is_seen_in_linear_time() -> None:
+    started = time.process_time()
+    moment.reads_clock("SELECT " + "strftime(" * 27_000)
+    assert time.process_time() - started < 0.5
