@@ -101,7 +101,7 @@ def _files(split: str, found: list[_File]) -> list[Path]:
 def _copies(split: str, one: _File, other: _File) -> DataError:
     return DataError(
         f"{one.path} and {other.path.name} look like two copies of the {split} rows.\n"
-        f"Keep one of them, or name the file to read: data.path={other.path}"
+        "Keep one of them" + (f", or name the file to read: data.path={other.path}" if split == "train" else "") + "."
     )
 
 

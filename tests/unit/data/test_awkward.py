@@ -274,6 +274,14 @@ TEXTS = {
     "인구가 백만 명이 넘는 도시는 몇 개입니까?": ("CP949",),
 }
 PYTHON = {"MACINTOSH": "mac_roman"}
+# Those that some texts are told from by nothing but the sense they make: what wrote them is among the named.
+NEIGHBOURS = {
+    "Zobraz jména všech studentů": ("ISO-8859-2", "CP852"),
+    "Öğrencilerin adlarını ve yaşlarını göster": ("CP1254",),  # noqa: RUF001
+    "Parodyk visų studentų vardus": ("CP1257",),
+    "Показать имена всех студентов": ("CP866",),
+    "הצג את שמות כל התלמידים": ("CP1255",),
+}
 
 
 @pytest.mark.parametrize(
@@ -285,6 +293,17 @@ def test_an_encoding_is_never_taken_for_another(text: str, encoding: str) -> Non
     names = guess(written)
     assert encoding in names
     assert names[0] == encoding or len(text) < 8
+    done = subprocess.run(["iconv", "-f", encoding, "-t", "UTF-8"], input=written, capture_output=True, check=True)
+    assert done.stdout.decode() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [(text, encoding) for text, names in NEIGHBOURS.items() for encoding in names]
+)
+def test_what_wrote_a_text_is_among_the_encodings_named(text: str, encoding: str) -> None:
+    written = text.encode(PYTHON.get(encoding, encoding))
+    names = guess(written)
+    assert encoding in names
     done = subprocess.run(["iconv", "-f", encoding, "-t", "UTF-8"], input=written, capture_output=True, check=True)
     assert done.stdout.decode() == text
 
