@@ -365,6 +365,13 @@ def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
     data = cfg.data
     one_of("data.source", data.source, ("sql_synth", "table"))
     names = {name for _, name, _, _ in _template_fields(data.prompt)}
+    columns = cfg.data.columns
+    rule(
+        columns.answer not in (columns.question, columns.context),
+        "data.columns.answer",
+        columns.answer,
+        "is the column of the question or the context too: the prompt would hold the answer",
+    )
     rule("question" in names, "data.prompt", repr(data.prompt), "must hold {question}")
     rule(
         names <= {"question", "context"},
