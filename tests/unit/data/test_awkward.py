@@ -321,6 +321,9 @@ def test_a_folder_that_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
     assert splits.test[0].id == "test:1"
     assert f"test: 1 rows from {tmp_path / 'several'} (save_to_disk)" in splits.notes
     assert "not read, since no split is called so: train_small" in splits.notes
+    datasets.DatasetDict(parts | {"validation": whole}).save_to_disk(str(tmp_path / "twice"))
+    with pytest.raises(DataError, match="has the splits dev and validation: both would be the validation rows"):
+        load(tmp_path / "twice")
     next((tmp_path / "one").glob("*.arrow")).unlink()
     with pytest.raises(DataError, match="not a whole folder of save_to_disk"):
         load(tmp_path / "one")
