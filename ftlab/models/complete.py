@@ -5,11 +5,12 @@ transformers fills a tensor that is missing or of another shape with random valu
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -73,7 +74,7 @@ def absent_experts(folder: Path) -> str:
     numbers: dict[tuple[str, str], set[str]] = {}
     layers: dict[str, set[str]] = {}
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
+        with suppress(SafetensorError, OSError), safe_open(file, framework="pt") as tensors:
             for match in filter(None, map(EXPERT.fullmatch, tensors.keys())):
                 numbers.setdefault((match[1], match[3]), set()).add(match[2])
                 layers.setdefault(match[1], set()).add(match[2])
