@@ -366,6 +366,15 @@ def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
     data = cfg.data
     one_of("data.source", data.source, ("sql_synth", "table"))
     names = {name for _, name, _, _ in _template_fields(data.prompt)}
+    columns = cfg.data.columns
+    shown = {"question": columns.question, "context": columns.context}
+    for role, name in shown.items():
+        rule(
+            name != columns.answer or f"{{{role}}}" not in cfg.data.prompt,
+            "data.columns.answer",
+            columns.answer,
+            f"is data.columns.{role} too: the prompt would hold the answer; name another column",
+        )
     rule("question" in names, "data.prompt", repr(data.prompt), "must hold {question}")
     rule(
         names <= {"question", "context"},

@@ -15,7 +15,7 @@ _CJK_MARKS = set("、。「」『』（），：；！？《》〈〉【】・�
 
 def guess(data: bytes) -> list[str]:
     """The encodings, as iconv calls them, that may have written `data`, likeliest first: one where its text is
-    plausible in one reading only, up to three where it is in several, none where it is in none or in more."""
+    plausible in one reading only, up to four where it is in several, none where it is in none or in more."""
     texts = {name: text for name, codec in _CODECS.items() if (text := _decodes(data, codec))}
     likely = [name for name, text in texts.items() if _PLAUSIBLE[name](text) >= 0.95]
     if "CP949" in likely and sum(byte > 0x7F for byte in data) >= 16:
@@ -23,7 +23,7 @@ def guess(data: bytes) -> list[str]:
     first_of: dict[str, str] = {}  # of encodings that read the same, the first: the others add nothing
     for name in likely:
         first_of.setdefault(texts[name], name)
-    return list(first_of.values()) if len(first_of) <= 3 else []
+    return list(first_of.values()) if len(first_of) <= 4 else []
 
 
 def _decodes(data: bytes, codec: str) -> str:
@@ -87,6 +87,13 @@ _CODECS = {
     "CP932": "cp932",
     "EUC-JP": "euc_jp",
     "CP949": "cp949",
+    # Only these tell some texts of the first ones from their neighbours'.
+    "ISO-8859-2": "iso8859_2",
+    "CP1254": "cp1254",
+    "CP1257": "cp1257",
+    "CP852": "cp852",
+    "CP866": "cp866",
+    "CP1255": "cp1255",
 }
 LANGUAGES = {
     "CP1252": "Western European, Windows",
@@ -100,6 +107,12 @@ LANGUAGES = {
     "CP932": "Japanese, Shift JIS",
     "EUC-JP": "Japanese",
     "CP949": "Korean",
+    "ISO-8859-2": "Central European",
+    "CP1254": "Turkish, Windows",
+    "CP1257": "Baltic, Windows",
+    "CP852": "Central European, DOS",
+    "CP866": "Cyrillic, DOS",
+    "CP1255": "Hebrew, Windows",
 }
 _LATIN, _CYRILLIC = partial(_alphabetic, script="LATIN"), partial(_alphabetic, script="CYRILLIC")
 _KANA = ("HIRAGANA", "KATAKANA")
@@ -116,4 +129,10 @@ _PLAUSIBLE: dict[str, Callable[[str], float]] = {
     "CP932": partial(_ideographic, codec="cp932", first=0x88, last=0x97, trail=0x40, syllables=_KANA),
     "EUC-JP": partial(_ideographic, codec="euc_jp", first=0xB0, last=0xCF, trail=0xA1, syllables=_KANA),
     "CP949": partial(_ideographic, codec="cp949", first=1, last=0, trail=0xA1, syllables=("HANGUL",)),
+    "ISO-8859-2": _LATIN,
+    "CP1254": _LATIN,
+    "CP1257": _LATIN,
+    "CP852": _LATIN,
+    "CP866": _CYRILLIC,
+    "CP1255": partial(_alphabetic, script="HEBREW"),
 }

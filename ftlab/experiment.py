@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -872,6 +872,20 @@ def load_finished(
         with accelerator.autocast():
             models.check_runs(model, cfg.model.id, cfg.quant)
         return tokenizer, model, *fast_path(model, accelerator.autocast)
+
+
+def base_differs(summary: Mapping[str, Any], cfg: ExperimentConfig) -> str | None:
+    """A line where the base of a finished run is no longer the one that its adapter was trained on."""
+    recorded = summary.get("model", {}).get("sha256")
+    if not recorded or cfg.lora.r == 0:  # a run that trained all weights holds them itself
+        return None
+    differ = changed(recorded, Checksums(weights.base_files(weights.find(cfg.model).folder)).result())
+    if not differ:
+        return None
+    return (
+        f"the base model.id={cfg.model.id} has changed since the adapter was trained on it ({', '.join(differ)}): its "
+        "answers are not the run's; put its old files back, or train again"
+    )
 
 
 def device_name(device: torch.device) -> str:

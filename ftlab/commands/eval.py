@@ -105,7 +105,7 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     from ftlab import data, models
     from ftlab.data.encode import warnings_of
     from ftlab.evaluate import Split, check_rows_dir, prediction_rows
-    from ftlab.experiment import load_finished, make_accelerator, quiet
+    from ftlab.experiment import base_differs, load_finished, make_accelerator, quiet
     from ftlab.provenance import rows_record
     from ftlab.terminal import Terminal
     from ftlab.train.loss import leaks
@@ -117,6 +117,8 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     accelerator = make_accelerator(cfg)
     with terminal.phase("load"):
         tokenizer, model, decoder, reason = load_finished(folder.path, cfg, accelerator)
+    if differs := base_differs(folder.summary, cfg):
+        terminal.warn(differs)
     if reason:
         terminal.note(f"slower path, {reason}")
     name = "test" if split == "test" else "eval"

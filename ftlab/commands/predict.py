@@ -49,13 +49,15 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]
     from ftlab import models
     from ftlab.data.prompts import PromptTokenizer
     from ftlab.evaluate import answer, ready
-    from ftlab.experiment import load_finished, make_accelerator, quiet
+    from ftlab.experiment import base_differs, load_finished, make_accelerator, quiet
     from ftlab.terminal import Terminal
 
     quiet()
     accelerator = make_accelerator(cfg)
     terminal = Terminal(sys.stderr)
     tokenizer, model, decoder, reason = load_finished(folder.path, cfg, accelerator)
+    if differs := base_differs(folder.summary, cfg):
+        print(differs, file=sys.stderr)
     if reason:
         print(f"slower path, {reason}", file=sys.stderr)
     reader = PromptTokenizer(tokenizer, cfg.data.prompt)

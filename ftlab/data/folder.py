@@ -49,6 +49,18 @@ def split_of(name: str) -> str | None:
     return _SPLITS.get(name)
 
 
+def names_of(source: str, names: Iterable[str]) -> dict[str, str]:
+    """The name of each split among those of a data set `source`. Raises DataError where two names mean the same."""
+    found: dict[str, str] = {}
+    for name in names:
+        if (split := split_of(name)) and found.setdefault(split, name) != name:
+            raise DataError(
+                f"{source} has the splits {found[split]} and {name}: both would be the {split} rows.\n"
+                "Save it again with one of them, or with the other under another name."
+            )
+    return found
+
+
 def look(folder: Path) -> Folder:
     """Find the splits of a folder, or of its sub-folder `data` if it has none itself. A lone file whose name is like no
     split's is all there is.
@@ -102,7 +114,9 @@ def _files(split: str, found: list[_File]) -> list[Path]:
 def _copies(split: str, one: _File, other: _File) -> DataError:
     return DataError(
         f"{one.path} and {other.path.name} look like two copies of the {split} rows.\n"
-        f"Keep one of them, or name the file to read: {typed('data.path', other.path)}"
+        "Keep one of them"
+        + (f", or name the file to read: {typed('data.path', other.path)}" if split == "train" else "")
+        + "."
     )
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ftlab.data.folder import split_of
+from ftlab.data.folder import names_of
 from ftlab.errors import DataError
 
 PATIENCE = 4.0  # seconds the Hub has for its first answer
@@ -28,7 +28,7 @@ def tables(hub_id: str, revision: str | None) -> tuple[Tables, str]:
             found = datasets.load_dataset(hub_id, revision=revision)
     except Exception as error:
         raise _refusal(hub_id, revision, reachable, error) from None
-    by_name = {known: split for name, split in found.items() if (known := split_of(name))}
+    by_name = {split: found[name] for split, name in names_of(f"data.hub_id={hub_id}", found).items()}
     if "train" not in by_name and len(found) == 1:
         by_name = {"train": next(iter(found.values()))}
     if "train" not in by_name:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ftlab.data.folder import split_of
+from ftlab.data.folder import names_of, split_of
 from ftlab.data.hub import Tables
 from ftlab.errors import DataError, first_line
 
@@ -27,7 +27,8 @@ def tables(folder: Path) -> tuple[Tables, list[str]]:
         ) from None
     if isinstance(saved, datasets.Dataset):
         return {"train": saved.to_list()}, []
-    found = {split: rows.to_list() for name, rows in saved.items() if (split := split_of(str(name)))}
+    names = names_of(f"data.path={folder}", map(str, saved))
+    found = {split: saved[name].to_list() for split, name in names.items()}
     if "train" not in found:
         raise DataError(
             f"data.path={folder} holds no split train, only {', '.join(map(str, saved))}.\n"

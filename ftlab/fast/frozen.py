@@ -194,5 +194,6 @@ def free_bytes(device: torch.device) -> float:
         return float(psutil.virtual_memory().available)
     free, _ = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
-    most = torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.get_device_properties(device).total_memory
+    number = torch.cuda.current_device() if device.index is None else device.index
+    most = torch.cuda.get_per_process_memory_fraction(number) * torch.cuda.get_device_properties(number).total_memory
     return min(free, most - reserved) + reserved - torch.cuda.memory_allocated(device)

@@ -5,10 +5,12 @@ transformers fills a tensor that is missing or of another shape with random valu
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -20,6 +22,7 @@ COMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention|self_attention)\.(masked_)?bias"
     r"|causal_mask|position_ids)$"
 )
+EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 SHOWN = 3  # names in a message
 
 
@@ -63,6 +66,21 @@ def check_class(config: PretrainedConfig, folder: Path) -> None:
                 f"(architectures), which is of model_type {written.model_type}: restore the config.json that belongs "
                 "to the weights"
             )
+
+
+def absent_experts(folder: Path) -> str:
+    """Tensors of experts, stored one by one, that other experts of the same layer have; transformers, which joins
+    them, cannot say which. An empty text where there are none."""
+    numbers: dict[tuple[str, str], set[str]] = {}
+    layers: dict[str, set[str]] = {}
+    for file in folder.glob("*.safetensors"):
+        with suppress(SafetensorError, OSError), safe_open(file, framework="pt") as tensors:
+            for match in filter(None, map(EXPERT.fullmatch, tensors.keys())):
+                numbers.setdefault((match[1], match[3]), set()).add(match[2])
+                layers.setdefault(match[1], set()).add(match[2])
+    absent = [f"{at}{n}{end}" for (at, end), found in sorted(numbers.items()) for n in sorted(layers[at] - found)]
+    more = f" and {len(absent) - SHOWN:,} more" if len(absent) > SHOWN else ""
+    return ", ".join(absent[:SHOWN]) + more
 
 
 def _named(keys: Iterable[str]) -> list[str]:

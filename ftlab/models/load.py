@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
@@ -21,7 +22,7 @@ from ftlab.config import ModelConfig, QuantConfig
 from ftlab.disk import size
 from ftlab.errors import WeightsError, first_line
 from ftlab.models.attention import attention_of
-from ftlab.models.complete import check_class, check_complete
+from ftlab.models.complete import absent_experts, check_class, check_complete
 from ftlab.models.targets import linear_names, uncalled
 from ftlab.weights import Located, own_code, readable
 
@@ -63,6 +64,22 @@ def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedToken
     return tokenizer
 
 
+@contextmanager
+def _absent_named(folder: Path) -> Iterator[None]:
+    """Where loading fails since tensors of experts are absent, the error names them.
+
+    Raises:
+        ValueError: which are absent.
+    """
+    try:
+        yield
+    except Exception as error:
+        absent = "" if "out of memory" in str(error) else absent_experts(folder)
+        if not absent:
+            raise
+        raise ValueError(f"its weight files lack {absent}: copy or download them again") from None
+
+
 def load_base(
     located: Located, model: ModelConfig, quant: QuantConfig, *, device: torch.device, full: bool
 ) -> PreTrainedModel:
@@ -94,7 +111,11 @@ def load_base(
         arguments["device_map"] = {"": device}
     if device.type == "cpu":
         _check_memory(bare, model.id, arguments["dtype"], quant)
-    with readable(f"model.id={model.id} cannot be loaded"), _code_refused(located):
+    with (
+        readable(f"model.id={model.id} cannot be loaded"),
+        _code_refused(located),
+        _absent_named(located.folder),
+    ):
         base, loading = AutoModelForCausalLM.from_pretrained(located.folder, **arguments)
     check_complete(base, loading, model.id)
     if "device_map" not in arguments:
@@ -146,27 +167,51 @@ def check_runs(model: nn.Module, model_id: str, quant: QuantConfig) -> None:
     """Refuse a model whose forward pass fails, with the reason: libraries do not know every pair of architecture and
     quantisation. Call it in the precision in which the model runs.
 
+    So is one that predicts NaN, and one whose tokens see later ones, as an encoder's do: it would learn to copy what it
+    sees.
+
     Raises:
         WeightsError: names the model and the quantisation.
     """
     ids = torch.arange(8, device=next(model.parameters()).device).reshape(2, 4)
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     training = model.training
     try:
-        for mode in (False, True, False):
-            with torch.no_grad():
-                model.train(mode)(input_ids=ids, use_cache=False)
+        changed = torch.cat([ids[:, :-1], ids[:, -1:].flip(0)], dim=1)
+        with torch.no_grad():
+            first = model.eval()(input_ids=ids, use_cache=False).logits
+            model.train()(input_ids=ids, use_cache=False)
+            problem = _flaw(base, first, model.eval()(input_ids=changed, use_cache=False).logits)
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
         quantised = quant.load_in_4bit or quant.load_in_8bit
         remedy = "choose quant=none, or another model" if quantised else "choose another model"
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         raise WeightsError(
             f"model.id={model_id}: {type(base).__name__} cannot be run with quant={kind(quant)} ({first_line(error)}): "
             f"{remedy}"
         ) from None
     finally:
         model.train(training)
+    if problem:
+        raise WeightsError(f"model.id={model_id}: {problem}")
+
+
+def _flaw(base: nn.Module, first: torch.Tensor, second: torch.Tensor) -> str | None:
+    """What is wrong with predictions (logits) for rows of which only the last token differs."""
+    if first.isnan().any():
+        return (
+            f"{type(base).__name__} predicts NaN: copy or download its weights again, or choose model.dtype=bfloat16 "
+            "or float32 where they are made for these"
+        )
+    first, second = first[:, :-1].float(), second[:, :-1].float()
+    spread = first.std(dim=1).mean()  # from token to token: rounding stays far below
+    if (first - second).abs().mean() > 0.1 * spread:
+        return (
+            f"the tokens of {type(base).__name__} see those after them, as in an encoder, so it cannot learn to write "
+            "answers: choose a decoder, or set is_decoder=true in its config.json if it is one"
+        )
+    return None
 
 
 def kind(quant: QuantConfig) -> str:

@@ -48,7 +48,7 @@ def test_memory_is_recorded_by_phase(fit: Fit, tmp_path: Path) -> None:
 def test_auto_finds_a_micro_batch_that_fits_and_leaves_the_step(
     fit: Fit, make_base: Any, terminal: Any, tmp_path: Path
 ) -> None:
-    """With little memory allowed, the same losses come out of smaller micro-batches."""
+    """With little memory allowed, the same losses come out of a lighter setting, chosen before memory runs out."""
     base = make_base(hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
     options = [f"model.id={base}", "trainer.micro_batch_size=auto", "trainer.global_batch_size=32"]
     wanted = fit(*options, run_dir=tmp_path / "free").summary
@@ -60,7 +60,8 @@ def test_auto_finds_a_micro_batch_that_fits_and_leaves_the_step(
         found = fit(*options, run_dir=tmp_path / "tight").summary
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert any("the step's rows unchanged" in note for note in terminal.notes)
+    lighter = found["setting"]["micro"] < wanted["setting"]["micro"] or found["setting"]["share"] > 0
+    assert lighter, (wanted["setting"], found["setting"])
     assert found["tuned"]["eval/loss"] == pytest.approx(wanted["tuned"]["eval/loss"], rel=1e-2)
 
 

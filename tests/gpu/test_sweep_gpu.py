@@ -16,6 +16,7 @@ import torch
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
+import ftlab
 from ftlab import models
 from ftlab.config import SweepConfig
 from ftlab.sweep.events import Event
@@ -226,7 +227,7 @@ def on_the_command_line(folder: Path, rows: int, allowed: float) -> "tuple[subpr
     words = [*FIXED, f"trainer.global_batch_size={rows}", f"data.train_rows={2 * rows}", "sweep.study=tight"]
     words = ["--multirun", *words, f"trainer.micro_batch_size={rows},4"]
     command = [sys.executable, "-c", TIGHT.format(share=allowed), *words]
-    path = os.pathsep.join([str(Path(models.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(ftlab.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250, check=False

@@ -1,6 +1,7 @@
 """Weight files and config.json of different models: refused by the names of the tensors, however they are loaded."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertLMHeadModel
 
 from ftlab.config import ModelConfig, QuantConfig
 from ftlab.errors import WeightsError
-from ftlab.models import load_base, skeleton
+from ftlab.models import check_runs, load_base, skeleton
 from ftlab.weights import Located
 
 QUANTS = {
@@ -94,6 +96,40 @@ def test_one_tensor_too_few_or_too_many_is_refused(base_folder: Path, tmp_path: 
         WeightsError, match=r"1 without a place in the model, which would be left out \(v_head\.weight\)"
     ):
         load(many)
+
+
+def test_experts_that_others_of_their_layer_have_are_missed_by_name(
+    make_kind: Callable[..., Path], tmp_path: Path
+) -> None:
+    name = "model.layers.0.block_sparse_moe.experts.2.w1.weight"
+    folder = with_tensors(make_kind("mixtral"), tmp_path / "base", lambda tensors: tensors.pop(name))
+    with pytest.raises(WeightsError, match=f"weight files lack {re.escape(name)}: copy or download") as caught:
+        load(folder)
+    assert "above report" not in str(caught.value)
+
+
+def test_weights_that_predict_nan_are_refused_before_they_train(base_folder: Path, tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][:] = torch.nan
+
+    model = load(with_tensors(base_folder, tmp_path / "base", spoil))
+    with pytest.raises(WeightsError, match=r"model\.id=some/model: LlamaForCausalLM predicts NaN: "):
+        check_runs(model, "some/model", QUANTS["none"])
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_model_whose_tokens_see_later_ones_is_refused(decoder: bool) -> None:
+    """BERT's weights load as those of a decoder, without a word."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    config = BertConfig(vocab_size=64, initializer_range=0.2, is_decoder=decoder, **shape)
+    model = BertLMHeadModel(config).eval()
+    if decoder:
+        check_runs(model, "some/model", QUANTS["none"])
+        return
+    with pytest.raises(WeightsError, match=r"BertLMHeadModel see those after them, .* set is_decoder=true"):
+        check_runs(model, "some/model", QUANTS["none"])
+    assert not model.training
 
 
 def test_what_newer_architectures_compute_themselves_may_be_stored(base_folder: Path, tmp_path: Path) -> None:

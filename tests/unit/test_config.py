@@ -56,6 +56,7 @@ def refusal(*overrides: str) -> str:
         (["data.prompt='{question} {schema}'"], ["{context}", "{{"]),
         (["data.prompt='{question} {'"], ["{{"]),
         (["data.max_length=4"], ["at least 8"]),
+        (["data.columns.question=answer"], ["answer=answer is data.columns.question too", "name another column"]),
         (["data.validation=0"], ["above 0"]),
         (["data.test_rows=0"], ["null"]),
         (["eval.every=0"], ["null"]),

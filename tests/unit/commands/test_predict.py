@@ -82,6 +82,30 @@ def test_an_unfinished_run_says_so(cli: Any, finished: Path, tmp_path: Path) -> 
     assert "has not finished" in err
 
 
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_a_base_that_has_changed_since_is_told(
+    command: str, cli: Any, finished: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    run, base = tmp_path / "run", tmp_path / "base"
+    shutil.copytree(finished, run)
+    shutil.copytree(base_folder, base)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(f"  id: {base_folder}\n", f"  id: {base}\n"))
+    asked = ("question=x", "context=y") if command == "predict" else ()
+    for word in ("", "has changed since the adapter was trained on it (model.safetensors)"):
+        code, out, err = cli(command, f"run={run}", *asked)
+        assert code == 0, err
+        assert word in " ".join((out + err).split())
+        assert bool(word) == ("has changed" in out + err)
+        tensors = load_file(base / "model.safetensors")
+        tensors["model.norm.weight"] *= 2
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+
 def test_a_base_that_is_gone_is_one_message(cli: Any, finished: Path, tmp_path: Path) -> None:
     import shutil
 

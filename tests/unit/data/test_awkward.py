@@ -274,6 +274,14 @@ TEXTS = {
     "인구가 백만 명이 넘는 도시는 몇 개입니까?": ("CP949",),
 }
 PYTHON = {"MACINTOSH": "mac_roman"}
+# Those that some texts are told from by nothing but the sense they make: what wrote them is among the named.
+NEIGHBOURS = {
+    "Zobraz jména všech studentů": ("ISO-8859-2", "CP852"),
+    "Öğrencilerin adlarını ve yaşlarını göster": ("CP1254",),  # noqa: RUF001
+    "Parodyk visų studentų vardus": ("CP1257",),
+    "Показать имена всех студентов": ("CP866",),
+    "הצג את שמות כל התלמידים": ("CP1255",),
+}
 
 
 @pytest.mark.parametrize(
@@ -285,6 +293,17 @@ def test_an_encoding_is_never_taken_for_another(text: str, encoding: str) -> Non
     names = guess(written)
     assert encoding in names
     assert names[0] == encoding or len(text) < 8
+    done = subprocess.run(["iconv", "-f", encoding, "-t", "UTF-8"], input=written, capture_output=True, check=True)
+    assert done.stdout.decode() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [(text, encoding) for text, names in NEIGHBOURS.items() for encoding in names]
+)
+def test_what_wrote_a_text_is_among_the_encodings_named(text: str, encoding: str) -> None:
+    written = text.encode(PYTHON.get(encoding, encoding))
+    names = guess(written)
+    assert encoding in names
     done = subprocess.run(["iconv", "-f", encoding, "-t", "UTF-8"], input=written, capture_output=True, check=True)
     assert done.stdout.decode() == text
 
@@ -302,6 +321,9 @@ def test_a_folder_that_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
     assert splits.test[0].id == "test:1"
     assert f"test: 1 rows from {tmp_path / 'several'} (save_to_disk)" in splits.notes
     assert "not read, since no split is called so: train_small" in splits.notes
+    datasets.DatasetDict(parts | {"validation": whole}).save_to_disk(str(tmp_path / "twice"))
+    with pytest.raises(DataError, match="has the splits dev and validation: both would be the validation rows"):
+        load(tmp_path / "twice")
     next((tmp_path / "one").glob("*.arrow")).unlink()
     with pytest.raises(DataError, match="not a whole folder of save_to_disk"):
         load(tmp_path / "one")

@@ -82,7 +82,7 @@ REFUSED = {
     "a split and its shards": (("train.csv", "train-00000-of-00001.csv"), "look like two copies of the train rows"),
     "two names": (
         ("train.csv", "dev.csv", "valid.csv"),
-        "dev.csv and valid.csv look like two copies of the validation",
+        "dev.csv and valid.csv look like two copies of the validation rows.\nKeep one of them.$",
     ),
     "too many": (tuple(f"train-{i}-of-2.csv" for i in range(3)), "train-2-of-2.csv: there should be 2 shards only"),
     "near misses": (
