@@ -32,6 +32,8 @@ MOST_PAIRS = 6
 # What the number of a table's use is raised by where a second row of it is asked for.
 TWIN = 1000
 MOST_CONDITIONS = 6
+# Aggregates that grow by each row.
+PER_ROW = {"SUM", "TOTAL", "COUNT"}
 # Numbers that may be a threshold on a share of a group's rows, and rows of all such groups.
 MOST_THRESHOLDS = 4
 LARGEST_SUM = 300
@@ -109,20 +111,42 @@ def try_out(both: Sequence[Hints], schema: Schema) -> Trials | None:
         trial = Trial(engine, [found for text, found in gold.items() if found.must and text in pred])
         conditions = [*gold.values(), *(found for text, found in pred.items() if text not in gold)]
         conditions = [found for found in conditions if found.condition and not joins(found)]
-        split = any(hints.conditional for hints in both)
-        asked = conditions[:MOST_CONDITIONS] if split else []
+        conditional = any(hints.conditional for hints in both)
+        asked = conditions[:MOST_CONDITIONS] if conditional else []
+        counted = dict.fromkeys(slot for hints in both for slot in averaged(hints))
+        ones = [{slot: one_of(pools[slot[0], slot[2]])} for slot in counted if (slot[0], slot[2]) in pools]
+        nothings: list[list[Point]] = [
+            [{slot: 0 if value == 1 else None}] for one in ones for slot, value in one.items()
+        ]
         alone = {text: found for text, found in {**gold, **pred}.items() if (text in gold) != (text in pred)}
         pairs = list(islice(versions(gold, pred, set(alone)), MOST_PAIRS))
         return Trials(
             trial.base(),
             list(trial.telling(pairs, list(alone.values()), conditions)),
             [twins for pair in pairs if not pair[0].condition for twins in trial.twins(*pair)],
-            [next(iter(trial.points(found, f"({found.text})")), {}) for found in asked],
-            [trial.misses(found) for found in asked],
+            [*(next(iter(trial.points(found, f"({found.text})")), {}) for found in asked), *ones],
+            [*map(trial.misses, asked), *nothings],
             pools,
             {ref for ref, usage in usages_of(gold.values()).items() if usage.is_json},
-            shares(number for usage in usages.values() for number in usage.numbers) if split else [],
+            shares(number for usage in usages.values() for number in usage.numbers) if conditional or ones else [],
         )
+
+
+def averaged(hints: Hints) -> Iterator[Slot]:
+    """Columns whose sum or number is divided in an expression that counts rows: rows of 1 and rows of 0 (or of some
+    value and NULL) then make any share, where a single row makes whole numbers only."""
+    for part, _, resolve in hints.parts:
+        for quotient in part.find_all(exp.Div):
+            calls = list(quotient.find_all(exp.Anonymous))
+            if any(call.name.upper() == "COUNT" for call in calls):
+                columns = (call.expressions[0] for call in calls if call.name.upper() in PER_ROW and call.expressions)
+                found = (resolve(column) for column in columns if isinstance(column, exp.Column))
+                yield from (slot for slot in found if isinstance(slot, tuple))
+
+
+def one_of(values: Iterable[Value]) -> Value:
+    """1 where that is among the values of a column, else any text."""
+    return next((value for value in (*[v for v in values if v == 1], *values) if value is not None), 1)
 
 
 def read(hints: Hints) -> dict[str, Formula]:
