@@ -1,5 +1,6 @@
 """Quantised weights: the fast step beside PEFT's own forward on the same bitsandbytes layers."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes as bnb
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from ftlab.fast.decoder import Decoder
-from ftlab.fast.frozen import Packed, Unrecognised
+from ftlab.fast.frozen import Packed, Unrecognised, free_bytes
 
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -162,3 +163,26 @@ def test_a_stack_is_made_anew_where_a_weight_moved(kit: Any) -> None:
     wanted = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
     assert torch.equal(Decoder(base).layers[0].qkv.frozen.dense(), wanted)
     assert torch.equal(attention.k_proj.weight, wanted[32:48])
+
+
+@pytest.mark.parametrize(("fraction", "free"), [(1.0, 60.0 + 5.0), (0.5, 50.0 - 20.0 + 5.0)])
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_what_is_free_is_within_what_torch_may_hold(
+    device: str, fraction: float, free: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 of 100 bytes are the driver's, torch has 20 and uses 15 of them; the fraction wants a device by its number."""
+
+    def fraction_of(number: int) -> float:
+        assert number == 0
+        return fraction
+
+    for name, value in (
+        ("mem_get_info", lambda device: (60, 100)),
+        ("memory_reserved", lambda device: 20),
+        ("memory_allocated", lambda device: 15),
+        ("current_device", lambda: 0),
+        ("get_per_process_memory_fraction", fraction_of),
+        ("get_device_properties", lambda device: SimpleNamespace(total_memory=100)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert free_bytes(torch.device(device)) == free
