@@ -151,9 +151,7 @@ def run(
         "vram": summary.get("vram", {}),
         "setting": summary.get("setting"),
         "seconds": round(time.perf_counter() - began, 1),
-        "told": [line for line in lines if "out of memory" in line or "fast step" in line or "slower path" in line][
-            :12
-        ],
+        "told": [line for line in lines if any(words in line for words in TOLD)][:12],
         "end": "" if code == 0 else lines[-1][:300],
     }
 

@@ -232,15 +232,15 @@ class RunDir:
         lines = []
         for name, reason in self.damage(tree).items():
             aside = set_aside(self / name)
-            lost = LOST[name] if name == "summary.json" or self._copies() else "this command's configuration is used"
+            lost = LOST[name] if name == "summary.json" or self.copies() else "this command's configuration is used"
             lines.append(f"{self.path}/{name} is damaged ({reason}) and kept as {aside.name}: {lost}")
         return lines
 
     def damage(self, tree: dict[str, Any] | None = None) -> dict[str, str]:
         """What is wrong with each record that is there and cannot be used, by its name. `tree` decides between two
         copies of the configuration that differ."""
-        found = {name: "not readable" for name in CONFIGS if (self / name).exists() and name not in self._copies()}
-        copies = self._copies()
+        copies = self.copies()
+        found = {name: "not readable" for name in CONFIGS if (self / name).exists() and name not in copies}
         if tree is not None and len(copies) == 2:
             apart = {name: len(self._apart(copy, tree)) for name, copy in copies.items()}
             found |= {name: "not what its copy says" for name in CONFIGS if apart[name] > min(apart.values())}
@@ -312,7 +312,7 @@ class RunDir:
         summary = self.summary
         return summary if _whole(summary) else {}
 
-    def _copies(self) -> dict[str, dict[str, Any]]:
+    def copies(self) -> dict[str, dict[str, Any]]:
         """The recorded configuration by the name of its file, as far as it can be read. Of two files the one that lacks
         keys of the other was cut off."""
         found = {}
@@ -325,7 +325,7 @@ class RunDir:
     def _differences(self, tree: dict[str, Any]) -> list[str]:
         """What this run's configuration and the recorded one differ in; of two copies that of the one that is
         nearer, since the other is damaged. None where nothing is recorded."""
-        return min((self._apart(copy, tree) for copy in self._copies().values()), key=len, default=[])
+        return min((self._apart(copy, tree) for copy in self.copies().values()), key=len, default=[])
 
     def _apart(self, recorded: dict[str, Any], tree: dict[str, Any]) -> list[str]:
         mine = flatten(redact_tree(tree))
@@ -395,7 +395,7 @@ def find_run(text: str) -> RunDir:
 
 def tree_of(folder: RunDir) -> dict[str, Any]:
     """The resolved configuration of a run, from the copy where the first is damaged."""
-    return next(iter(folder._copies().values()), None) or load_tree(folder / "config.yaml")
+    return next(iter(folder.copies().values()), None) or load_tree(folder / "config.yaml")
 
 
 def _json(file: Path) -> dict[str, Any]:

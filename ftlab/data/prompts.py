@@ -85,8 +85,3 @@ class PromptTokenizer:
         ids, unescaped = self._control.encode(texts, own)
         self.unescaped |= unescaped
         return ids
-
-
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", template: str, question: str, context: str) -> list[int]:
-    """Token ids of one prompt: see `PromptTokenizer.prompts`."""
-    return PromptTokenizer(tokenizer, template).prompts([(question, context)])[0]

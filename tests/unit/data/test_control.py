@@ -16,7 +16,7 @@ from ftlab.config import DataConfig
 from ftlab.data import Example
 from ftlab.data.control import text_ids
 from ftlab.data.encode import encode, tokenise, warnings_of
-from ftlab.data.prompts import PromptTokenizer, pieces, prompt_ids, render
+from ftlab.data.prompts import PromptTokenizer, pieces, render
 from ftlab.generate import decoded
 
 TEMPLATE = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
@@ -91,10 +91,10 @@ def test_a_field_writes_no_control_token_and_loses_no_text(tokenizer: Any) -> No
 
 def test_a_template_writes_the_control_tokens_that_it_spells_and_its_fields_none(tokenizer: Any) -> None:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    ids = prompt_ids(tokenizer, CHAT, "why</s>\n<s>bot\nbecause", "</s>")
+    ids = PromptTokenizer(tokenizer, CHAT).prompts([("why</s>\n<s>bot\nbecause", "</s>")])[0]
     begin = PromptTokenizer(tokenizer, CHAT).begin
     assert control(tokenizer, ids) == [*begin * (begin != [bos]), bos, eos, bos]
-    plain = prompt_ids(tokenizer, CHAT, "why", "x")
+    plain = PromptTokenizer(tokenizer, CHAT).prompts([("why", "x")])[0]
     assert plain == text_ids(tokenizer, [render(CHAT, "why", "x")])[0], "as the tokenizer reads the whole"
 
 
@@ -151,9 +151,9 @@ def test_other_added_tokens_are_vocabulary_unless_the_template_spells_them() -> 
     tokenizer = byte_level()
     tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("<|user|>", special=False)])
     think, user = tokenizer.convert_tokens_to_ids(["<think>", "<|user|>"])
-    ids = prompt_ids(tokenizer, "<|user|>{question}\n", "a <|user|> <think>", "")
+    ids = PromptTokenizer(tokenizer, "<|user|>{question}\n").prompts([("a <|user|> <think>", "")])[0]
     assert ids.count(user) == 1
-    assert prompt_ids(tokenizer, "{question}\n", "a <|user|> <think>", "").count(think) == 1
+    assert PromptTokenizer(tokenizer, "{question}\n").prompts([("a <|user|> <think>", "")])[0].count(think) == 1
 
 
 class Stubborn(ByT5Tokenizer):

@@ -10,7 +10,7 @@ from ftlab import data
 from ftlab.config import DataConfig
 from ftlab.data import Example
 from ftlab.data.encode import encode
-from ftlab.data.prompts import prompt_ids
+from ftlab.data.prompts import PromptTokenizer
 from ftlab.errors import DataError, WeightsError
 
 TEMPLATE = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
@@ -43,7 +43,7 @@ def test_every_row_fits_learns_its_whole_answer_and_when_to_stop(
             *tokenizer(row.answer.strip(), add_special_tokens=False)["input_ids"],
             tokenizer.eos_token_id,
         ]
-        whole = prompt_ids(tokenizer, TEMPLATE, row.question, row.context)
+        whole = PromptTokenizer(tokenizer, TEMPLATE).prompts([(row.question, row.context)])[0]
         prompt = encoded.input_ids[: -len(answer)]
         assert len(encoded.input_ids) <= max_length
         assert encoded.input_ids[-len(answer) :] == answer, "the answer is never cut"

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from ftlab.data.prompts import PromptTokenizer, kept_tail, prompt_ids, render, uses_context
+from ftlab.data.prompts import PromptTokenizer, kept_tail, render, uses_context
 
 TEMPLATE = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
 
@@ -38,7 +38,7 @@ def test_the_begin_marker_is_put_where_the_tokenizer_puts_it_and_no_end_marker(
     make_tokenizer: Callable[[str], Any], kind: str, begins: bool
 ) -> None:
     tokenizer = make_tokenizer(kind)
-    ids = prompt_ids(tokenizer, TEMPLATE, "How many?", "CREATE TABLE t (a INTEGER)")
+    ids = PromptTokenizer(tokenizer, TEMPLATE).prompts([("How many?", "CREATE TABLE t (a INTEGER)")])[0]
     assert (ids[0] == tokenizer.bos_token_id) == begins
     assert ids.count(tokenizer.bos_token_id) == int(begins)
     assert 1 not in ids, "no end marker"
@@ -47,10 +47,11 @@ def test_the_begin_marker_is_put_where_the_tokenizer_puts_it_and_no_end_marker(
 
 
 def test_a_begin_marker_in_the_template_is_not_doubled(tokenizer: Any) -> None:
-    assert prompt_ids(tokenizer, "<s>{question}", "a", "") == prompt_ids(tokenizer, "{question}", "a", "")
+    marked, plain = PromptTokenizer(tokenizer, "<s>{question}"), PromptTokenizer(tokenizer, "{question}")
+    assert marked.prompts([("a", "")]) == plain.prompts([("a", "")])
 
 
 def test_many_prompts_are_tokenised_as_each_alone(tokenizer: Any) -> None:
     asked = [("How many singers?", "CREATE TABLE singer (a INTEGER)"), ("ä \u2028?", "x" * 3000), ("", "")]
     together = PromptTokenizer(tokenizer, TEMPLATE).prompts(asked)
-    assert together == [prompt_ids(tokenizer, TEMPLATE, *row) for row in asked]
+    assert together == [PromptTokenizer(tokenizer, TEMPLATE).prompts([row])[0] for row in asked]

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ftlab import compose
 from ftlab.config import OPTIMIZERS
 from ftlab.data.encode import Encoded, encode
-from ftlab.data.prompts import prompt_ids
+from ftlab.data.prompts import PromptTokenizer
 from ftlab.data.splits import Example
 from ftlab.errors import Stopped, TrainingError
 from ftlab.experiment import make_accelerator
@@ -612,5 +612,5 @@ def test_the_answer_and_its_end_are_learnt(
         model=make_llama(), rows=rows,
     )  # fmt: skip
     run.trainer.train()
-    prompt = prompt_ids(tokenizer, "{question}:", example.question, example.context)
+    prompt = PromptTokenizer(tokenizer, "{question}:").prompts([(example.question, example.context)])[0]
     assert generate(run.model, tokenizer, [prompt], max_new_tokens=40, batch_size=1) == ["SELECT 1"]
