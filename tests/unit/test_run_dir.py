@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -145,14 +146,17 @@ def test_what_changes_what_is_learnt_may_not(override: str, finished: Path, smal
         RunDir(finished).check_same(trees(small, override))
 
 
-def test_a_record_older_than_a_key_is_as_that_key_is_by_default(finished: Path, small: list[str]) -> None:
-    record = finished / "config.yaml"
+def test_a_record_older_than_a_key_is_as_that_key_is_by_default(
+    finished: Path, small: list[str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    record = folder / "config.yaml"
     tree = yaml.safe_load(record.read_text())
     del tree["eval"]["databases"]
     record.write_text(yaml.safe_dump(tree))
-    RunDir(finished).check_same(composition([*small, f"run_dir={finished}"]).tree)
+    RunDir(folder).check_same(composition([*small, f"run_dir={folder}"]).tree)
     with pytest.raises(RunDirError, match=r"eval\.databases: 32 in the folder, 4 now"):
-        RunDir(finished).check_same(composition([*small, f"run_dir={finished}", "eval.databases=4"]).tree)
+        RunDir(folder).check_same(composition([*small, f"run_dir={folder}", "eval.databases=4"]).tree)
 
 
 def test_a_finished_run_is_reported_not_repeated(finished: Path, fit: Fit, terminal: Any) -> None:
