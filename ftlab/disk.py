@@ -1,6 +1,7 @@
-"""Room on disks: how much is free, in words, and one message where it has run out. No torch."""
+"""Room on disks: how much is free, one message where it has run out, and files replaced as a whole. No torch."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,3 +67,13 @@ def room_for(what: str, folder: Path, needed: float | None = None) -> Iterator[N
         raise TrainingError(
             f"{what} cannot be written: {shortage(where, needed)}. Make room, then the same command goes on"
         ) from None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old text or the new, never a part."""
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(aside, path)

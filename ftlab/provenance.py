@@ -13,7 +13,8 @@ from ftlab import data, weights
 from ftlab.config import ExperimentConfig
 from ftlab.data.splits import Splits, fingerprint
 from ftlab.errors import InputError
-from ftlab.run_dir import SPLITS, Record, RunDir
+from ftlab.run_dir import SPLITS, RunDir
+from ftlab.summary import Sources
 from ftlab.terminal import Terminal
 
 VOCABULARIES = ("tokenizer.model*", "vocab.*", "merges.txt", "added_tokens.json", "*.tiktoken")
@@ -23,7 +24,7 @@ STATE = ("truncation", "padding")
 MARKERS = ("bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "add_eos_token", "add_prefix_space")
 
 
-def read(cfg: ExperimentConfig) -> Record:
+def read(cfg: ExperimentConfig) -> Sources:
     """The record of what a configuration names now.
 
     Raises:
@@ -47,7 +48,7 @@ def check_reported(folder: RunDir, cfg: ExperimentConfig, terminal: Terminal) ->
     folder.check_sources(now)
 
 
-def record(splits: Splits, cfg: ExperimentConfig, tokenizer: Path) -> Record:
+def record(splits: Splits, cfg: ExperimentConfig, tokenizer: Path) -> Sources:
     """The record of rows that were read, and of the tokenizer in a folder."""
     return {
         **rows_record(splits),
@@ -56,7 +57,7 @@ def record(splits: Splits, cfg: ExperimentConfig, tokenizer: Path) -> Record:
     }
 
 
-def rows_record(splits: Splits) -> Record:
+def rows_record(splits: Splits) -> Sources:
     """The record of rows alone: each split's, and that of all together."""
     rows = {name: getattr(splits, name) for name in SPLITS}
     each = {name: {"rows": len(part), "sha256": fingerprint(part)} for name, part in rows.items()}

@@ -2,29 +2,29 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from ftlab.run_dir import RunDir
+from ftlab.summary import Summary
 from ftlab.terminal import Terminal
 
 
-def report_finished(folder: RunDir, summary: dict[str, Any], terminal: Terminal) -> None:
+def report_finished(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
     """Say that there is nothing left to do, and show the result again."""
     terminal.note(f"{folder.path} holds this run, finished; force=true runs it again")
     report(folder, summary, terminal)
 
 
-def report_pruned(folder: RunDir, summary: dict[str, Any], terminal: Terminal) -> None:
+def report_pruned(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
     """Say where a sweep gave the run up, and how it scored there."""
-    terminal.scores({}, summary["tuned"], summary["intervals"])
-    where = f"pruned at step {summary['step']} of {summary['planned_steps']}"
+    terminal.scores({}, summary.tuned, {"tuned": summary.intervals.tuned})
+    where = f"pruned at step {summary.step} of {summary.planned_steps}"
     terminal.note(f"{folder.path} holds this run, {where}; force=true runs it to its end")
 
 
-def report(folder: RunDir, summary: dict[str, Any], terminal: Terminal, tracker_line: str | None = None) -> None:
+def report(folder: RunDir, summary: Summary, terminal: Terminal, tracker_line: str | None = None) -> None:
     """Answers, scores and what to do next."""
     terminal.predictions(folder.read_rows("predictions.jsonl"))
-    terminal.scores(summary["base"], summary["tuned"], summary["intervals"])
+    terminal.scores(summary.base, summary.tuned, {"base": summary.intervals.base, "tuned": summary.intervals.tuned})
     where = folder.path
     terminal.note(f"everything is in {where}/ (predictions.jsonl, summary.json, metrics.jsonl)")
     run = shlex.quote(f"run={where}")

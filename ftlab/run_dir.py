@@ -27,9 +27,11 @@ from omegaconf import OmegaConf
 from ftlab.composition import Composition, flatten, load_tree
 from ftlab.config import ExperimentConfig
 from ftlab.damaged import set_aside
+from ftlab.disk import write_atomic
 from ftlab.errors import ConfigError, RunDirError
 from ftlab.paths import special
 from ftlab.redact import known, redact, redact_message, redact_tree
+from ftlab.summary import Sources, Summary
 
 # A run may go on although these differ: they do not change what is learnt.
 FREE_KEYS = (
@@ -49,9 +51,6 @@ FREE_NODES = ("tracker.", "sweep.")
 OWN_ANSWERS = "validation.jsonl"  # of a trial, below evaluations/: those of its last or best evaluation
 
 SPLITS = ("train", "validation", "test")
-# What a run is trained and scored on, by part: its sha256 and, of a split, its number of rows (`ftlab.provenance`).
-Record = dict[str, dict[str, Any]]
-
 # What a run writes, and all that is ever removed, in this order: whatever a kill leaves is a run that can go on, be
 # reported or be replaced. Checkpoints go while their configuration is known, a result after the summary that says it
 # is finished, and last what says whose folder this is.
@@ -66,9 +65,6 @@ CLEARED = (
 )
 MARK = ".hydra/overrides.yaml"  # what says whose folder this is: the first file of a run
 CONFIGS = ("config.yaml", ".hydra/config.yaml")  # the same, twice
-# What a summary of a run that has ended holds, for whoever reports it; and what its parts are where they are there.
-OF_ENDED = ("objective", "base", "tuned", "intervals", "step", "planned_steps")
-NODES = ("objective", "base", "tuned", "intervals", "seconds", "vram", "versions", "sources", "data", "model")
 # What is lost with a damaged record.
 LOST = {
     "config.yaml": "the copy in .hydra/ is used",
@@ -135,12 +131,15 @@ class RunDir:
             os.close(handle)
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """summary.json, or an empty dict where there is none or it is broken."""
-        return _json(self / "summary.json")
+    def summary(self) -> Summary:
+        """summary.json as far as it can be read."""
+        return Summary.read(self / "summary.json")
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        write_atomic(self / "summary.json", json.dumps(finite(redact_tree(summary)), indent=2) + "\n")
+    @property
+    def base_sha256(self) -> dict[str, str]:
+        """The sha256 of each file of the base that the run was trained on; empty where they are not on record."""
+        model = self.summary.model
+        return model.sha256 if model else {}
 
     def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         write_atomic(self / name, known("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
@@ -162,7 +161,7 @@ class RunDir:
         replaced are left out."""
         files = list((self / "evaluations").glob("*.jsonl"))
         records = {file: _json(file.with_suffix(".json")) for file in files}
-        step = self.summary.get("step")
+        step = self.summary.step
         kept = [file for file in files if records[file].get("step", step) == step]
         return sorted(kept, key=lambda file: (_written(file, records[file]), file.name), reverse=True)
 
@@ -199,14 +198,14 @@ class RunDir:
                 + "\nchoose another run_dir=DIR, or replace that run with force=true"
             )
 
-    def check_sources(self, now: Record, force: bool = False) -> list[str]:
+    def check_sources(self, now: Sources, force: bool = False) -> list[str]:
         """Refuse to go on with a run of other rows, template or tokenizer, or to report it as one of these; a run that
         saved no checkpoint has nothing to lose. The parts of which the folder, of an older ftlab, has no hash.
 
         Raises:
             RunDirError: lists every difference.
         """
-        if force or not self._ours() or not (self._kept() or self._told.get("status") == "pruned"):
+        if force or not self._ours() or not (self._kept() or self.ended_pruned()):
             return []
         before = self._sources()
         different = differences(before, now, "in the folder")
@@ -218,7 +217,7 @@ class RunDir:
             )
         return [part for part in _parts(before) if part not in before]
 
-    def begin(self, composition: Composition, force: bool, sources: Record) -> None:
+    def begin(self, composition: Composition, force: bool, sources: Sources) -> None:
         """Make the folder this run's: go on from what fits, remove what a run of another configuration, or on other
         data, left."""
         other = self._differences(composition.tree) or differences(self._sources(), sources, "")
@@ -244,26 +243,27 @@ class RunDir:
         if tree is not None and len(copies) == 2:
             apart = {name: len(self._apart(copy, tree)) for name, copy in copies.items()}
             found |= {name: "not what its copy says" for name in CONFIGS if apart[name] > min(apart.values())}
-        if (self / "summary.json").exists() and not self._told:
-            found["summary.json"] = "not readable" if not self.summary else "parts of it are missing"
+        damage = self.summary.damage
+        if damage and (self / "summary.json").exists():
+            found["summary.json"] = damage
         return found
 
-    def done(self, max_steps: int | None) -> dict[str, Any] | None:
+    def done(self, max_steps: int | None) -> Summary | None:
         """The summary of the finished run in the folder; None where there is none, its result is gone, or more steps
         are wanted."""
-        if not self._finished() or not any((self / name).is_dir() for name in ("adapter", "model")):
+        if not any((self / name).is_dir() for name in ("adapter", "model")):
             return None
-        summary = self.summary
-        return None if max_steps is not None and max_steps > summary["planned_steps"] else summary
+        summary = self._ended("finished")
+        more = summary is not None and max_steps is not None and max_steps > (summary.planned_steps or 0)
+        return None if more else summary
 
-    def pruned(self, tree: dict[str, Any]) -> dict[str, Any] | None:
+    def pruned(self, tree: dict[str, Any]) -> Summary | None:
         """The summary of this very run where a sweep gave it up in this folder."""
         return None if self._differences(tree) else self.ended_pruned()
 
-    def ended_pruned(self) -> dict[str, Any] | None:
+    def ended_pruned(self) -> Summary | None:
         """The summary of a run that a sweep gave up in this folder, whatever its configuration."""
-        summary = self._told
-        return summary if summary.get("status") == "pruned" else None
+        return self._ended("pruned")
 
     def check_result(self, name: str) -> None:
         """Refuse to ask a run that has no result yet.
@@ -275,9 +275,9 @@ class RunDir:
             return
         summary = self.summary
         how = {
-            "failed": f"it failed ({summary.get('error')})",
+            "failed": f"it failed ({summary.error})",
             "pruned": "its sweep gave it up",
-        }.get(str(summary.get("status")), "it has not finished (the same command resumes it)")
+        }.get(summary.status, "it has not finished (the same command resumes it)")
         raise RunDirError(f"run={self.path} holds no {name}/: {how}")
 
     def clear(self) -> None:
@@ -293,24 +293,20 @@ class RunDir:
     def _ours(self) -> bool:
         """Whether a run wrote what is here: its mark says so, or where that is lost, what only a run writes."""
         summary = self.summary
-        known = "objective" in summary and "ftlab" in (summary.get("versions") or {})
+        known = bool(summary.objective.name) and "ftlab" in summary.versions
         return (self / MARK).is_file() or known or any(map(_is_checkpoint, self.path.glob("checkpoints/step-*")))
 
     def _kept(self) -> bool:
         """Whether there is something to lose."""
-        return self._finished() or any(self.path.glob("checkpoints/step-*"))
+        return bool(self._ended("finished")) or any(self.path.glob("checkpoints/step-*"))
 
-    def _sources(self) -> Record:
-        return sources_of(self._told)
-
-    def _finished(self) -> bool:
-        return self._told.get("status") == "finished"
-
-    @property
-    def _told(self) -> dict[str, Any]:
-        """The summary, or an empty dict where there is none with all its parts."""
+    def _sources(self) -> Sources:
         summary = self.summary
-        return summary if _whole(summary) else {}
+        return {} if summary.damage else summary.known_sources
+
+    def _ended(self, status: str) -> Summary | None:
+        summary = self.summary
+        return summary if summary.status == status and not summary.damage else None
 
     def copies(self) -> dict[str, dict[str, Any]]:
         """The recorded configuration by the name of its file, as far as it can be read. Of two files the one that lacks
@@ -338,15 +334,7 @@ class RunDir:
         ]
 
 
-def sources_of(summary: dict[str, Any]) -> Record:
-    """What a run was begun with, as its summary tells; an older one has one hash for all its rows."""
-    found = summary.get("sources")
-    if isinstance(found, dict):
-        return found
-    return {"data": {"sha256": summary["data_sha256"]}} if summary.get("data_sha256") else {}
-
-
-def differences(before: Record, now: Record, where: str) -> list[str]:
+def differences(before: Sources, now: Sources, where: str) -> list[str]:
     """A line for each part that two records hold and that is not the same; `where` is that of the first."""
     parts = [part for part in _parts(before) if part in before and part in now]
     return [
@@ -356,7 +344,7 @@ def differences(before: Record, now: Record, where: str) -> list[str]:
     ]
 
 
-def _parts(record: Record) -> tuple[str, ...]:
+def _parts(record: Sources) -> tuple[str, ...]:
     """What can be compared with a record: splits, or all rows together."""
     return (*(("data",) if "data" in record and "train" not in record else SPLITS), "template", "tokenizer")
 
@@ -430,19 +418,6 @@ def _lines(file: Path) -> list[bytes]:
         return []
 
 
-def _whole(summary: dict[str, Any]) -> bool:
-    """Whether a summary holds what whoever reads it expects of its status."""
-    if not isinstance(summary.get("status"), str) or not all(isinstance(summary.get(n, {}), dict) for n in NODES):
-        return False
-    sources = summary.get("sources", {}).values()
-    if not all(isinstance(source, dict) and isinstance(source.get("sha256"), str) for source in sources):
-        return False
-    if summary["status"] not in ("finished", "pruned"):
-        return True
-    value = summary.get("objective", {}).get("value")
-    return all(key in summary for key in OF_ENDED) and isinstance(value, (int, float)) and bool(summary["tuned"])
-
-
 def _is_checkpoint(folder: Path) -> bool:
     """Whether only a run of ftlab wrote the folder."""
     return {"trainable.safetensors", "optimizer.pt", "state.json"} <= _json(folder / "manifest.json").keys()
@@ -465,25 +440,6 @@ def _written(answers: Path, record: dict[str, Any]) -> float:
     return float(written) if isinstance(written, (int, float)) else answers.stat().st_mtime
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new, never a part."""
-    aside = path.with_name(path.name + ".part")
-    with open(aside, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(aside, path)
-
-
 def write_yaml(path: Path, node: Any) -> None:
     masked = [redact(item) for item in node] if isinstance(node, list) else redact_tree(node)
     write_atomic(path, yaml.safe_dump(masked, sort_keys=False, allow_unicode=True))
-
-
-def finite(node: Any) -> Any:
-    """NaN and infinities as null: JSON has no word for them."""
-    if isinstance(node, dict):
-        return {key: finite(value) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [finite(value) for value in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node

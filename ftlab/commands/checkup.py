@@ -24,7 +24,7 @@ def checkup(text: str) -> Iterator[Line]:
         if (folder / CARD).is_file() or (folder / "study.db").is_file():
             yield from of_study(folder)
             return
-        if steps_in(folder / "checkpoints") or RunDir(folder).summary:
+        if steps_in(folder / "checkpoints") or RunDir(folder).summary.status:
             yield from of_run(RunDir(folder))
             return
     yield from of_run(find_run(text))
@@ -71,9 +71,9 @@ def _results(run: RunDir) -> Iterator[Line]:
 def _standing(run: RunDir, whole: list[int], broken: bool) -> Line:
     """What the command of this run would do next."""
     finished = run.done(None)
-    planned = run.summary.get("planned_steps")
+    planned = run.summary.planned_steps
     if finished and not broken:
-        return Line("ok", "run", f"finished after {finished['step']} steps: there is nothing to resume")
+        return Line("ok", "run", f"finished after {finished.step} steps: there is nothing to resume")
     if whole:
         return Line(
             "ok", "run", f"the same command goes on from step {whole[-1]}" + (f" of {planned}" if planned else "")
@@ -123,7 +123,7 @@ def _of_trial(folder: Path, number: int) -> Iterator[Line]:
             lines = list(of_run(run))
         except FtlabError as error:
             lines = [Line("fail", "run", str(error))]
-        ended = run.done(None) or run.summary.get("status") == "pruned"
+        ended = run.done(None) or run.summary.status == "pruned"
         shown = [line for line in lines if line.mark == "fail" or (line is lines[-1] and not ended)]
         for line in shown:
             name = f"trial {number}"

@@ -13,10 +13,12 @@ from ftlab import config
 from ftlab.commands import allowed_code
 from ftlab.composition import group_node, suggestions, typed_from_tree
 from ftlab.config import ExperimentConfig
+from ftlab.disk import write_atomic
 from ftlab.errors import InputError
 from ftlab.redact import redact_tree
-from ftlab.run_dir import Record, RunDir, differences, find_run, finite, sources_of, tree_of, write_atomic
+from ftlab.run_dir import RunDir, differences, find_run, tree_of
 from ftlab.shortage import lighter, within_memory
+from ftlab.summary import Sources, finite
 
 if TYPE_CHECKING:
     from ftlab.terminal import Terminal
@@ -66,19 +68,19 @@ def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig
     return typed_from_tree(tree, code)
 
 
-def _comparable(folder: RunDir, name: str, sources: Record, rows: int, terminal: "Terminal") -> dict[str, float]:
+def _comparable(folder: RunDir, name: str, sources: Sources, rows: int, terminal: "Terminal") -> dict[str, float]:
     """The run's own scores on the split, if they are of the same rows; a line where the split has changed since."""
     split = "test" if name == "test" else "validation"
     summary = folder.summary
-    found = sources_of(summary)
+    found = summary.known_sources
     before = {key: found[key] for key in (split if split in found else "data",) if key in found}
-    counted = summary.get("data", {}).get(f"{split}_rows")
+    counted = getattr(summary.data, f"{split}_rows") if summary.data else None
     different = differences(before, sources, "in the run")
     if different:
         terminal.note(f"{different[0]}: the run's own scores are of other rows, and left out")
     if different or not before or counted != rows:
         return {}
-    return {key: value for key, value in summary.get("tuned", {}).items() if key.startswith(f"{name}/")}
+    return {key: value for key, value in summary.tuned.items() if key.startswith(f"{name}/")}
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
@@ -117,7 +119,7 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     accelerator = make_accelerator(cfg)
     with terminal.phase("load"):
         tokenizer, model, decoder, reason = load_finished(folder.path, cfg, accelerator)
-    if differs := base_differs(folder.summary, cfg):
+    if differs := base_differs(folder.base_sha256, cfg):
         terminal.warn(differs)
     if reason:
         terminal.note(f"slower path, {reason}")
@@ -138,7 +140,7 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     stem = _stem(folder)
     record = {
         "written": time.time(),
-        "step": folder.summary.get("step"),
+        "step": folder.summary.step,
         "arguments": arguments,
         "metrics": scores.metrics,
         "intervals": scores.intervals,

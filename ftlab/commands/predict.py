@@ -56,7 +56,7 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]
     accelerator = make_accelerator(cfg)
     terminal = Terminal(sys.stderr)
     tokenizer, model, decoder, reason = load_finished(folder.path, cfg, accelerator)
-    if differs := base_differs(folder.summary, cfg):
+    if differs := base_differs(folder.base_sha256, cfg):
         print(differs, file=sys.stderr)
     if reason:
         print(f"slower path, {reason}", file=sys.stderr)

@@ -22,6 +22,7 @@ from typing import Any
 
 from ftlab.config import OBJECTIVES, is_rate, known_keys
 from ftlab.errors import InputError
+from ftlab.summary import Summary
 
 OUTPUTS = Path("outputs")
 DEPTH = 5  # folders below FOLDER that are looked into
@@ -38,7 +39,7 @@ class Run:
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Summary = field(default_factory=Summary)
     problems: list[str] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
 
@@ -84,7 +85,7 @@ def read(path: Path, root: Path) -> Run:
     """A run folder; what is missing or broken in it becomes a problem, never an error."""
     run = Run(path)
     run.config = _load(run, "config.yaml", _yaml)
-    run.summary = _load(run, "summary.json", json.loads)
+    run.summary = Summary.of(_load(run, "summary.json", json.loads))
     run.values = {**_flat(run.config), **_scores(run, "tuned"), **_columns(run, root)}
     return run
 
@@ -133,23 +134,24 @@ def _part(tree: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _scores(run: Run, which: str) -> dict[str, float]:
-    return {key: value for key, value in _part(run.summary, which).items() if _number(value) is not None}
+    scores: dict[str, float] = getattr(run.summary, which)
+    return scores
 
 
 def _columns(run: Run, root: Path) -> dict[str, Any]:
     """The columns of the table that are not simply a configuration key."""
-    objective = _part(run.summary, "objective")
-    name = objective.get("name") or run.config.get("objective")
+    summary = run.summary
+    name = summary.objective.name or run.config.get("objective")
     # A name that `run=NAME` finds again: relative to outputs/, otherwise the path as it was reached.
     shown = run.path.relative_to(root) if root == OUTPUTS and run.path != root else run.path
     return {
         "name": str(shown),
         "status": _status(run),
-        "model": _part(run.config, "model").get("name") or _part(run.summary, "model").get("id"),
-        "steps": run.summary.get("step"),
+        "model": _part(run.config, "model").get("name") or (summary.model.id if summary.model else None),
+        "steps": summary.step,
         "objective": name if isinstance(name, str) else None,
-        "score": objective.get("value"),
-        "seconds": _part(run.summary, "seconds").get("total"),
+        "score": summary.objective.value,
+        "seconds": summary.seconds.get("total"),
         "started": _started(run),
     }
 
@@ -157,9 +159,7 @@ def _columns(run: Run, root: Path) -> dict[str, Any]:
 def _status(run: Run) -> str:
     if any("cannot be read" in problem or "holds no" in problem for problem in run.problems):
         return "broken"
-    status = run.summary.get("status")
-    if not isinstance(status, str):
-        return "partial"
+    status = run.summary.status or "partial"
     return "killed" if status == "running" and not _alive(run.path) else status
 
 
@@ -177,8 +177,8 @@ def _alive(path: Path) -> bool:
 def _started(run: Run) -> float:
     """Seconds since the epoch; the folder's own time where the summary does not say."""
     try:
-        return datetime.fromisoformat(run.summary["started"]).timestamp()
-    except (KeyError, TypeError, ValueError):
+        return datetime.fromisoformat(run.summary.started).timestamp()
+    except ValueError:
         try:
             return run.path.stat().st_mtime
         except OSError:
@@ -306,7 +306,7 @@ def _record(run: Run) -> dict[str, Any]:
     """A run for other programs."""
     started = datetime.fromtimestamp(run.values["started"]).astimezone().isoformat(timespec="seconds")
     record = {"run": str(run.path), "status": run.values["status"], "started": started, "problems": run.problems}
-    return {key: _finite(value) for key, value in {**run.summary, **record, "config": run.config}.items()}
+    return {key: _finite(value) for key, value in {**run.summary.tree(), **record, "config": run.config}.items()}
 
 
 def _finite(node: Any) -> Any:
@@ -376,8 +376,8 @@ def _table(runs: list[Run], objective: str) -> dict[str, list[str]]:
 def _headline(run: Run) -> str:
     """The objective before and after: `1.0 -> 63.0 %`."""
     key = run.values["objective"]
-    base, tuned = (_number(_part(run.summary, which).get(key)) for which in ("base", "tuned"))
-    tuned = _number(run.values["score"]) if tuned is None else tuned
+    base, tuned = (_scores(run, which).get(key) for which in ("base", "tuned"))
+    tuned = run.summary.objective.value if tuned is None else tuned
     if base is None and tuned is None:
         return "-"
     rate = key is not None and is_rate(key)

@@ -18,8 +18,9 @@ from ftlab.weights import Located
 class Bases:
     """Keeps the last base between the experiments of one process, so that the next one on it need not load it.
 
-    A base is lent to one experiment at a time and taken back only clean: its adapter unloaded, its modules, hooks and
-    flags those of the load, and every tensor the same bit for bit, by sums over the bits. At any doubt it is dropped.
+    A base is checked out by one experiment at a time and checked in only clean: its adapter unloaded, its modules,
+    hooks and flags those of the load, and every tensor the same bit for bit, by sums over the bits. At any doubt it is
+    dropped.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class Bases:
         self._state: list[tuple[Any, ...]] = []
         self._hooks: Any = None  # those with which a base passes gradients to its input
 
-    def take(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    def checkout(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
         """The base kept under `key`, or what `load` returns; a base of another key is dropped before."""
         if self._base is None or self._key != key:
             self.drop()
@@ -38,7 +39,7 @@ class Bases:
         base, self._base = self._base, None
         return base
 
-    def give_back(self, model: nn.Module) -> bool:
+    def checkin(self, model: nn.Module) -> bool:
         """Keep the base of a model that is no longer needed; whether it was clean."""
         base: Any = model.unload() if isinstance(model, PeftModel) else model
         if getattr(base, "_require_grads_hooks", None) is not self._hooks:  # PEFT added its own

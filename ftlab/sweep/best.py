@@ -9,9 +9,9 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from ftlab.composition import CONF, composition, flatten, hydra_session, load_tree
+from ftlab.disk import write_atomic
 from ftlab.errors import ConfigError
 from ftlab.redact import MASK
-from ftlab.run_dir import write_atomic
 
 # Where a run lies and what it belongs to: another run of the same configuration has its own.
 LEFT_OUT = ("run_dir", "run_name", "force", "tracker.group", "tracker.job_type")

@@ -31,8 +31,8 @@ from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError, FtlabError, InputError, Stopped, TrainingError
 from ftlab.process import this_host
 from ftlab.redact import redact_message
-from ftlab.run_dir import Record
 from ftlab.shell import quoted
+from ftlab.summary import Sources
 from ftlab.sweep import samplers
 from ftlab.sweep.identity import configuration, shared
 from ftlab.sweep.join import Order, join, rungs_of
@@ -108,7 +108,7 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
 
 def sources_now(
     cfg: ExperimentConfig, composed: Mapping[str, Any], *, known: bool, terminal: Terminal
-) -> Record | None:
+) -> Sources | None:
     """Hashes of the rows, the template and the tokenizer that all trials share. Where those of a `known` study cannot
     be read any more, a line says that they are not compared.
 

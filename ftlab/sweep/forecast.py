@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -15,6 +14,7 @@ from ftlab.config import ExperimentConfig
 from ftlab.errors import FtlabError
 from ftlab.fast.plan import Setting
 from ftlab.run_dir import tree_of
+from ftlab.summary import Summary
 from ftlab.sweep.records import runs
 from ftlab.sweep.study import FINISHED, Study, folder_of
 
@@ -90,17 +90,17 @@ def measured(folder: Path) -> Iterator[Measured]:
     ran out on the way, whose peak is that of what did not fit."""
     for run in runs(folder):
         summary = run.summary
-        gib, setting = _train_peak(summary), summary.get("setting") or {"ran_out": True}
-        if gib and summary.get("status") in ("finished", "pruned") and not setting["ran_out"]:
+        gib, setting = _train_peak(summary), summary.setting
+        if gib and summary.status in ("finished", "pruned") and setting and not setting.ran_out:
             with suppress(FtlabError):
                 cfg = typed_from_tree(tree_of(run))
-                taken = Setting(setting["micro"], setting["cached"], setting["share"])
+                taken = Setting(setting.micro, setting.cached, setting.share)
                 yield Measured(features_of(cfg, taken), vram.parts(cfg, taken), gib)
 
 
-def _train_peak(summary: dict[str, Any]) -> float:
+def _train_peak(summary: Summary) -> float:
     """Evaluation has batches of its own, which say nothing of training's."""
-    return float(((summary.get("vram") or {}).get("train") or {}).get("allocated", 0.0))
+    return summary.vram.get("train", {}).get("allocated", 0.0)
 
 
 def _taken_up(trial: FrozenTrial) -> bool:

@@ -13,7 +13,8 @@ from ftlab.composition import Composition, flatten
 from ftlab.config import OBJECTIVES, DataConfig, SweepConfig
 from ftlab.errors import ConfigError
 from ftlab.redact import redact, redact_tree
-from ftlab.run_dir import FREE_KEYS, FREE_NODES, SPLITS, Record, defaults
+from ftlab.run_dir import FREE_KEYS, FREE_NODES, SPLITS, defaults
+from ftlab.summary import Sources
 from ftlab.sweep.space import Space
 from ftlab.versions import versions
 
@@ -89,7 +90,7 @@ def configuration(compose: Callable[[list[str]], Composition], space: Space) -> 
     return plain
 
 
-def shared(sources: Record, composed: Mapping[str, Any]) -> Record:
+def shared(sources: Sources, composed: Mapping[str, Any]) -> Sources:
     """Of what one configuration is trained and scored on, what all trials share; `composed` is `configuration`'s."""
     depends = {key: [f"data.{name}" for name in flatten(asdict(DataConfig(name="", source="")))] for key in SPLITS}
     depends = {key: [name for name in names if name not in NO_ROWS] for key, names in depends.items()}
@@ -109,7 +110,7 @@ def record(
     directions: Sequence[str],
     fixed: list[str],
     composed: Mapping[str, Any] | None = None,
-    sources: Record | None = None,
+    sources: Sources | None = None,
 ) -> dict[str, Any]:
     """What makes two sweeps the same study. `composed` is `configuration`'s and `sources` are `shared`'s; who only
     joins a study need not know them."""

@@ -1,14 +1,14 @@
 """What a trial's run folder adds to the study: intervals, steps, answers on validation."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ftlab.config import is_rate
-from ftlab.run_dir import RunDir, sources_of
+from ftlab.run_dir import RunDir
 from ftlab.sql.rates import counts, read_back
+from ftlab.summary import Summary
 from ftlab.sweep.entry import Answer, Entry
 from ftlab.sweep.statistics import over_seeds
 from ftlab.terminal import percent, span
@@ -36,13 +36,13 @@ def completed(entry: Entry, runs: list[RunDir], metric: str, seeds: int, deviati
     summaries = [run.summary for run in runs]
     if not summaries:
         return entry
-    done = [step for step, _ in map(steps, summaries) if step is not None]
-    planned = steps(summaries[0])[1]
+    done = [summary.step for summary in summaries if summary.step is not None]
+    planned = summaries[0].planned_steps
     entry = replace(
         entry,
         step=sum(done) if done else None,
         planned=seeds * planned if planned else None,
-        sources=sources_of(summaries[0]),
+        sources=summaries[0].known_sources,
     )
     if not entry.scored:
         return entry
@@ -53,7 +53,7 @@ def completed(entry: Entry, runs: list[RunDir], metric: str, seeds: int, deviati
     told = answers(runs[0], metric, _rows_of(entry))
     rate = sum(answer.right for answer in told.values()) / max(1, len(told))
     same = abs(rate - entry.values[0]) < 1e-9  # an evaluation on other data is none of this score
-    between = interval(summaries[0], metric)
+    between = summaries[0].intervals.tuned.get(metric)
     return replace(entry, interval=between, answers=told if same else {}, test=_on_test(summaries[0], metric))
 
 
@@ -62,10 +62,10 @@ def _rows_of(entry: Entry) -> str:
     return str(entry.sources.get("validation", {}).get("sha256", ""))
 
 
-def _on_test(summary: Mapping[str, Any], metric: str) -> str:
+def _on_test(summary: Summary, metric: str) -> str:
     """What a run scored on test, in words; empty where the metric has no such counterpart."""
     name = metric.replace("eval/", "test/")
-    value, between = _node(summary, "tuned").get(name), interval(summary, name)
+    value, between = summary.tuned.get(name), summary.intervals.tuned.get(name)
     if name == metric or value is None:
         return ""
     if not is_rate(name):
@@ -73,24 +73,10 @@ def _on_test(summary: Mapping[str, Any], metric: str) -> str:
     return f"{name} {percent(value)}" + (f" (95 %: {span(between)})" if between else "")
 
 
-def interval(summary: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of a metric that a run recorded."""
-    found = _node(_node(summary, "intervals"), "tuned").get(metric)
-    return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
-
-
-def _reach(summary: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+def _reach(summary: Summary, metric: str) -> tuple[float, float] | None:
     """How far the interval of a run's metric reaches below and above its value."""
-    between, value = interval(summary, metric), _node(summary, "tuned").get(metric)
+    between, value = summary.intervals.tuned.get(metric), summary.tuned.get(metric)
     return None if between is None or value is None else (value - between[0], between[1] - value)
-
-
-def steps(summary: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Optimizer steps done, and planned."""
-    done, planned = (
-        summary.get(key) if isinstance(summary.get(key), int) else None for key in ("step", "planned_steps")
-    )
-    return done, planned
 
 
 def answers(run: RunDir, metric: str, of: str = "") -> dict[str, Answer]:
@@ -115,8 +101,3 @@ def _judged(rows: list[dict[str, Any]], field: str, of: str) -> dict[str, Answer
         if counts(field, verdict):
             found[of + name] = Answer(bool(getattr(verdict, field)), str(row.get("context", name)))
     return found
-
-
-def _node(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = tree.get(key)
-    return found if isinstance(found, Mapping) else {}

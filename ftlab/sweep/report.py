@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from ftlab.disk import write_atomic
 from ftlab.errors import ConfigError, RunDirError
 from ftlab.process import Process
 from ftlab.redact import redact
-from ftlab.run_dir import write_atomic
 from ftlab.sweep import best as best_file
 from ftlab.sweep import page, records, tables
 from ftlab.sweep.best import Recipe

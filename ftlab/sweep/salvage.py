@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ftlab.errors import InputError
 from ftlab.run_dir import RunDir
+from ftlab.summary import Summary
 from ftlab.sweep.study import Study
-from ftlab.sweep.worker import value_of
 
 Attributes = dict[str, Any]
 
@@ -46,12 +46,12 @@ def trial_of(study: Study, number: int) -> FrozenTrial:
     common: Attributes = {"params": params, "distributions": study.space.distributions()}
     ends = [run.done(None) or run.ended_pruned() for run in runs]
     heard = {step: study.reported(value) for step, value in _rungs(study, runs[0]).items()}
-    if any(end is not None and end["status"] == "pruned" for end in ends):
+    if any(end is not None and end.status == "pruned" for end in ends):
         return create_trial(state=TrialState.PRUNED, intermediate_values=heard, **common)
     whole = [end for end in ends if end is not None]
     if len(whole) < max(1, study.cfg.seeds):
         return create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": params}, **common)
-    seeds = [[value_of(end, name) for name in study.objectives] for end in whole]
+    seeds = [[end.metrics[name] for name in study.objectives] for end in whole]
     return create_trial(
         state=TrialState.COMPLETE,
         values=[statistics.fmean(values) for values in zip(*seeds, strict=True)],
@@ -61,9 +61,9 @@ def trial_of(study: Study, number: int) -> FrozenTrial:
     )
 
 
-def _attributes(ends: list[dict[str, Any]], seeds: list[list[float]]) -> Attributes:
+def _attributes(ends: list[Summary], seeds: list[list[float]]) -> Attributes:
     """What a trial says of itself at its end."""
-    found: Attributes = {"loss": statistics.fmean(value_of(end, "eval/loss") for end in ends)}
+    found: Attributes = {"loss": statistics.fmean(end.metrics["eval/loss"] for end in ends)}
     if len(seeds) > 1:
         found["seed_values"] = seeds
         found["deviation"] = [statistics.stdev(values) for values in zip(*seeds, strict=True)]

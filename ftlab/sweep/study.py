@@ -39,10 +39,11 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ftlab.config import SweepConfig
+from ftlab.disk import write_atomic
 from ftlab.errors import ConfigError, InputError, first_line
 from ftlab.process import Process
 from ftlab.redact import redact
-from ftlab.run_dir import Record, write_atomic
+from ftlab.summary import Sources
 from ftlab.sweep import identity, samplers, storage
 from ftlab.sweep.entry import Rank, best_of, finite, front, rank
 from ftlab.sweep.limits import GRACE_S
@@ -146,7 +147,7 @@ class Study:
         fixed: list[str],
         *,
         composed: Mapping[str, Any] | None = None,
-        sources: Record | None = None,
+        sources: Sources | None = None,
         rungs: Sequence[int] | None = None,
         refill: "Callable[[Study], str] | None" = None,
     ) -> "Study":

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import Trial
@@ -12,17 +11,17 @@ from ftlab import experiment, vram
 from ftlab.composition import Composition, composition
 from ftlab.config import ExperimentConfig
 from ftlab.errors import Pruned
-from ftlab.experiment import Watch
+from ftlab.experiment.parts import OnEvaluation
 from ftlab.models import Bases
 from ftlab.shell import quoted
+from ftlab.summary import Metrics
 from ftlab.sweep.events import Event, Listener, unheard
 from ftlab.sweep.join import evaluated
 from ftlab.sweep.limits import Memory
 from ftlab.sweep.study import Study, folder_of
-from ftlab.sweep.worker import Values, value_of, work
+from ftlab.sweep.worker import Values, work
 from ftlab.terminal import Terminal
 from ftlab.train.batches import Plan
-from ftlab.train.loop import Metrics
 from ftlab.train.signals import StopSignal
 
 Estimate = Callable[[ExperimentConfig], float]
@@ -91,9 +90,9 @@ class Trials:
         for place, run in enumerate(self._runs(trial, folder)):
             if place == 0:
                 self._check_memory(trial, run.config)
-            summary = self._run(run, folder, self._watch(trial) if place == 0 else _unwatched)
-            seeds.append(tuple(value_of(summary, name) for name in self.study.objectives))
-            losses.append(value_of(summary, "eval/loss"))
+            metrics = self._run(run, folder, self._on_evaluation(trial) if place == 0 else _unpruned)
+            seeds.append(tuple(metrics[name] for name in self.study.objectives))
+            losses.append(metrics["eval/loss"])
             self._report_seed(trial, place, seeds[-1][0])
         trial.set_user_attr("loss", statistics.fmean(losses))  # by which trials of equal values are ordered
         means = tuple(map(statistics.fmean, zip(*seeds, strict=True)))
@@ -129,32 +128,32 @@ class Trials:
             config_dir=self.config_dir,
         )
 
-    def _run(self, run: Composition, folder: Path, watch: Watch) -> dict[str, Any]:
-        """The summary of the finished run."""
+    def _run(self, run: Composition, folder: Path, on_evaluation: OnEvaluation) -> Metrics:
+        """The metrics of the finished run: validation scores, and what it cost."""
         with open(folder / "output.txt", "a", encoding="utf-8") as file:
-            trial = experiment.Trial(watch, self.bases, self.study.cfg.vram_limit_gib)
+            trial = experiment.Trial(on_evaluation, self.bases, self.study.cfg.vram_limit_gib)
             outcome = experiment.run(run, Terminal(file), trial)
-        if outcome.summary["status"] == "pruned":
+        if outcome.summary.status == "pruned":
             raise optuna.TrialPruned
-        return outcome.summary
+        return outcome.metrics
 
-    def _watch(self, trial: Trial) -> Watch:
-        """Tells the study of each evaluation, by optimizer step, and gives up where its pruner says so. Wilcoxon
+    def _on_evaluation(self, trial: Trial) -> OnEvaluation:
+        """Reports each evaluation to the study, by optimizer step, and gives up where its pruner says so. Wilcoxon
         compares whole seeds instead, and a search for several objectives prunes nothing."""
-        study, told = self.study, set[int]()
+        study, reported = self.study, set[int]()
         silent = study.cfg.pruner == "wilcoxon" or len(study.directions) > 1
 
-        def hear(metrics: Metrics, step: int) -> None:
+        def report(metrics: Metrics, step: int) -> None:
             value = metrics[study.cfg.rung_metric]
-            fresh = not silent and step not in told
+            fresh = not silent and step not in reported
             if fresh:
-                told.add(step)
+                reported.add(step)
                 trial.report(study.reported(value), step)
             self.on_event(Event("rung", trial.number, step=step, value=value))
             if fresh and trial.should_prune():
                 raise Pruned(f"{study.cfg.rung_metric}={value:g} at step {step}: sweep.pruner={study.cfg.pruner}")
 
-        return hear
+        return report
 
     def _report_seed(self, trial: Trial, place: int, value: float) -> None:
         """A seed's objective as Wilcoxon compares it; after the last one there is nothing left to give up."""
@@ -176,5 +175,5 @@ class Trials:
             raise optuna.TrialPruned
 
 
-def _unwatched(metrics: Metrics, step: int) -> None:
+def _unpruned(metrics: Metrics, step: int) -> None:
     """Later seeds are run whatever they score."""

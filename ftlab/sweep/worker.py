@@ -295,22 +295,7 @@ def in_one_line(error: BaseException) -> str:
 def peak_gib(folder: Path) -> float | None:
     """The largest peak of allocated GPU memory that the runs in a trial's folder have recorded."""
     summaries = [RunDir(path).summary for path in (folder, *folder.glob("seed-*"))]
-    return max((peak_of(summary) for summary in summaries if summary), default=None)
-
-
-def peak_of(summary: dict[str, Any]) -> float:
-    """The largest peak over a run's phases in GiB; 0 without a GPU."""
-    phases = summary.get("vram") or {}
-    return max((float(peaks.get("allocated", 0.0)) for peaks in phases.values()), default=0.0)
-
-
-def value_of(summary: dict[str, Any], objective: str) -> float:
-    """An objective of a finished run: a validation metric, GiB or seconds."""
-    if objective == "vram/peak_allocated_gib":
-        return peak_of(summary)
-    if objective == "train/seconds":
-        return float(summary["seconds"]["train"])
-    return float(summary["tuned"][objective])
+    return max((summary.peak_gib for summary in summaries if summary.status), default=None)
 
 
 def _values(values: list[float]) -> Values:

@@ -1,0 +1,24 @@
+"""One experiment: `order.py` has the order of things, the other modules one part of it each."""
+
+from ftlab.experiment.beside import follow
+from ftlab.experiment.device import make_accelerator, quiet
+from ftlab.experiment.dry import dry_run
+from ftlab.experiment.order import run, run_in
+from ftlab.experiment.parts import Outcome, Trial
+from ftlab.experiment.prepare import Prepared, prepare
+from ftlab.experiment.result import base_differs, load_finished
+
+__all__ = [
+    "Outcome",
+    "Prepared",
+    "Trial",
+    "base_differs",
+    "dry_run",
+    "follow",
+    "load_finished",
+    "make_accelerator",
+    "prepare",
+    "quiet",
+    "run",
+    "run_in",
+]

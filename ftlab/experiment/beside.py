@@ -1,0 +1,38 @@
+"""The part of every process but the first in a run of several."""
+
+from ftlab.composition import Composition
+from ftlab.errors import RunDirError
+from ftlab.experiment.base import Base
+from ftlab.experiment.device import quiet
+from ftlab.experiment.evaluations import Evaluations
+from ftlab.experiment.order import prepared_by_all
+from ftlab.experiment.parts import Run, silent
+from ftlab.experiment.records import Records
+from ftlab.experiment.training import train
+from ftlab.run_dir import RunDir
+from ftlab.train.ranks import Ranks
+
+
+def follow(composition: Composition, ranks: Ranks) -> None:
+    """The part of every process but the first, which does everything else: train beside it, quiet, without records.
+
+    Raises:
+        RunDirError: the checkpoint that the first process resumes from is not to be seen here.
+        ConfigError: the data are others here.
+    """
+    with silent() as terminal:
+        run = Run(composition, RunDir(composition.config.run_dir), terminal, ranks.stop, ranks=ranks)
+        quiet()
+        records, prepared = Records(run), prepared_by_all(run)
+        step = ranks.of_first(lambda: None)
+        resumed = None if step is None else run.checkpoints.at(step)
+        if step is not None and resumed is None:
+            raise RunDirError(
+                f"run_dir={run.cfg.run_dir}: process {ranks.rank} does not find the checkpoint of step {step}, "
+                "from which the first one resumes: choose a run_dir=DIR on a file system that all hosts share"
+            )
+        with records.within_memory("load"):
+            base = Base(run, records)
+            loaded = base.load(prepared)
+        with records.within_memory("train"):
+            train(run, records, Evaluations(run, records, prepared), base.adapt(loaded), prepared, resumed)

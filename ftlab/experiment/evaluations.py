@@ -1,0 +1,121 @@
+"""Every evaluation of a run: of the base, during training, and of the tuned model."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+
+from ftlab.errors import Pruned
+from ftlab.evaluate import Scores, Split, prediction_rows, scores_of_base
+from ftlab.experiment.base import Loaded
+from ftlab.experiment.parts import Run, Trial
+from ftlab.experiment.prepare import Prepared
+from ftlab.experiment.records import Records
+from ftlab.run_dir import OWN_ANSWERS, RunDir
+from ftlab.summary import Metrics
+
+
+class Evaluations:
+    """Scores models on the run's splits, records the scores, and passes those on validation to the sweep."""
+
+    def __init__(self, run: Run, records: Records, prepared: Prepared) -> None:
+        self.run, self.records, self.prepared = run, records, prepared
+        self.last: tuple[Scores, int] | None = None  # the last one of the training, and its step
+        self._reported: set[int] = set()  # steps of those that the sweep knows
+
+    def of_base(self, base: Loaded, before_kept: Callable[[], None]) -> Scores:
+        """The base's answers on test and their verdicts; those of an interrupted run are used again. `before_kept` may
+        refuse before new ones are put on record."""
+        folder, known, test = self.run.folder, self.records.summary.base, self.prepared.test
+        rows = folder.read_rows("predictions.jsonl")
+        written = scores_of_base(rows)
+        ids = [row.get("id") for row in rows]
+        if written and ids == [row.id for row in test.rows] and "test/loss" in known and "eval/loss" in known:
+            return written
+        for split in (self.prepared.validation, test):
+            scores = self.of(base, split, f"evaluate base on {split.title}")
+            self.records.add_scores("base", scores)
+        before_kept()
+        folder.write_rows("predictions.jsonl", prediction_rows(test, scores, None))
+        self.records.write()
+        return scores
+
+    def of(self, loaded: Loaded, split: Split, phase: str) -> Scores:
+        """A phase of its own, before or after training."""
+        run = self.run
+        with self.records.phase(phase), run.terminal.progress(len(split.rows), what="evaluate") as bar:
+
+            def on_rows(done: int) -> None:
+                bar.update(done, {})
+                run.heed_stop(done)
+
+            return split.score(loaded.model, loaded.decoder, run.accelerator, loaded.flat, on_rows, run.terminal.warn)
+
+    def on_validation(self, loaded: Loaded, step: int) -> Scores:
+        """An evaluation during training."""
+        run, records, split = self.run, self.records, self.prepared.validation
+        with (
+            records.meter.phase("eval"),
+            records.clock("eval"),
+            records.within_memory("evaluate on validation"),
+        ):
+            scores = split.score(
+                loaded.model, loaded.decoder, run.accelerator, loaded.flat, run.heed_stop, run.terminal.warn
+            )
+        records.log(scores.metrics, step)
+        self.last = scores, step
+        if run.trial:
+            (run.folder / "evaluations").mkdir(exist_ok=True)
+            run.folder.write_rows(_answers(step), prediction_rows(split, None, scores))
+        self._report(scores.metrics, step)
+        return scores
+
+    def newest(self) -> tuple[Scores, int]:
+        """The last evaluation of the training, and its step."""
+        if self.last is None:
+            raise RuntimeError("a run was pruned before its first evaluation")
+        return self.last
+
+    def report_again(self) -> None:
+        """The sweep hears first of a resumed run's evaluations before, which did not end it."""
+        for metrics, step in recorded(self.run.folder) if self.run.trial else ():
+            with suppress(Pruned):
+                self._report(metrics, step)
+
+    def keep_answers(self, step: int) -> None:
+        """A trial's answers on validation, those of the weights that are kept, for `compare` and the report."""
+        folder = self.run.folder
+        kept = folder / _answers(step)
+        if kept.is_file():
+            kept.replace(folder / "evaluations" / OWN_ANSWERS)
+        for other in (folder / "evaluations").glob("step-*.jsonl"):
+            other.unlink()
+
+    def _report(self, metrics: Metrics, step: int) -> None:
+        """Pass an evaluation on to the sweep, which may give the run up: once training is over there is nothing left
+        to give up. A loss that is no number is no score: training ends with its own error."""
+        trial = self.run.trial
+        if trial is None or step in self._reported or not math.isfinite(metrics["eval/loss"]):
+            return
+        self._reported.add(step)
+        with suppress(Pruned) if step >= (self.records.summary.planned_steps or 0) else nullcontext():
+            trial.on_evaluation(metrics, step)
+
+
+def recorded(folder: RunDir) -> Iterator[tuple[Metrics, int]]:
+    """The validation evaluations that metrics.jsonl holds, each with its step."""
+    for row in folder.read_metrics():
+        if row.get("eval/loss") is not None:
+            yield {key: float(v) for key, v in row.items() if key.startswith("eval/") and v is not None}, row["step"]
+
+
+def report_ended(folder: RunDir, trial: Trial | None) -> None:
+    """Report the evaluations of a trial that has ended in its folder, but was killed before its sweep knew."""
+    for metrics, step in recorded(folder) if trial else ():
+        with suppress(Pruned):
+            assert trial
+            trial.on_evaluation(metrics, step)
+
+
+def _answers(step: int) -> str:
+    """Where the answers of one evaluation lie until the trial has ended."""
+    return f"evaluations/step-{step:06d}.jsonl"

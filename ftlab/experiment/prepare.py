@@ -1,0 +1,83 @@
+"""All that is read and checked before weights load."""
+
+import importlib.util
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from ftlab import data, models, provenance, weights
+from ftlab.config import ExperimentConfig
+from ftlab.data import Splits
+from ftlab.data.encode import EncodedSet, encode, warnings_of
+from ftlab.errors import ConfigError
+from ftlab.evaluate import Split, check_rows_dir
+from ftlab.summary import RowCounts, Sources
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows, tokenized, and what they were made of."""
+
+    splits: Splits
+    train: EncodedSet
+    validation: Split
+    test: Split
+    tokenizer: PreTrainedTokenizerBase
+    sources: Sources
+    notes: list[str]  # what the architecture does otherwise than the configuration says
+
+    def warnings(self, cfg: ExperimentConfig) -> list[str]:
+        """What a person should hear of rows that were not taken as they are."""
+        sets = {"train": self.train, "validation": self.validation.fitted, "test": self.test.fitted}
+        return warnings_of(sets, cfg.data.max_length)
+
+    @property
+    def counts(self) -> RowCounts:
+        """How many rows there are, and what became of those that are too long."""
+        return RowCounts(
+            train_rows=len(self.train.rows),
+            validation_rows=len(self.validation.rows),
+            test_rows=len(self.test.rows),
+            truncated=self.train.truncated,
+            dropped=self.train.dropped,
+            validation_truncated=self.validation.fitted.truncated,
+            validation_dropped=self.validation.fitted.dropped,
+            test_truncated=self.test.fitted.truncated,
+            test_dropped=self.test.fitted.dropped,
+        )
+
+
+def prepare(cfg: ExperimentConfig) -> Prepared:
+    """Read data and tokenizer and check adapter, attention and rows against the architecture.
+
+    Raises:
+        InputError: packages, data, tokenizer or module names that do not fit.
+    """
+    check_packages(cfg)
+    check_rows_dir(cfg.eval)
+    weights.check_code(cfg.model)
+    splits = data.load(cfg.data)
+    located = weights.find(cfg.model, what="tokenizer")
+    tokenizer = models.load_tokenizer(located, cfg.model.trust_remote_code)
+    bare = models.skeleton(located, cfg.model.trust_remote_code)
+    notes = models.settled(bare, cfg)
+    models.check_adapter(bare, cfg.lora)
+    train = encode(splits.train, tokenizer, cfg.data.prompt, cfg.data.max_length, cfg.trainer.loss_on)
+    validation = Split("eval", splits.validation, tokenizer, cfg)
+    test = Split("test", splits.test, tokenizer, cfg)
+    sources = provenance.record(splits, cfg, located.folder)
+    rows = [row.input_ids for row in (*train.rows, *validation.encoded, *test.encoded)]
+    notes += models.check_rows(bare, tokenizer, rows, [*validation.prompts, *test.prompts], cfg)
+    return Prepared(splits, train, validation, test, tokenizer, sources, notes)
+
+
+def check_packages(cfg: ExperimentConfig) -> None:
+    """bitsandbytes must be there where the configuration needs it."""
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        return
+    remedy = "needs the package bitsandbytes: pip install bitsandbytes, or"
+    if cfg.quant.load_in_4bit or cfg.quant.load_in_8bit:
+        kind = cfg.quant.bnb_4bit_quant_type if cfg.quant.load_in_4bit else "int8"
+        raise ConfigError(f"quant={kind} {remedy} choose quant=none")
+    if cfg.trainer.optim != "adamw":
+        raise ConfigError(f"trainer.optim={cfg.trainer.optim} {remedy} choose trainer.optim=adamw")

@@ -1,0 +1,228 @@
+"""What is written of a run while it goes on and at its end: summary, metrics, tracker, times, memory."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from ftlab import trackers
+from ftlab.errors import Stopped
+from ftlab.evaluate import Scores
+from ftlab.experiment.device import device_name
+from ftlab.experiment.parts import Outcome, Run
+from ftlab.experiment.prepare import Prepared
+from ftlab.report import report, report_pruned
+from ftlab.shortage import lighter, within_memory
+from ftlab.summary import BaseModel, Metrics, Objective, Summary
+from ftlab.terminal import Bar
+from ftlab.trackers.jsonl import JsonlTracker
+from ftlab.train.checkpoint import Checkpoint
+from ftlab.versions import versions
+from ftlab.vram import Meter, peak_flops
+
+PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
+SHOWN = ("exact_string", "ast_equal", "exec_equal", "valid")  # verdicts in the tracker's table of predictions
+KEPT = ("trainable_parameters", "parameters", "data_sha256", "model", "seconds", "vram", "objective")  # at the tracker
+
+
+class Records:
+    """The summary under way, and whatever else hears of it. Nothing is written before `begin`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.cfg, self.folder, self.terminal = run, run.cfg, run.folder, run.terminal
+        self.meter = Meter(run.accelerator.device)
+        self.tracker: trackers.Trackers | None = None
+        self.bar: Bar | None = None
+        self.began = time.perf_counter()
+        self.begun = False  # whether the folder is this run's
+        self.flops_per_token = 0.0
+        self.summary = Summary(
+            status="running",
+            run_name=self.cfg.run_name,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            objective=Objective(self.cfg.objective),
+            versions=versions(PACKAGES),
+            device=device_name(run.accelerator.device),
+        )
+
+    # --- at the beginning ---------------------------------------------------------------------------------------
+
+    def begin(self, prepared: Prepared) -> None:
+        """Data and settings are sound: from here on the folder is written, and what an interrupted run left of
+        its base scores is used again.
+
+        Raises:
+            RunDirError: the folder's run was begun on other data.
+        """
+        unknown = self.folder.check_sources(prepared.sources, self.cfg.force)
+        if unknown:
+            self.terminal.note(
+                f"{self.folder.path} holds no hash of {', '.join(unknown)} (it is damaged, or an older ftlab's): "
+                "whether anything of it has changed is not known"
+            )
+        for line in [] if self.cfg.force else self.folder.set_damaged_aside(self.run.composition.tree):
+            self.terminal.warn(line)
+        self.folder.begin(self.run.composition, self.cfg.force, prepared.sources)
+        self.begun = True
+        before, summary = self.folder.summary, self.summary
+        summary.started = before.started or summary.started
+        summary.base, summary.intervals.base = before.base, before.intervals.base
+        summary.tracker_id = before.tracker_id
+        summary.model = BaseModel(sha256=before.model.sha256 if before.model else {})
+        summary.data_sha256, summary.sources, summary.data = prepared.splits.sha256, prepared.sources, prepared.counts
+
+    def describe(self, prepared: Prepared) -> None:
+        """Show what a person should know of the data."""
+        for note in (*prepared.splits.notes, *prepared.notes):
+            self.terminal.note(note)
+        for warning in prepared.warnings(self.cfg):
+            self.terminal.warn(warning)
+
+    def open_tracker(self, resumed: Checkpoint | None) -> None:
+        """Go on with metrics.jsonl from the checkpoint on, and with the tracker's own record."""
+        jsonl = JsonlTracker(self.folder / "metrics.jsonl")
+        damaged = jsonl.truncate(resumed.step if resumed else -1)
+        if damaged:
+            self.terminal.warn(damaged)
+        config = {**self.run.composition.tree, "data_sha256": self.summary.data_sha256}
+        tracker = trackers.open(
+            self.cfg.tracker,
+            self.folder.path,
+            self.cfg.run_name,
+            config,
+            self.summary.tracker_id,
+            self.terminal.warn,
+        )
+        self.tracker = trackers.Trackers(jsonl, tracker)
+        self.summary.tracker_id = tracker.id
+        self.write()
+
+    # --- under way ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A part of the run with its seconds and its memory peaks."""
+        kind = "eval" if name.startswith("evaluate") else name
+        with self.terminal.phase(name), self.meter.phase(kind), self.clock(kind), self.within_memory(name):
+            yield
+
+    def within_memory(self, phase: str) -> AbstractContextManager[None]:
+        """A part of the run where GPU memory may run out: one message, with lighter settings."""
+        return within_memory(phase, *lighter(self.cfg, phase))
+
+    @contextmanager
+    def clock(self, kind: str) -> Iterator[None]:
+        """Add the seconds of a part of the run to those of its kind."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.summary.seconds
+            seconds[kind] = round(seconds.get(kind, 0.0) + time.perf_counter() - started, 3)
+
+    @contextmanager
+    def training(self, steps: int, done: int) -> Iterator[None]:
+        """The phase of the training, with a bar over its steps."""
+        try:
+            with self.terminal.progress(steps, done) as self.bar:
+                yield
+        finally:
+            self.bar = None
+
+    def step(self, metrics: Metrics, step: int) -> None:
+        """Record the metrics of training steps, memory and the share of the GPU's arithmetic beside them."""
+        limit = (peak_flops(self.run.accelerator.device) or 0) * self.run.ranks.world
+        if limit and "perf/tokens_per_second" in metrics:
+            metrics = {**metrics, "perf/mfu": metrics["perf/tokens_per_second"] * self.flops_per_token / limit}
+        self.log({**metrics, **self.meter.metrics()}, step)
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Record metrics, and show them while training."""
+        if self.bar:
+            self.bar.update(step, metrics)
+        if self.tracker:
+            self.tracker.log(metrics, step)
+
+    def add_scores(self, of: str, scores: Scores) -> None:
+        """Take scores of the `base` or of the `tuned` model into the summary."""
+        getattr(self.summary, of).update(scores.metrics)
+        getattr(self.summary.intervals, of).update(scores.intervals)
+
+    def write(self) -> None:
+        """Write summary.json."""
+        self.summary.write(self.folder / "summary.json")
+
+    # --- at the end ---------------------------------------------------------------------------------------------
+
+    def finish(self, validation: Scores, rows: list[dict[str, Any]]) -> Outcome:
+        """The run is over: write everything, show the result. `rows` are the predictions on test; a trial has none."""
+        step = int(self.summary.step or 0)
+        if not self.run.trial:
+            self.folder.write_rows("predictions.jsonl", rows)
+            self.log({key: v for key, v in self.summary.tuned.items() if key.startswith("test/")}, step)
+        outcome = self._ended("finished", validation)
+        self._lost_terminal()
+        line = self._close_tracker(rows, step)
+        self.write()
+        report(self.folder, self.summary, self.terminal, line)
+        return outcome
+
+    def prune(self, reason: str, last: Scores, step: int) -> Outcome:
+        """The sweep gave the run up after its `last` evaluation: remove what only a run that goes on would need."""
+        summary = self.summary
+        summary.reason, summary.step = reason, step
+        summary.tuned, summary.intervals.tuned = dict(last.metrics), dict(last.intervals)
+        summary.intervals.base = {}
+        outcome = self._ended("pruned", last)
+        line = self._close_tracker([], step)
+        self.write()
+        if not self.cfg.sweep.keep_pruned:
+            shutil.rmtree(self.run.checkpoints.folder, ignore_errors=True)
+        report_pruned(self.folder, summary, self.terminal)
+        if line:
+            self.terminal.note(line)
+        return outcome
+
+    def ended_early(self, error: BaseException) -> None:
+        """The run stopped or failed: its summary says so."""
+        self.summary.status = "stopped" if isinstance(error, Stopped) else "failed"
+        self.summary.error = f"{type(error).__name__}: {error}"
+        self.summary.vram = self.meter.peaks
+        self._lost_terminal()
+        with suppress(OSError):  # on a full disk the error under way matters more
+            if self.tracker:
+                self._tag()
+                self.tracker.close(exit_code=getattr(error, "exit_code", 1))
+        with suppress(OSError):
+            if self.begun:
+                self.write()
+
+    def _ended(self, status: str, validation: Scores) -> Outcome:
+        summary = self.summary
+        summary.status, summary.vram = status, self.meter.peaks
+        summary.objective.value = validation.metrics[self.cfg.objective]
+        summary.seconds["total"] = round(time.perf_counter() - self.began, 3)
+        return Outcome({**summary.metrics, **validation.metrics}, summary, self.folder.path)
+
+    def _close_tracker(self, rows: list[dict[str, Any]], step: int) -> str | None:
+        if self.tracker is None:
+            return None
+        columns = ["question", "gold", "base_pred", "pred", *SHOWN, *(f"base_{name}" for name in SHOWN), "reason"]
+        if not self.run.trial:
+            self.tracker.table("predictions", columns, [[row[c] for c in columns] for row in rows], step)
+        numbers = {f"base/{key}": value for key, value in self.summary.base.items()}
+        tree = self.summary.tree()
+        self.tracker.summary({**numbers, **self.summary.tuned, **{key: tree[key] for key in KEPT if key in tree}})
+        self._tag()
+        return self.tracker.close()
+
+    def _tag(self) -> None:
+        """How a trial ends, as a tag; one that was stopped has not ended."""
+        if self.run.trial and self.tracker and self.summary.status != "stopped":
+            self.tracker.tag(self.summary.status)
+
+    def _lost_terminal(self) -> None:
+        if self.terminal.lost:
+            self.summary.terminal = f"lost while the run went on: {self.terminal.lost}"
