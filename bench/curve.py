@@ -26,7 +26,7 @@ STRETCHES = 10
 BOTH = ["tracker=none", "trainer.log_every=1", "trainer.load_best=false"]
 SIDES = {
     "fast": "",
-    "plain": "import ftlab.experiment as e; e.fast_path = lambda *_: (None, 'asked for by bench/curve.py');",
+    "plain": "import ftlab.experiment.base as b; b.fast_path = lambda *_: (None, 'asked for by bench/curve.py');",
 }
 
 

@@ -134,12 +134,12 @@ class Summary:
         return made
 
     def write(self, file: Path) -> None:
-        """Replace the file as a whole, secrets masked, numbers that are not finite as null."""
-        write_atomic(file, json.dumps(finite(redact_tree(self.tree())), indent=2) + "\n")
+        """Replace the file as a whole, secrets masked."""
+        write_atomic(file, json.dumps(redact_tree(self.tree()), indent=2) + "\n")
 
     def tree(self) -> dict[str, Any]:
-        """The record as plain values."""
-        found = asdict(self)
+        """The record as the values of JSON, which has no word for numbers that are not finite: they are null."""
+        found: dict[str, Any] = finite(asdict(self))
         for one in fields(self):
             unknown = found[one.name] is None and one.metadata == IF_KNOWN
             if one.metadata == NOT_WRITTEN or unknown:
@@ -222,7 +222,7 @@ def _value(hint: Any, value: Any) -> tuple[Any, bool]:
     if origin is dict:
         return _dict(arguments[1], value)
     if origin is tuple:
-        pair = isinstance(value, list) and len(value) == len(arguments) and all(map(_is_number, value))
+        pair = isinstance(value, (list, tuple)) and len(value) == len(arguments) and all(map(_is_number, value))
         return (tuple(map(float, value)), False) if pair else (MISSING, True)
     if hint is float:
         return (float(value), False) if _is_number(value) else (MISSING, True)

@@ -11,8 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from ftlab import experiment, models
+from ftlab import models
 from ftlab.errors import Stopped
+from ftlab.experiment import base
 
 Fit = Callable[..., Any]
 STEPS = ("trainer.max_steps=60", "trainer.lr=5e-3", "eval.every=60", "trainer.save_every=60", "eval.max_new_tokens=2")
@@ -21,7 +22,7 @@ STEPS = ("trainer.max_steps=60", "trainer.lr=5e-3", "eval.every=60", "trainer.sa
 @pytest.fixture
 def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on no run takes the fast path."""
-    return lambda: monkeypatch.setattr(experiment, "fast_path", lambda *model: (None, "the test says so"))
+    return lambda: monkeypatch.setattr(base, "fast_path", lambda *model: (None, "the test says so"))
 
 
 def both(fit: Fit, plainly: Callable[[], None], tmp_path: Path, terminal: Any, *options: str) -> tuple[Any, Any]:
@@ -41,14 +42,14 @@ def training_losses(outcome: Any) -> list[float]:
 
 def near(fast: Any, plain: Any, share: float) -> bool:
     """Both learned, and end at the same loss up to this share of it."""
-    losses = [outcome.summary["tuned"]["eval/loss"] for outcome in (fast, plain)]
-    assert losses[1] < 0.7 * plain.summary["base"]["eval/loss"]
+    losses = [outcome.summary.tuned["eval/loss"] for outcome in (fast, plain)]
+    assert losses[1] < 0.7 * plain.summary.base["eval/loss"]
     return bool(losses[0] == pytest.approx(losses[1], rel=share))
 
 
 def test_both_paths_end_at_the_same_loss(fit: Fit, plainly: Callable[[], None], tmp_path: Path, terminal: Any) -> None:
     fast, plain = both(fit, plainly, tmp_path, terminal, *STEPS)
-    assert fast.summary["base"]["eval/loss"] == pytest.approx(plain.summary["base"]["eval/loss"], rel=1e-5)
+    assert fast.summary.base["eval/loss"] == pytest.approx(plain.summary.base["eval/loss"], rel=1e-5)
     assert training_losses(fast)[:5] == pytest.approx(training_losses(plain)[:5], rel=1e-3)
     assert near(fast, plain, 0.01)
 
@@ -85,7 +86,7 @@ def test_adapters_of_either_path_load_in_the_other_and_in_peft(
     plainly()
     plain = fit(*again, run_dir=tmp_path / "plain")
     for outcome in (fast, plain):  # nothing learned since: what the first run ended with was loaded
-        assert outcome.summary["tuned"]["test/loss"] == pytest.approx(first.summary["tuned"]["test/loss"], rel=1e-4)
+        assert outcome.summary.tuned["test/loss"] == pytest.approx(first.summary.tuned["test/loss"], rel=1e-4)
         found = logits(PeftModel.from_pretrained(base(), str(outcome.folder / "adapter")))
         torch.testing.assert_close(found, in_peft, rtol=1e-3, atol=1e-3)
 
@@ -109,7 +110,7 @@ def test_interrupted_under_dropout_a_run_ends_bit_identical(
     cut = fit(*options, run_dir=tmp_path / "cut")
     files = [outcome.folder / "adapter/adapter_model.safetensors" for outcome in (whole, cut)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert cut.summary["tuned"] == whole.summary["tuned"]
+    assert cut.summary.tuned == whole.summary.tuned
     assert training_losses(cut) == training_losses(whole)
 
 
@@ -128,7 +129,7 @@ def test_dropout_has_an_effect_and_a_seed(fit: Fit, tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_known_trains_and_says_why(fit: Fit, terminal: Any) -> None:
     outcome = fit("lora.use_dora=true")
-    assert outcome.summary["status"] == "finished"
+    assert outcome.summary.status == "finished"
     assert [note for note in terminal.notes if "slower path" in note] == ["slower path, DoRA"]
 
 

@@ -31,7 +31,7 @@ def test_an_architecture_trains_and_answers_alike_when_loaded_again(
         assert kind in REFUSED
         return
     assert kind not in REFUSED
-    assert outcome.summary["step"] == 4
+    assert outcome.summary.step == 4
     config = typed_from_tree(load_tree(outcome.folder / "config.yaml"))
     accelerator = make_accelerator(config)
     tokenizer, model, decoder, _ = load_finished(outcome.folder, config, accelerator)

@@ -31,12 +31,12 @@ def test_every_quantisation_learns(fit: Fit, quant: str, optim: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_other_precisions_learn(fit: Fit, dtype: str) -> None:
-    summary = fit(f"model.dtype={dtype}", "trainer.max_steps=20", "eval.every=20").summary
+    summary = fit(f"model.dtype={dtype}", "trainer.max_steps=20", "eval.every=20").summary.tree()
     assert summary["tuned"]["eval/loss"] < summary["base"]["eval/loss"] - 0.3
 
 
 def test_memory_is_recorded_by_phase(fit: Fit, tmp_path: Path) -> None:
-    vram = fit().summary["vram"]
+    vram = fit().summary.vram
     assert {"load", "train", "eval"} <= vram.keys()
     for phase in ("load", "train", "eval"):
         peaks = vram[phase]
@@ -108,4 +108,4 @@ def test_a_stopped_run_resumes(fit: Fit, quant: str, terminal: Any, tmp_path: Pa
     terminal.on_update = lambda step, metrics: None
     again = fit(*options, run_dir=tmp_path / "cut")
     assert "resumed from step 3 of 4" in terminal.notes
-    assert again.summary["tuned"]["eval/loss"] == pytest.approx(whole.summary["tuned"]["eval/loss"], rel=1e-3)
+    assert again.summary.tuned["eval/loss"] == pytest.approx(whole.summary.tuned["eval/loss"], rel=1e-3)

@@ -93,7 +93,7 @@ def test_a_run_that_fills_its_disk_says_so_and_goes_on(
     assert not [*run.rglob("*.part/adapter_config.json")], "no half adapter"
     terminal.on_update = lambda now, metrics: None
     (small_disk / "filler").unlink()
-    assert fit(run_dir=run).summary["status"] == "finished"
+    assert fit(run_dir=run).summary.status == "finished"
 
 
 def test_sizes_are_decimal() -> None:

@@ -1,5 +1,6 @@
 """An experiment from configuration to records, in this process, on a tiny random model."""
 
+import importlib.util
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from ftlab import experiment as module
+from ftlab import models, trackers
 from ftlab.composition import compose, composition
 from ftlab.errors import (
     ConfigError,
@@ -29,6 +31,9 @@ from ftlab.errors import (
     TrainingError,
     WeightsError,
 )
+from ftlab.evaluate import Scores, Split
+from ftlab.experiment.device import flops_per_token
+from ftlab.models import Bases
 from ftlab.shortage import lighter
 
 Fit = Callable[..., Any]
@@ -148,18 +153,18 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit(fit: Fit, tmp_path: Pa
     other = fit("lora.lora_dropout=0.2", "seed=1", run_dir=tmp_path / "c")
     assert adapter(first) == adapter(second)
     assert adapter(first) != adapter(other)
-    assert first.summary["tuned"] == second.summary["tuned"]
+    assert first.summary.tuned == second.summary.tuned
 
 
 @pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
 def test_no_steps_give_equal_columns(fit: Fit, quant: str) -> None:
-    summary = fit("trainer.max_steps=0", f"quant={quant}").summary
+    summary = fit("trainer.max_steps=0", f"quant={quant}").summary.tree()
     assert summary["base"] == summary["tuned"]
     assert summary["step"] == 0
 
 
 def test_training_changes_the_scores(fit: Fit) -> None:
-    summary = fit("trainer.max_steps=8", "objective=eval/loss").summary
+    summary = fit("trainer.max_steps=8", "objective=eval/loss").summary.tree()
     assert summary["tuned"]["eval/loss"] < summary["base"]["eval/loss"] - 0.5
     assert summary["tuned"]["test/loss"] < summary["base"]["test/loss"] - 0.5
 
@@ -197,8 +202,8 @@ def test_an_interrupted_run_ends_bit_identical(fit: Fit, kind: str, tmp_path: Pa
     assert "resumed from step 3 of 4" in terminal.notes
     assert not [phase for phase in terminal.phases[phases:] if "base" in phase]  # known from before
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert again.summary["tuned"] == whole.summary["tuned"]
-    assert again.summary["base"] == whole.summary["base"]
+    assert again.summary.tuned == whole.summary.tuned
+    assert again.summary.base == whole.summary.base
     rows = [(tmp_path / name / "predictions.jsonl").read_bytes() for name in ("cut", "whole")]
     assert rows[0] == rows[1]
 
@@ -208,7 +213,7 @@ def test_while_weights_are_made_ready_a_signal_ends_the_run_at_once(
     part: str, fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A download may take an hour, and the end of it is not waited for, nor for another try of it."""
-    made = getattr(module.models, part)
+    made = getattr(models, part)
 
     def slow(*arguments: Any, **options: Any) -> Any:
         for _ in range(2):
@@ -217,12 +222,12 @@ def test_while_weights_are_made_ready_a_signal_ends_the_run_at_once(
                 time.sleep(0.1)
         pytest.fail("was waited for")
 
-    monkeypatch.setattr(module.models, part, slow)
+    monkeypatch.setattr(models, part, slow)
     with pytest.raises(Stopped, match="SIGINT: stopped while getting ready"):
         fit()
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "stopped"
-    monkeypatch.setattr(module.models, part, made)
-    assert fit().summary["status"] == "finished"
+    monkeypatch.setattr(models, part, made)
+    assert fit().summary.status == "finished"
 
 
 def test_stopped_during_the_last_scoring_the_run_resumes_there(fit: Fit, terminal: Any, tmp_path: Path) -> None:
@@ -238,7 +243,7 @@ def test_stopped_during_the_last_scoring_the_run_resumes_there(fit: Fit, termina
     terminal.on_update = lambda step, metrics: None
     again = fit()
     assert adapter(again) == adapter(whole)
-    assert again.summary["tuned"] == whole.summary["tuned"]
+    assert again.summary.tuned == whole.summary.tuned
 
 
 def test_stopped_between_two_verdicts_the_run_resumes_there(fit: Fit, terminal: Any, tmp_path: Path) -> None:
@@ -256,7 +261,7 @@ def test_stopped_between_two_verdicts_the_run_resumes_there(fit: Fit, terminal: 
         fit()
     assert len(judged) == 3
     terminal.on_update = lambda step, metrics: None
-    assert fit().summary["tuned"] == whole.summary["tuned"]
+    assert fit().summary.tuned == whole.summary.tuned
 
 
 def test_the_base_of_an_older_record_is_scored_again(fit: Fit, terminal: Any, tmp_path: Path) -> None:
@@ -274,7 +279,7 @@ def test_the_base_of_an_older_record_is_scored_again(fit: Fit, terminal: Any, tm
         del row["base_ast_equal"]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     phases = len(terminal.phases)
-    assert fit().summary["status"] == "finished"
+    assert fit().summary.status == "finished"
     assert [phase for phase in terminal.phases[phases:] if "base" in phase]
 
 
@@ -309,16 +314,16 @@ def test_a_base_that_changes_between_kill_and_resume_is_noticed(
         with pytest.raises(RunDirError, match=CHANGED):
             fit(here, "trainer.save_every=1")
     weights.write_bytes(kept)
-    assert fit(here, "trainer.save_every=1").summary["step"] == 4
+    assert fit(here, "trainer.save_every=1").summary.step == 4
 
 
 def test_a_record_without_a_hash_of_its_base_is_resumed_with_a_line(fit: Fit, terminal: Any, tmp_path: Path) -> None:
-    summary = fit("trainer.max_steps=2").summary
+    summary = fit("trainer.max_steps=2").summary.tree()
     assert set(summary["model"]["sha256"]) == {"config.json", "model.safetensors"}
     file = tmp_path / "run" / "summary.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model": {"id": "x"}}))
     terminal.notes.clear()
-    assert fit().summary["model"]["sha256"] == summary["model"]["sha256"]
+    assert fit().summary.model.sha256 == summary["model"]["sha256"]
     line = "the run's record has no hash of its base: whether that has changed is not known"
     assert terminal.notes.count(line) == 1
 
@@ -326,8 +331,8 @@ def test_a_record_without_a_hash_of_its_base_is_resumed_with_a_line(fit: Fit, te
 @pytest.mark.parametrize("name", ["sql_ast_match", "sql_exec_match", "sql_valid", "sql_string_match", "loss"])
 def test_any_score_may_be_the_objective(fit: Fit, name: str) -> None:
     outcome = fit("trainer.max_steps=2", f"objective=eval/{name}")
-    assert outcome.objective == outcome.summary["tuned"][f"eval/{name}"]
-    assert outcome.summary["objective"]["name"] == f"eval/{name}"
+    assert outcome.objective == outcome.summary.tuned[f"eval/{name}"]
+    assert outcome.summary.objective.name == f"eval/{name}"
 
 
 def test_the_scores_of_a_run_are_rates_with_intervals_and_kinds(finished: Path) -> None:
@@ -347,11 +352,11 @@ def test_the_scores_of_a_run_are_rates_with_intervals_and_kinds(finished: Path) 
 def test_the_trackers_table_holds_the_verdicts(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     tables: list[tuple[list[str], list[list[object]]]] = []
 
-    class Heard(module.trackers.NullTracker):
+    class Heard(trackers.NullTracker):
         def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
             tables.append((columns, rows))
 
-    monkeypatch.setattr(module.trackers, "open", lambda *arguments: Heard())
+    monkeypatch.setattr(trackers, "open", lambda *arguments: Heard())
     fit("trainer.max_steps=1")
     ((columns, rows),) = tables
     assert {"pred", "ast_equal", "exec_equal", "valid", "base_ast_equal", "reason"} <= set(columns)
@@ -367,8 +372,8 @@ def test_a_full_fine_tune_saves_a_model_that_loads(fit: Fit, tmp_path: Path) -> 
     outcome = fit("lora=none", "trainer.lr=1e-3")
     assert not (outcome.folder / "adapter").exists()
     model = AutoModelForCausalLM.from_pretrained(outcome.folder / "model")
-    assert sum(p.numel() for p in model.parameters()) == outcome.summary["parameters"]
-    assert outcome.summary["trainable_parameters"] == outcome.summary["parameters"]
+    assert sum(p.numel() for p in model.parameters()) == outcome.summary.parameters
+    assert outcome.summary.trainable_parameters == outcome.summary.parameters
 
 
 def test_a_run_goes_on_from_the_adapter_of_another(fit: Fit, finished: Path, tmp_path: Path) -> None:
@@ -415,7 +420,7 @@ def test_a_loss_that_is_no_number_fails_the_run_and_keeps_the_checkpoint(
     assert "0.0" not in [
         str(json.loads(line).get("train/loss")) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     ]
-    assert fit().summary["status"] == "finished"
+    assert fit().summary.status == "finished"
 
 
 @pytest.mark.parametrize(
@@ -438,7 +443,7 @@ def test_what_cannot_be_used_is_refused_before_weights_load(
     def load(*arguments: Any, **options: Any) -> None:
         pytest.fail("weights were loaded")
 
-    monkeypatch.setattr(module.models, "load_base", load)
+    monkeypatch.setattr(models, "load_base", load)
     with pytest.raises(error, match=said):
         fit(*overrides)
 
@@ -447,9 +452,9 @@ def test_what_cannot_be_used_is_refused_before_weights_load(
 def test_bitsandbytes_is_asked_for_in_one_line(
     fit: Fit, override: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = module.importlib.util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
-        module.importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest)
+        importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest)
     )
     with pytest.raises(InputError, match=f"{said}.*pip install bitsandbytes") as caught:
         fit(override)
@@ -457,7 +462,7 @@ def test_bitsandbytes_is_asked_for_in_one_line(
 
 
 def test_rows_that_were_shortened_or_dropped_are_counted(fit: Fit, terminal: Any) -> None:
-    summary = fit("trainer.max_steps=0", "data.max_length=84").summary
+    summary = fit("trainer.max_steps=0", "data.max_length=84").summary.tree()
     counted = summary["data"]
     assert counted["truncated"] + counted["dropped"] > 0
     assert counted["validation_truncated"] + counted["validation_dropped"] > 0
@@ -493,7 +498,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_warning(fit: Fit, terminal
     ]
     assert "resumed from step 2 of 4" in terminal.notes
     assert adapter(again) == adapter(whole)
-    assert again.summary["tuned"] == whole.summary["tuned"]
+    assert again.summary.tuned == whole.summary.tuned
 
 
 def test_a_tracker_that_breaks_does_not_end_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -501,7 +506,7 @@ def test_a_tracker_that_breaks_does_not_end_the_run(fit: Fit, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.delitem(sys.modules, "ftlab.trackers.wandb", raising=False)
     outcome = fit("tracker=wandb", "trainer.max_steps=1")
-    assert outcome.summary["status"] == "finished"
+    assert outcome.summary.status == "finished"
 
 
 # --- too little GPU memory --------------------------------------------------------------------------------
@@ -598,7 +603,7 @@ def test_an_optimizer_of_one_state_a_tensor_is_refused_with_a_remedy_that_works(
     with pytest.raises(TrainingError, match=r"step-000002.*another version of ftlab.*force=true"):
         fit("trainer.max_steps=4")
     again = fit("trainer.max_steps=4", "force=true")
-    assert (first.summary["step"], again.summary["step"]) == (2, 4)
+    assert (first.summary.step, again.summary.step) == (2, 4)
 
 
 # --- trials of a sweep ------------------------------------------------------------------------------------
@@ -624,7 +629,7 @@ def trial(small: list[str], tmp_path: Path, terminal: Any) -> Fit:
     """Run the small experiment as a trial."""
 
     def trial(watch: Any, *more: str, run_dir: Path = tmp_path / "run", bases: Any = None) -> Any:
-        probe = module.Trial(watch, bases or module.models.Bases())
+        probe = module.Trial(watch, bases or Bases())
         return module.run(composition([*small, f"run_dir={run_dir}", *more]), terminal, probe)
 
     return trial
@@ -635,9 +640,9 @@ def test_a_trial_scores_validation_only_and_can_be_asked(trial: Fit, terminal: A
     outcome = trial(watch)
     assert [step for step, _ in watch.told] == [2, 4]
     assert [phase for phase in terminal.phases if "test" in phase or "base" in phase] == []
-    assert outcome.summary["status"] == "finished"
-    assert outcome.summary["base"] == {}
-    assert not any(key.startswith("test/") for key in outcome.summary["tuned"])
+    assert outcome.summary.status == "finished"
+    assert outcome.summary.base == {}
+    assert not any(key.startswith("test/") for key in outcome.summary.tuned)
     assert "nan" not in (tmp_path / "run/adapter/README.md").read_text()
     run = tmp_path / "run"
     assert cli("predict", f"run={run}", "question=How many?", "context=CREATE TABLE a (b INT)")[0] == 0
@@ -645,7 +650,7 @@ def test_a_trial_scores_validation_only_and_can_be_asked(trial: Fit, terminal: A
     assert "finished" in cli("runs", str(tmp_path), "status=finished")[1]
     assert cli("compare", str(run), str(run), "split=validation")[0] == 0
     again, phases = Watcher(prune_at=0), len(terminal.phases)
-    assert trial(again).summary == json.loads((run / "summary.json").read_text())
+    assert trial(again).summary.tree() == json.loads((run / "summary.json").read_text())
     assert again.told == watch.told
     assert len(terminal.phases) == phases  # reported, not run again
 
@@ -659,12 +664,12 @@ def test_a_trials_answers_are_those_of_the_weights_it_keeps(
         found = whole(self, *arguments)
         answers.append([f"{answer} {len(answers)}" for answer in found.answers])
         metrics = {**found.metrics, "eval/loss": next(losses)}
-        return module.Scores(metrics, found.intervals, answers[-1], found.verdicts)
+        return Scores(metrics, found.intervals, answers[-1], found.verdicts)
 
-    whole = module.Split.score
-    monkeypatch.setattr(module.Split, "score", score)
+    whole = Split.score
+    monkeypatch.setattr(Split, "score", score)
     outcome = trial(Watcher(), "objective=eval/loss")
-    assert outcome.summary["best_step"] == 2
+    assert outcome.summary.best_step == 2
     rows = [json.loads(line) for line in (tmp_path / "run/evaluations/validation.jsonl").read_text().splitlines()]
     assert [row["pred"] for row in rows] == answers[0]
     assert {row["split"] for row in rows} == {"eval"}
@@ -676,22 +681,22 @@ def test_a_pruned_run_stops_at_once_and_leaves_its_records(trial: Fit, terminal:
     outcome = trial(watch)
     assert [step for step, _ in watch.told] == [2]
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["status"], summary["tuned"]) == (outcome.summary["status"], outcome.summary["tuned"])
+    assert (summary["status"], summary["tuned"]) == (outcome.summary.status, outcome.summary.tuned)
     assert (summary["status"], summary["step"], summary["planned_steps"]) == ("pruned", 2, 4)
     assert summary["objective"]["value"] == outcome.objective == summary["tuned"]["eval/sql_exact_match"]
     assert files(run) == (RECORDS - {"predictions.jsonl"}) | {"evaluations/validation.jsonl"}
     assert max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()) == 2
 
     phases = len(terminal.phases)
-    assert trial(watch).summary == summary
+    assert trial(watch).summary.tree() == summary
     assert len(terminal.phases) == phases
     assert f"{run} holds this run, pruned at step 2 of 4; force=true runs it to its end" in terminal.notes
-    assert trial(Watcher(), "force=true").summary["status"] == "finished"
+    assert trial(Watcher(), "force=true").summary.status == "finished"
 
 
 def test_another_run_in_the_folder_of_a_pruned_one_is_run(trial: Fit) -> None:
     trial(Watcher(prune_at=2))
-    assert trial(Watcher(), "seed=1").summary["status"] == "finished"
+    assert trial(Watcher(), "seed=1").summary.status == "finished"
 
 
 def test_checkpoints_of_a_pruned_run_stay_where_asked(trial: Fit, tmp_path: Path) -> None:
@@ -701,7 +706,7 @@ def test_checkpoints_of_a_pruned_run_stay_where_asked(trial: Fit, tmp_path: Path
 
 def test_after_the_last_evaluation_nothing_is_pruned(trial: Fit) -> None:
     watch = Watcher(prune_at=4)
-    assert trial(watch).summary["status"] == "finished"
+    assert trial(watch).summary.status == "finished"
     assert [step for step, _ in watch.told] == [2, 4]
 
 
@@ -718,7 +723,7 @@ def test_a_resumed_trial_tells_the_evaluations_before_first(trial: Fit, terminal
         trial(Watcher(), "trainer.max_steps=6")
     terminal.on_update = lambda step, metrics: None
     again = Watcher(prune_at=6)  # evaluations before the stop end nothing
-    assert trial(again, "trainer.max_steps=6").summary["status"] == "finished"
+    assert trial(again, "trainer.max_steps=6").summary.status == "finished"
     assert "resumed from step 5 of 6" in terminal.notes
     assert again.told == whole.told
     assert [step for step, _ in again.told] == [2, 4, 6]
@@ -729,10 +734,10 @@ def test_an_evaluation_that_is_no_number_is_an_error_and_not_pruned(
 ) -> None:
     def score(self: Any, *arguments: Any) -> Any:
         found = whole(self, *arguments)
-        return module.Scores({**found.metrics, "eval/loss": math.nan}, found.intervals, found.answers, found.verdicts)
+        return Scores({**found.metrics, "eval/loss": math.nan}, found.intervals, found.answers, found.verdicts)
 
-    whole = module.Split.score
-    monkeypatch.setattr(module.Split, "score", score)
+    whole = Split.score
+    monkeypatch.setattr(Split, "score", score)
     watch = Watcher(prune_at=0)
     with pytest.raises(TrainingError, match="eval/loss=nan"):
         trial(watch)
@@ -743,7 +748,7 @@ def test_how_a_trial_ends_is_a_tag(trial: Fit, monkeypatch: pytest.MonkeyPatch, 
     tags: list[str] = []
     closed: list[int] = []
 
-    class Heard(module.trackers.NullTracker):
+    class Heard(trackers.NullTracker):
         def tag(self, name: str) -> None:
             assert len(closed) == len(tags)
             tags.append(name)
@@ -751,7 +756,7 @@ def test_how_a_trial_ends_is_a_tag(trial: Fit, monkeypatch: pytest.MonkeyPatch, 
         def close(self, exit_code: int = 0) -> None:
             closed.append(exit_code)
 
-    monkeypatch.setattr(module.trackers, "open", lambda *arguments: Heard())
+    monkeypatch.setattr(trackers, "open", lambda *arguments: Heard())
     trial(Watcher(), run_dir=tmp_path / "a")
     trial(Watcher(prune_at=2), run_dir=tmp_path / "b")
     with pytest.raises(TrainingError):
@@ -765,16 +770,16 @@ def test_a_base_kept_between_trials_changes_no_adapter(
     quant: str, trial: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     loads: list[str] = []
-    load = module.models.load_base
-    monkeypatch.setattr(module.models, "load_base", lambda *a, **k: loads.append("load") or load(*a, **k))
-    bases = module.models.Bases()
+    load = models.load_base
+    monkeypatch.setattr(models, "load_base", lambda *a, **k: loads.append("load") or load(*a, **k))
+    bases = Bases()
     options = [f"quant={quant}", "lora.lora_dropout=0.1"]
     alone = trial(Watcher(), *options, run_dir=tmp_path / "alone")
     trial(Watcher(), *options, "lora.r=8", run_dir=tmp_path / "a", bases=bases)
     trial(Watcher(prune_at=2), *options, "trainer.lr=1e-3", run_dir=tmp_path / "b", bases=bases)
     second = trial(Watcher(), *options, run_dir=tmp_path / "c", bases=bases)
     assert adapter(second) == adapter(alone)
-    assert second.summary["tuned"] == alone.summary["tuned"]
+    assert second.summary.tuned == alone.summary.tuned
     assert len(loads) == 2
 
 
@@ -782,9 +787,9 @@ def test_a_base_that_training_changes_is_loaded_again(
     trial: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     loads: list[str] = []
-    load = module.models.load_base
-    monkeypatch.setattr(module.models, "load_base", lambda *a, **k: loads.append("load") or load(*a, **k))
-    bases = module.models.Bases()
+    load = models.load_base
+    monkeypatch.setattr(models, "load_base", lambda *a, **k: loads.append("load") or load(*a, **k))
+    bases = Bases()
     kinds: list[list[str]] = [["lora=none", "trainer.lr=1e-3"], ["lora=pissa"], ["lora.bias=all"], []]
     for number, options in enumerate([["lora=none", "trainer.lr=1e-3"], *kinds]):
         trial(Watcher(), *options, run_dir=tmp_path / str(number), bases=bases)
@@ -817,7 +822,7 @@ def test_arithmetic_of_a_token() -> None:
                 )
             )  # fmt: skip
         cfg = compose(["model=tiny", "quant=none", *overrides])
-        return module.flops_per_token(base, sum(p.numel() for p in base.parameters()), cfg)
+        return flops_per_token(base, sum(p.numel() for p in base.parameters()), cfg)
 
     assert flops(True) == flops(False)  # an untied table is looked up, not multiplied
     assert flops(True, "lora=none") == 1.5 * flops(True)

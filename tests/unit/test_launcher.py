@@ -58,11 +58,11 @@ def test_what_is_harmless_changes_nothing(
     fit: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `accelerate launch` says of itself, torch.compile, and accumulation, which accelerate would divide by."""
-    from ftlab import experiment
+    from ftlab.experiment import device
 
     asked: list[Any] = []
-    made = experiment.Accelerator
-    monkeypatch.setattr(experiment, "Accelerator", lambda **options: asked.append(made(**options)) or asked[-1])
+    made = device.Accelerator
+    monkeypatch.setattr(device, "Accelerator", lambda **options: asked.append(made(**options)) or asked[-1])
     for name, value in {
         "ACCELERATE_MIXED_PRECISION": "no",
         "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",

@@ -333,16 +333,16 @@ def test_a_signal_while_torch_is_imported_ends_a_run_with_75(
 def test_a_signal_after_the_results_are_written_changes_nothing(
     number: signal.Signals, cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ftlab.experiment
+    import ftlab.experiment.records
 
-    shown = ftlab.experiment.report
+    shown = ftlab.experiment.records.report
 
     def signalled(*arguments: Any) -> None:
         os.kill(os.getpid(), number)
         shown(*arguments)
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(ftlab.experiment, "report", signalled)
+    monkeypatch.setattr(ftlab.experiment.records, "report", signalled)
     code, out, _ = cli(*small, "run_dir=r")
     assert code == 0
     assert "everything is in r/" in out
@@ -454,7 +454,7 @@ def test_python_offers_the_same_two_steps(small: list[str], tmp_path: Path) -> N
 
     outcome = run(compose([*small, f"run_dir={tmp_path / 'py'}", "trainer.max_steps=1"]))
     assert outcome.folder == tmp_path / "py"
-    assert outcome.objective == outcome.summary["tuned"]["eval/sql_exact_match"]
+    assert outcome.objective == outcome.summary.tuned["eval/sql_exact_match"]
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:

@@ -461,10 +461,10 @@ def test_a_base_comes_back_as_it_was_loaded(quant: str, checkpointing: bool, bas
     if checkpointing:
         switch_activation_checkpointing(base, True)
     before, names, hooked = bits(base), [name for name, _ in base.named_modules()], hooks(base)
-    model = add_adapter(bases.take("a", lambda: base), LoraConfig(r=4, use_dora=True))
+    model = add_adapter(bases.checkout("a", lambda: base), LoraConfig(r=4, use_dora=True))
     train_a_little(model, steps=3)
-    assert bases.give_back(model)
-    again = bases.take("a", lambda: pytest.fail("loaded again"))
+    assert bases.checkin(model)
+    again = bases.checkout("a", lambda: pytest.fail("loaded again"))
     assert again is base
     after = bits(again)
     assert before.keys() == after.keys()
@@ -478,7 +478,7 @@ def test_a_base_comes_back_as_it_was_loaded(quant: str, checkpointing: bool, bas
 @pytest.mark.parametrize("change", ["bit", "flag", "hook"])
 def test_a_base_that_was_touched_is_dropped(change: str, base_folder: Path) -> None:
     bases = Bases()
-    model = add_adapter(bases.take("a", lambda: base_of(base_folder)), LoraConfig(r=4))
+    model = add_adapter(bases.checkout("a", lambda: base_of(base_folder)), LoraConfig(r=4))
     weight = model.base_model.model.model.norm.weight
     if change == "bit":
         weight.data.view(torch.uint8)[-1] ^= 1
@@ -486,16 +486,16 @@ def test_a_base_that_was_touched_is_dropped(change: str, base_folder: Path) -> N
         weight.requires_grad_(True)
     else:
         model.base_model.model.model.norm.register_forward_hook(lambda *arguments: None)
-    assert not bases.give_back(model)
+    assert not bases.checkin(model)
     loaded = base_of(base_folder)
-    assert bases.take("a", lambda: loaded) is loaded
+    assert bases.checkout("a", lambda: loaded) is loaded
 
 
 def test_a_base_serves_only_its_own_kind(base_folder: Path) -> None:
     bases = Bases()
     first, other = base_of(base_folder), base_of(base_folder, "nf4")
-    bases.give_back(bases.take("a", lambda: first))
-    assert bases.take("b", lambda: other) is other
+    bases.checkin(bases.checkout("a", lambda: first))
+    assert bases.checkout("b", lambda: other) is other
     where = located(base_folder)
     model, quant = ModelConfig(name="x", id=str(base_folder)), QuantConfig()
     keys = {
@@ -510,7 +510,7 @@ def test_a_base_serves_only_its_own_kind(base_folder: Path) -> None:
 
 def test_a_lent_base_that_does_not_come_back_is_loaded_again(base_folder: Path) -> None:
     bases, loads = Bases(), [base_of(base_folder), base_of(base_folder)]
-    assert bases.take("a", loads.pop) is not bases.take("a", loads.pop)
+    assert bases.checkout("a", loads.pop) is not bases.checkout("a", loads.pop)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_force_gives_up_a_run_only_when_the_new_one_is_sound(fit: Fit, tmp_path:
     with pytest.raises(FtlabError, match="nonexist"):
         fit("force=true", "model.id=/nonexist", run_dir=tmp_path / "run")
     assert (tmp_path / "run/adapter/adapter_model.safetensors").read_bytes() == before
-    assert fit("force=true", "trainer.lr=2e-3", run_dir=tmp_path / "run").summary["status"] == "finished"
+    assert fit("force=true", "trainer.lr=2e-3", run_dir=tmp_path / "run").summary.status == "finished"
 
 
 def test_a_kill_at_any_removal_leaves_a_run_that_can_go_on_or_be_replaced(
@@ -79,8 +79,8 @@ def test_killed_while_it_is_cleared_the_same_command_ends_as_ever(
 ) -> None:
     fit()
     assert killed_at(9, RunDir(tmp_path / "run").clear)
-    assert fit("force=true", "trainer.lr=5e-3").summary["status"] == "finished"
-    assert fit("trainer.lr=5e-3").summary["status"] == "finished"
+    assert fit("force=true", "trainer.lr=5e-3").summary.status == "finished"
+    assert fit("trainer.lr=5e-3").summary.status == "finished"
 
 
 def cut(file: Path) -> None:
@@ -122,7 +122,7 @@ def test_damaged_records_are_named_and_kept_and_the_run_ends_as_ever(
     shutil.copytree(stopped, folder)
     damage(folder / name)
     left = (folder / name).read_bytes() if (folder / name).exists() else None
-    assert fit(run_dir=folder).summary["status"] == "finished"
+    assert fit(run_dir=folder).summary.status == "finished"
     assert "resumed from step 2 of 4" in terminal.notes
     adapter = "adapter/adapter_model.safetensors"
     assert (folder / adapter).read_bytes() == (finished / adapter).read_bytes()
@@ -145,7 +145,7 @@ def test_a_finished_run_without_its_summary_is_finished_again(
     damage(folder / "summary.json")
     again = fit(run_dir=folder).summary
     before = json.loads((finished / "summary.json").read_text())
-    assert (again["status"], again["base"], again["tuned"]) == ("finished", before["base"], before["tuned"])
+    assert (again.status, again.base, again.tuned) == ("finished", before["base"], before["tuned"])
 
 
 def test_damage_is_no_way_around_another_configuration(stopped: Path, fit: Fit, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_bad_input_leaves_no_folder(fit: Fit, tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint_may_be_configured_anew(fit: Fit, tmp_path: Path) -> None:
     with pytest.raises(FtlabError, match=r"=(nan|inf)"):
         fit("trainer.lr=1e30", "trainer.max_grad_norm=0", "trainer.save_every=50", run_dir=tmp_path / "run")
-    assert fit("trainer.lr=1e-3", run_dir=tmp_path / "run").summary["status"] == "finished"
+    assert fit("trainer.lr=1e-3", run_dir=tmp_path / "run").summary.status == "finished"
 
 
 def test_a_last_step_that_diverges_is_no_result(fit: Fit, tmp_path: Path) -> None:

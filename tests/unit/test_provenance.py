@@ -112,7 +112,7 @@ def test_files_touched_and_packed_otherwise_are_the_same(fit: Fit, killed: Path,
         os.utime(mine / f"{name}.jsonl.gz", (1, 1))
     outcome = fit(f"data.path={mine}")
     assert "resumed from step 2 of 4" in terminal.notes
-    assert outcome.summary["status"] == "finished"
+    assert outcome.summary.status == "finished"
 
 
 def test_another_tokenizer_is_refused_and_one_written_in_another_layout_is_not(

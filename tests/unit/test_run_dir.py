@@ -16,8 +16,10 @@ import yaml
 
 from ftlab import run_dir as module
 from ftlab.composition import composition
+from ftlab.disk import write_atomic
 from ftlab.errors import RunDirError
-from ftlab.run_dir import RunDir, find_run, finite, tree_of, write_atomic
+from ftlab.run_dir import RunDir, find_run, tree_of
+from ftlab.summary import finite
 
 Fit = Callable[..., Any]
 
@@ -162,7 +164,7 @@ def test_a_record_older_than_a_key_is_as_that_key_is_by_default(
 def test_a_finished_run_is_reported_not_repeated(finished: Path, fit: Fit, terminal: Any) -> None:
     before = (finished / "summary.json").stat().st_mtime_ns
     outcome = fit(run_dir=finished)
-    assert outcome.summary == json.loads((finished / "summary.json").read_text())
+    assert outcome.summary.tree() == json.loads((finished / "summary.json").read_text())
     assert (finished / "summary.json").stat().st_mtime_ns == before
     assert any("force=true" in note for note in terminal.notes)
     assert "train" not in terminal.phases
@@ -174,7 +176,7 @@ def test_force_runs_again_and_leaves_the_users_own_files(fit: Fit, terminal: Any
     (first.folder / "my notes.txt").write_text("mine")
     again = fit("force=true", "trainer.lr=1e-3")
     assert "train" in terminal.phases
-    assert again.summary["started"] >= first.summary["started"]
+    assert again.summary.started >= first.summary.started
     assert yaml.safe_load((again.folder / "config.yaml").read_text())["trainer"]["lr"] == 1e-3
     assert (again.folder / "my notes.txt").read_text() == "mine"
     assert len((again.folder / "metrics.jsonl").read_text().splitlines()) == 7  # 4 train, 2 eval, test
@@ -184,7 +186,7 @@ def test_more_steps_go_on_from_a_finished_run(fit: Fit, terminal: Any) -> None:
     fit()
     outcome = fit("trainer.max_steps=6")
     assert "resumed from step 4 of 6" in terminal.notes
-    assert (outcome.summary["step"], outcome.summary["planned_steps"]) == (6, 6)
+    assert (outcome.summary.step, outcome.summary.planned_steps) == (6, 6)
     steps = [json.loads(line)["step"] for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
 
@@ -240,7 +242,7 @@ def test_numbers_that_json_has_no_word_for_become_null() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"status": "finis'])
 def test_a_broken_summary_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "summary.json").write_text(text)
-    assert RunDir(tmp_path).summary == {}
+    assert RunDir(tmp_path).summary.damage == "not readable"
 
 
 def test_torn_predictions_count_as_none(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_weights_that_cannot_be_held_unpacked_are_told_in_one_line(
 def test_what_applies_or_was_not_asked_for_is_not_spoken_of(fit: Fit, terminal: Any, overrides: list[str]) -> None:
     outcome = fit(*overrides, "trainer.max_steps=1")
     assert not [line for line in terminal.warnings if "weight_cache" in line]
-    assert outcome.summary["setting"]["cached"] == ("quant=nf4" in overrides)
+    assert outcome.summary.setting.cached == ("quant=nf4" in overrides)
 
 
 def test_a_model_that_cannot_compute_layers_twice_is_told_so(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_a_model_that_cannot_compute_layers_twice_is_told_so(fit: Fit, monkeypat
     assert not PreTrainedModel.supports_gradient_checkpointing
     with pytest.raises(ConfigError, match=r"trainer.activation_checkpointing=true: LlamaForCausalLM cannot.*auto"):
         fit(*options, "trainer.activation_checkpointing=true")
-    assert fit(*options, "force=true").summary["setting"]["share"] == 0.0
+    assert fit(*options, "force=true").summary.setting.share == 0.0
 
 
 @pytest.mark.parametrize("prune", [False, True])
@@ -91,5 +91,5 @@ def test_trials_that_checkpoint_and_that_do_not_lend_each_other_the_base(
     alone = trial("alone", "lora=dora", "trainer.activation_checkpointing=false")
     trial("checkpointed", "lora=dora", "trainer.activation_checkpointing=true", prune=prune)
     after = trial("after", "lora=dora", "trainer.activation_checkpointing=false")
-    assert after.summary["tuned"] == alone.summary["tuned"]
+    assert after.summary.tuned == alone.summary.tuned
     assert loads == [1]

@@ -123,7 +123,8 @@ def test_a_base_that_is_gone_is_one_message(cli: Any, finished: Path, tmp_path: 
 def test_questions_go_the_fast_path_and_are_answered_as_by_plain_generation(
     cli: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftlab import evaluate, experiment
+    from ftlab import evaluate
+    from ftlab.experiment import result
 
     file = tmp_path / "ask.jsonl"
     file.write_text("".join(json.dumps({"question": f"How many {i}?", "context": "t" * i}) + "\n" for i in range(6)))
@@ -138,7 +139,7 @@ def test_questions_go_the_fast_path_and_are_answered_as_by_plain_generation(
     assert fast[0] == 0
     assert "slower path" not in fast[2]
     assert not batches
-    monkeypatch.setattr(experiment, "fast_path", lambda *_: (None, "the layers are of another kind"))
+    monkeypatch.setattr(result, "fast_path", lambda *_: (None, "the layers are of another kind"))
     slow = cli("predict", str(finished), f"input={file}", "max_new_tokens=8")
     assert batches
     assert slow[:2] == fast[:2]

@@ -16,6 +16,7 @@ from ftlab.config import ExperimentConfig, SweepConfig
 from ftlab.errors import Stopped, WeightsError
 from ftlab.fast.plan import Chooser, Setting
 from ftlab.run_dir import RunDir
+from ftlab.summary import Summary
 from ftlab.sweep.forecast import Forecast
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
@@ -62,7 +63,9 @@ def ran(study: Study, small: list[str]) -> Ran:
             taken = setting or vram.leanest(whole.config)
             peak = times(factor, whole.config, taken)
             record = {"micro": taken.micro, "cached": taken.cached, "share": taken.share, "ran_out": ran_out}
-            run.write_summary({"status": status, "vram": {phase: {"allocated": peak}}, "setting": record})
+            Summary.of({"status": status, "vram": {phase: {"allocated": peak}}, "setting": record}).write(
+                run / "summary.json"
+            )
             if status == "failed":
                 raise RuntimeError("no memory")
             if status == "pruned":

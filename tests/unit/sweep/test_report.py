@@ -18,6 +18,7 @@ from ftlab.composition import Composition, composition, flatten
 from ftlab.config import SweepConfig
 from ftlab.run_dir import RunDir
 from ftlab.sql.intervals import wilson
+from ftlab.summary import Summary
 from ftlab.sweep import tables
 from ftlab.sweep.best import kept
 from ftlab.sweep.entry import Answer, Entry, Parameter, front
@@ -97,7 +98,9 @@ class Maker:
         folder.record(found)
         ends = {MATCH: wilson(round(200 * min(1, value)), 200), "test/sql_exact_match": (0.4, 0.6)}
         tuned = {MATCH: value, "test/sql_exact_match": 0.5}
-        folder.write_summary({"tuned": tuned, "intervals": {"tuned": ends}, "step": 100, "planned_steps": 100})
+        Summary.of({"tuned": tuned, "intervals": {"tuned": ends}, "step": 100, "planned_steps": 100}).write(
+            folder / "summary.json"
+        )
 
 
 @pytest.fixture
@@ -361,7 +364,7 @@ def test_a_repeated_trial_has_the_interval_over_its_seeds(make: Callable[..., Ma
         folder = RunDir(run / f"seed-{seed}")
         folder.path.mkdir()
         folder.record(composition([*FIXED, f"seed={seed}", f"run_dir={folder.path}"]))
-        folder.write_summary({"tuned": {MATCH: value}, "step": 50, "planned_steps": 50})
+        Summary.of({"tuned": {MATCH: value}, "step": 50, "planned_steps": 50}).write(folder / "summary.json")
     for name in ("config.yaml", "summary.json"):
         (run / name).unlink()
     found = gathered(made.study).best
@@ -427,7 +430,9 @@ def test_a_study_without_losses_is_ordered_by_number(make: Callable[..., Maker])
 def sources(made: Maker, number: int, **parts: str) -> None:
     """Let a trial's run have recorded these hashes."""
     run = RunDir(made.study.folder / str(number))
-    run.write_summary({**run.summary, "sources": {part: {"rows": 60, "sha256": text} for part, text in parts.items()}})
+    Summary.of(
+        {**run.summary.tree(), "sources": {part: {"rows": 60, "sha256": text} for part, text in parts.items()}}
+    ).write(run / "summary.json")
 
 
 def test_trials_on_other_rows_are_told_and_their_answers_not_paired(make: Callable[..., Maker]) -> None:
@@ -484,7 +489,7 @@ def test_seeds_that_agree_have_the_interval_of_their_rows(make: Callable[..., Ma
         folder.path.mkdir()
         folder.record(composed((*FIXED, f"seed={seed}", "run_dir=outputs/s/0", "run_name=s-0")))
         ends = {"intervals": {"tuned": {MATCH: wilson(10, 20)}}}
-        folder.write_summary({"tuned": {MATCH: 0.5}, **ends, "step": 50, "planned_steps": 50})
+        Summary.of({"tuned": {MATCH: 0.5}, **ends, "step": 50, "planned_steps": 50}).write(folder / "summary.json")
     found = gathered(made.study).best
     assert found is not None
     assert found.interval == pytest.approx(wilson(10, 20))

@@ -21,12 +21,13 @@ from optuna.trial import Trial, TrialState, create_trial
 from ftlab.config import SweepConfig
 from ftlab.errors import Stopped, TrainingError
 from ftlab.process import Process, _started, this_host
+from ftlab.summary import Summary
 from ftlab.sweep import worker as module
 from ftlab.sweep.events import Event
 from ftlab.sweep.limits import Memory, Overdue, time_limit
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
-from ftlab.sweep.trial import Trials, search, value_of
+from ftlab.sweep.trial import Trials, search
 from ftlab.sweep.worker import work
 from ftlab.train.signals import StopSignal
 
@@ -579,13 +580,14 @@ def test_a_configuration_too_large_is_not_run(sweep: Open, sampler: str) -> None
 
 def test_values_of_a_summary() -> None:
     summary = {
+        "status": "finished",
         "tuned": {"eval/loss": 0.5},
         "seconds": {"train": 3.5},
         "vram": {"train": {"allocated": 2.0, "reserved": 9.0}, "eval": {"allocated": 4.0}},
     }
     names = ("eval/loss", "train/seconds", "vram/peak_allocated_gib")
-    assert [value_of(summary, name) for name in names] == [0.5, 3.5, 4.0]
-    assert value_of({"vram": {}}, "vram/peak_allocated_gib") == 0.0
+    assert [Summary.of(summary).metrics[name] for name in names] == [0.5, 3.5, 4.0]
+    assert Summary.of({"vram": {}}).metrics["vram/peak_allocated_gib"] == 0.0
 
 
 def test_the_base_is_loaded_once(sweep: Open, monkeypatch: pytest.MonkeyPatch) -> None:
