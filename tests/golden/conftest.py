@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,7 @@ import pytest
 OLD = "44e1734e44deda3c28d5011a30a54985b270c627"
 SOURCES = ("ftlab", "hydra_plugins", "conf", "sweeps")
 TREE = Path(__file__).resolve().parents[2]
+MATERIAL = Path(__file__).parent / "material"  # what its README.md says
 # Runs command lines one after another. Imports from one tree only, and says so: the installed package would do as well.
 START = """\
 import json
@@ -87,3 +89,29 @@ def finish() -> Callable[..., str]:
         return output
 
     return finish
+
+
+@pytest.fixture
+def material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of tests/golden/material, which is the working folder; no GPU is seen, since the material is a CPU's."""
+    import torch
+
+    folder = tmp_path / "material"
+    shutil.copytree(MATERIAL, folder)
+    for adapter in folder.rglob("adapter"):
+        shutil.copy(TREE / "ftlab/tiny/tokenizer.json", adapter)  # left out of the material, being this very file
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return folder
+
+
+@pytest.fixture
+def ok(cli: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """A command line in this process that must succeed; what it printed to stdout."""
+
+    def ok(*words: str) -> str:
+        code, out, err = cli(*words)
+        assert code == 0, out + err
+        return out
+
+    return ok

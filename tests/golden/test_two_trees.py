@@ -1,13 +1,12 @@
 """One experiment with the sources of an earlier commit and with the present ones, on one machine, ends the same."""
 
-import hashlib
-import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from golden.records import digests, read_json, read_lines
 
 # What today's records hold beside what they held, by dotted key (a key covers those below it): why it is there.
 # Whatever else is new, and all that is lost or has another value, fails.
@@ -73,40 +72,29 @@ def differences(record: str, old: dict[str, Any], new: dict[str, Any]) -> list[s
     return lost + added + changed
 
 
-def lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def compare(old: Path, new: Path) -> list[str]:
     """What differs between two run folders, for whoever reads them."""
-    found = [f"{name} is lost" for name in files(old) - files(new)]
-    found += [f"{name} is a new file" for name in files(new) - files(old)]
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (old, new)]
+    files = [digests(run) for run in (old, new)]
+    found = [f"{name} is lost" for name in files[0].keys() - files[1]]
+    found += [f"{name} is a new file" for name in files[1].keys() - files[0]]
+    summaries = [read_json(run / "summary.json") for run in (old, new)]
     found += differences("summary.json", *summaries)
     for kind in ("base", "tuned"):
         order = [list(summary[kind]) for summary in summaries]
         found += [f"{kind}: metric keys were {order[0]}, are {order[1]}"] * (order[0] != order[1])
-    metrics = [lines(run / "metrics.jsonl") for run in (old, new)]
+    metrics = [read_lines(run / "metrics.jsonl") for run in (old, new)]
     if len(metrics[0]) != len(metrics[1]):
         found.append(f"metrics.jsonl: {len(metrics[0])} lines, now {len(metrics[1])}")
     for before, after in zip(*metrics, strict=False):
         found += differences("metrics.jsonl", before, after)
         # Clocks and memory have other values, but the same keys.
         found += [f"metrics.jsonl: {key} is lost" for key in before if key not in after]
-    answers = [lines(run / "predictions.jsonl") for run in (old, new)]
+    answers = [read_lines(run / "predictions.jsonl") for run in (old, new)]
     columns = [[list(row) for row in rows] for rows in answers]
     if columns[0] != columns[1]:
         found.append(f"predictions.jsonl: columns were {columns[0][0]}, are {columns[1][0]}")
-    found += [f"{name} has other bytes" for name in SAME if digest(old / name) != digest(new / name)]
-    adapters = [json.loads((run / "adapter/adapter_config.json").read_text()) for run in (old, new)]
+    found += [f"{name} has other bytes" for name in SAME if files[0][name] != files[1].get(name)]
+    adapters = [read_json(run / "adapter/adapter_config.json") for run in (old, new)]
     for adapter in adapters:
         adapter["target_modules"].sort()  # PEFT writes a set
     return found + ["adapter/adapter_config.json has other values"] * (adapters[0] != adapters[1])
