@@ -447,9 +447,9 @@ def through_hydra(words: list[str], changed: Callable[[list[str]], list[str]] = 
     from ftlab.composition import CONF, explain, normalise, register
 
     options, overrides = hydras_options(words)
+    register()
     if not any(word in COMPLETION for word in options):  # which has words of its own
         overrides = normalise(overrides)
-        register()
         overrides = _checked(overrides, options, changed)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
     before, sys.argv = sys.argv, [sys.argv[0], *overrides, *options]
