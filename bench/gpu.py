@@ -631,16 +631,16 @@ def masked(small: Small, seed: int) -> None:
     import torch
     from torch import nn
 
-    from ftlab.fast import ops
+    from ftlab.fast import operands
     from ftlab.fast.decoder import SITES
 
     class Masked(nn.Module):
         def __init__(self, p: float, site: int) -> None:
             super().__init__()
-            self.drop = ops.Dropout(p, torch.tensor([seed], device=small.fast.decoder.device), site)
+            self.drop = operands.Dropout(p, torch.tensor([seed], device=small.fast.decoder.device), site)
 
         def forward(self, x: Any) -> Any:
-            return x * ops.kept(x.shape[1:], self.drop) * self.drop.scale
+            return x * operands.kept(x.shape[1:], self.drop) * self.drop.scale
 
     places = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
     place = {name: i for i, names in enumerate(places) for name in names}

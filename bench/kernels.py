@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftlab.fast import ops
-from ftlab.fast.ops import Dropout
+from ftlab.fast.operands import Dropout
 
 Call = Callable[[], Any]
 BF16 = torch.bfloat16

@@ -42,7 +42,8 @@ from ftlab.composition import composition
 from ftlab.config import SweepConfig
 from ftlab.sweep.board import Board
 from ftlab.sweep.events import Event, Listener, unheard
-from ftlab.sweep.join import Order, rungs_of
+from ftlab.sweep.join import Order
+from ftlab.sweep.rungs import rungs_of
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
 from ftlab.sweep.worker import work

@@ -447,15 +447,15 @@ def through_hydra(words: list[str], changed: Callable[[list[str]], list[str]] = 
     from ftlab.composition import CONF, explain, normalise, register
 
     options, overrides = hydras_options(words)
+    register()
     if not any(word in COMPLETION for word in options):  # which has words of its own
         overrides = normalise(overrides)
-        register()
         overrides = _checked(overrides, options, changed)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
     before, sys.argv = sys.argv, [sys.argv[0], *overrides, *options]
     try:
         with guarded():
-            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda cfg: None)()
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run_sweep)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(_missing_launcher(str(error)) or explain(error)) from None
     except ValueError as error:
@@ -467,6 +467,13 @@ def through_hydra(words: list[str], changed: Callable[[list[str]], list[str]] = 
     finally:
         sys.argv = before
     return 0
+
+
+def run_sweep(*given: Any) -> None:
+    """The task of Hydra's main, which `--multirun` alone comes to: ftlab's sweeper calls it."""
+    from ftlab.sweep.driver import drive
+
+    drive(*given)
 
 
 def _checked(overrides: list[str], options: list[str], changed: Callable[[list[str]], list[str]]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -356,23 +356,22 @@ def config_groups(extra: Sequence[str] = ()) -> dict[str, list[str]]:
 
 @lru_cache(maxsize=1)
 def _options(sources: Hashable) -> dict[str, list[str]]:
-    """The groups of Hydra's search path; only to be read. Its loader would make a repository for each."""
-    repository = ConfigRepository(_search_path())
-    groups = repository.get_group_options("", ObjectType.GROUP)
-    return {name: repository.get_group_options(name) for name in groups if name != "hydra"}
+    """The groups of Hydra's search path; only to be read."""
+    loader = _loader()
+    return {name: loader.get_group_options(name) for name in loader.list_groups("") if name != "hydra"}
 
 
-def _search_path() -> ConfigSearchPath:
+def _loader() -> ConfigLoader:
     hydra = GlobalHydra.instance().hydra
     if hydra is None:
         raise RuntimeError("the groups are known in a Hydra session only: with hydra_session()")
-    return hydra.config_loader.get_search_path()
+    return hydra.config_loader
 
 
 def _sources() -> Hashable:
     """What Hydra's answers depend on, so that they can be kept as long as it is equal: the search path, the files of
     its folders with their sizes and times of change, and the nodes that were stored by name."""
-    path = tuple((place.provider, place.path) for place in _search_path().get_path())
+    path = tuple((place.provider, place.path) for place in _loader().get_search_path().get_path())
     folders = [SWEEPS, *(Path(str(place).removeprefix("file://")) for _, place in path if place)]
     return path, tuple(map(_stamps, folders)), frozenset(flatten(ConfigStore.instance().repo))
 

@@ -18,6 +18,7 @@ from ftlab.fast import ops
 from ftlab.fast.flat import Flat
 from ftlab.fast.frozen import Int8, Packed, Scratch, Unrecognised
 from ftlab.fast.linear import LinearGroup, packed
+from ftlab.fast.operands import Dropout
 from ftlab.fast.streams import Aside
 
 # Submodules that must be there, and those that may be there too, all of them or none.
@@ -95,7 +96,7 @@ class Norm:
         )
 
     def forward(
-        self, x: Tensor, residual: Tensor | None = None, drop: ops.Dropout | None = None
+        self, x: Tensor, residual: Tensor | None = None, drop: Dropout | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `ops.add_rms_norm`."""
         return ops.add_rms_norm(x, residual, self.weight, self.eps, self.offset, drop)
@@ -232,7 +233,7 @@ class Layer:
         d, _ = _behind(self.last_norm, self.down.forward(inner, inner)[0])
         return d, middle
 
-    def _drops(self, seed: Tensor | None) -> list[ops.Dropout | None]:
+    def _drops(self, seed: Tensor | None) -> list[Dropout | None]:
         return [group.drop(seed, SITES * self.number + place) for place, group in enumerate(self.groups)]
 
     def _rotate(self, qkv: Tensor, batch: Batch) -> None:

@@ -5,7 +5,7 @@ graph. Block sizes follow from widths. Offsets are 64 bits wide where tokens * w
 name starts with an underscore run on the device, below each the one that launches it.
 
 Arithmetic is float32 between loading and storing; an element that several kernels hash for its dropout mask gets the
-same word as on a CPU (`ops.kept`).
+same word as on a CPU (`operands.kept`).
 """
 
 # Triton has no types, and its kernels none that mypy could check.
@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ftlab.fast.ops import Dropout, Member
+from ftlab.fast.operands import Dropout, Member
 
 # A dropout's numbers change from place to place; without this each of them would compile a kernel anew.
 DROPS = ["site", "threshold"]

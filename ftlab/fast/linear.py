@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ftlab.fast import ops
 from ftlab.fast.flat import Flat
 from ftlab.fast.frozen import Dense, Frozen, Packed, Scratch, Unrecognised, frozen
-from ftlab.fast.ops import Dropout
+from ftlab.fast.operands import Dropout
 from ftlab.fast.streams import Aside
 
 

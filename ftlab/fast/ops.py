@@ -6,7 +6,6 @@ in an underscore writes into its first argument. On a CPU this is plain torch; o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -16,35 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GOLDEN = 0x9E3779B9  # 2^32 / golden ratio
-MIX_1, MIX_2 = 0x85EBCA6B, 0xC2B2AE35  # the multipliers of murmur3's 32-bit finaliser
-WORD = 0xFFFFFFFF
+from ftlab.fast.operands import Dropout, Member, kept
+
 IGNORED = -100
-
-Member = tuple[int, int, int, int, Tensor]
-"""Columns of y from, to; columns of h from, to; and B [to - from of y, to - from of h]."""
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """A dropout mask by hashing: element i (row-major, modulo 2^32) of place `site` falls out with probability `p`.
-
-    `seed` is an int64 tensor [1] on the device that is renewed for every micro-batch, so that the replay of a CUDA
-    graph draws new masks. The masks are the same on every device, bit for bit. What is kept is divided by 1 - p.
-    """
-
-    p: float
-    seed: Tensor
-    site: int
-
-    @property
-    def threshold(self) -> int:
-        """Hashes below it are dropped."""
-        return int(self.p * 2**32)
-
-    @property
-    def scale(self) -> float:
-        return 1.0 / (1.0 - self.p)
 
 
 def dropout(x: Tensor, drop: Dropout | None) -> Tensor:
@@ -55,37 +28,6 @@ def dropout(x: Tensor, drop: Dropout | None) -> Tensor:
         dropped: Tensor = kernels.dropout(x, drop)
         return dropped
     return (x.float() * drop.scale).mul_(kept(x.shape, drop)).to(x.dtype)
-
-
-def kept(shape: Sequence[int], drop: Dropout) -> Tensor:
-    """The mask of a tensor of this shape: True where an element is kept."""
-    first, second = _keys(int(drop.seed), drop.site)
-    count = torch.Size(shape).numel()
-    x = torch.arange(count, dtype=torch.int32, device=drop.seed.device)
-    x.bitwise_xor_(_signed(first))
-    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_signed(MIX_1))
-    x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF)).bitwise_xor_(_signed(second)).mul_(_signed(MIX_2))
-    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
-    # Unsigned order of signed words: both sides with the highest bit flipped.
-    return (x.bitwise_xor_(-(2**31)) >= drop.threshold - 2**31).view(*shape)
-
-
-def _keys(seed: int, site: int) -> tuple[int, int]:
-    """Two words that every bit of seed and site changes; between two sites or seeds no mask is another one's shift."""
-    low, high = seed & WORD, (seed >> 32) & WORD
-    first = _mix(low ^ _mix((site * GOLDEN + high) & WORD))
-    return first, _mix((first + GOLDEN) & WORD)
-
-
-def _mix(x: int) -> int:
-    """Murmur3's 32-bit finaliser."""
-    x = (x ^ (x >> 16)) * MIX_1 & WORD
-    x = (x ^ (x >> 13)) * MIX_2 & WORD
-    return x ^ (x >> 16)
-
-
-def _signed(word: int) -> int:
-    return word - 2**32 if word >= 2**31 else word
 
 
 def add_rms_norm(

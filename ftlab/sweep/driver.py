@@ -35,8 +35,9 @@ from ftlab.shell import quoted
 from ftlab.summary import Sources
 from ftlab.sweep import samplers
 from ftlab.sweep.identity import configuration, shared
-from ftlab.sweep.join import Order, join, rungs_of
+from ftlab.sweep.join import Order, join
 from ftlab.sweep.probe import check_values
+from ftlab.sweep.rungs import rungs_of
 from ftlab.sweep.salvage import refill
 from ftlab.sweep.space import Space
 from ftlab.sweep.storage import explained, networked, set_password_aside

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ftlab.config import ExperimentConfig, SweepConfig
+from ftlab.config import SweepConfig
 from ftlab.errors import FtlabError
 from ftlab.process import Process, end_with
 from ftlab.redact import redact_message, redact_streams
@@ -85,17 +85,6 @@ def join(order: Order, stop: StopSignal, study: Study, on_event: Listener = unhe
     from ftlab.sweep.trial import search
 
     search(study, on_event, stop, config_dir=order.config_dir, estimate=Forecast(study), rungs=order.rungs)
-
-
-def rungs_of(cfg: ExperimentConfig) -> list[int] | None:
-    """Optimizer steps after which a trial is evaluated; None where it trains for epochs, whose steps the data decides.
-    Known without torch, so that no worker needs to compose a configuration for it."""
-    return None if cfg.trainer.max_steps is None else evaluated(cfg.trainer.max_steps, cfg.eval.every)
-
-
-def evaluated(steps: int, every: int | None) -> list[int]:
-    """Every `every`th of so many steps (nothing: none of them), and the last."""
-    return sorted({*range(every, steps, every), steps}) if every else [steps]
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from ftlab.models import Bases
 from ftlab.shell import quoted
 from ftlab.summary import Metrics
 from ftlab.sweep.events import Event, Listener, unheard
-from ftlab.sweep.join import evaluated
 from ftlab.sweep.limits import Memory
+from ftlab.sweep.rungs import evaluated
 from ftlab.sweep.study import Study, folder_of
 from ftlab.sweep.worker import Values, work
 from ftlab.terminal import Terminal

@@ -1,5 +1,7 @@
-"""The sweeper behind `--multirun`: a thin shell, so that Hydra can look for plug-ins without importing the engine."""
+"""The sweeper behind `--multirun`: a thin shell that does not know the engine. Whoever starts a multirun hands over the
+function that drives it, as the task of `hydra.main`."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,21 +22,14 @@ class FtlabSweeper(Sweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what the sweep is made of."""
-        self.hydra_context, self.config, self.launcher = hydra_context, config, None
-        self.start = partial(
-            Plugins.instance().instantiate_launcher,
-            hydra_context=hydra_context,
-            task_function=task_function,
-            config=config,
-        )
+        """Keep what the sweep is made of. `task_function` drives it; workers have tasks of their own."""
+        self.drive: Callable[..., Any] = task_function
+        self.config = config
+        self.start = partial(Plugins.instance().instantiate_launcher, hydra_context=hydra_context)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep, or go on with it, to its end."""
-        from ftlab.sweep.driver import drive
-
-        assert self.config is not None  # Hydra calls setup first
-        return drive(arguments, self.params, self.config, self.start)
+        return self.drive(arguments, self.params, self.config, self.start)
 
 
 def register() -> None:

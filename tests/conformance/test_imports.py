@@ -4,6 +4,8 @@ Imports inside functions count: what may not be known may not be known later eit
 """
 
 import ast
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 import ftlab
 
 PACKAGE = Path(ftlab.__file__).parent
+PLUGIN = PACKAGE.parent / "hydra_plugins" / "ftlab_sweeper"
 
 # The row type and the prompt are the words in which the parts speak of data.
 SHARED = {"ftlab.data.encode", "ftlab.data.prompts", "ftlab.data.splits"}
@@ -101,7 +104,7 @@ ONLY = {
 
 def modules() -> dict[str, Path]:
     found = {}
-    for file in PACKAGE.rglob("*.py"):
+    for file in (*PACKAGE.rglob("*.py"), *PLUGIN.rglob("*.py")):
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
     return found
@@ -126,6 +129,31 @@ def imported(name: str) -> set[str]:
                 full = f"{node.module}.{alias.name}"
                 found.add(full if full in MODULES else str(node.module))
     return found
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """The names along a cycle, the first one again at its end; nothing where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))  # graphlib goes from what is imported to who imports it
+    return []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports inside functions and for types alone count. That a module's packages are imported with it does not."""
+    graph = {name: {other for other in imported(name) if other in MODULES and other != name} for name in MODULES}
+    assert "hydra_plugins.ftlab_sweeper" in graph["ftlab.composition"]
+    assert cycle_in(graph) == [], " -> ".join(cycle_in(graph))
+
+
+def test_a_cycle_is_told_in_the_order_of_its_imports() -> None:
+    found = cycle_in({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()})
+    assert list(pairwise(found)) in (
+        [("a", "b"), ("b", "c"), ("c", "a")],
+        [("b", "c"), ("c", "a"), ("a", "b")],
+        [("c", "a"), ("a", "b"), ("b", "c")],
+    )
 
 
 @pytest.mark.parametrize("part", MAY_IMPORT)

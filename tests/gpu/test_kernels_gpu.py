@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ftlab.fast import ops
-from ftlab.fast.ops import Dropout
+from ftlab.fast import operands, ops
+from ftlab.fast.operands import Dropout
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,13 +59,13 @@ def test_kernels_are_what_runs() -> None:
 @pytest.mark.parametrize("p", [1e-9, 0.1, 0.9])
 @pytest.mark.parametrize("shape", [(1, 1), (1023, 577), (1024, 4096)])
 def test_masks_are_the_cpus_bit_for_bit(seed: int, p: float, shape: tuple[int, int]) -> None:
-    kept = ops.kept(shape, Dropout(p, torch.tensor([seed]), 1))
+    kept = operands.kept(shape, Dropout(p, torch.tensor([seed]), 1))
     assert torch.equal((ops.dropout(torch.ones(shape, device=CUDA), drop_of(p, seed, 1)) != 0).cpu(), kept)
 
 
 def test_every_kernel_draws_the_same_mask() -> None:
     drop, ones = drop_of(0.3), torch.ones(300, 576, device=CUDA)
-    kept = ops.kept(ones.shape, drop)
+    kept = operands.kept(ones.shape, drop)
     _, normed, _, _ = ops.add_rms_norm(ones, None, torch.ones(576, device=CUDA), 1e-6, 0.0, drop)
     _, gated = ops.gated(torch.ones(300, 2 * 576, device=CUDA), "silu", drop)
     product = torch.zeros_like(ones)

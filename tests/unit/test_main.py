@@ -79,6 +79,45 @@ def test_it_is_answered_at_once_and_without_torch(words: list[str], code: int, s
     assert seconds <= 2
 
 
+# What no answer about configurations needs, however many launchers are installed.
+HEAVY = ("torch", "transformers", "optuna", "sqlalchemy", "ray", "submitit", "joblib", "cloudpickle", "asyncio")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--hydra-help"], ["--cfg", "job"]], ids=" ".join)
+def test_showing_something_imports_no_library_of_runs_and_copies_the_stored_configurations_once(
+    words: list[str],
+) -> None:
+    """Hydra's own loader copies all of them, those of every installed plug-in, for each group that help lists."""
+    program = (
+        "import sys\n"
+        "from hydra._internal.config_repository import CachingConfigRepository\n"
+        "from ftlab.__main__ import main\n"
+        "made, copies = CachingConfigRepository.__init__, []\n"
+        "CachingConfigRepository.__init__ = lambda *given: (copies.append(given), made(*given))[1]\n"
+        "main(sys.argv[1:])\n"
+        f"print(len(copies), sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "1 []"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("model=smol", {"model=smollm2_135m", "model=smollm2_360m"}),
+        ("trainer.lr", {"trainer.lr=", "trainer.lr_scheduler_type="}),
+        ("sweep=lora", {"sweep=lora_grid", "sweep=lora_sql"}),
+    ],
+)
+def test_the_shell_completes_options_keys_and_sweeps(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, typed: str, offered: set[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", f"ftlab {typed}")
+    monkeypatch.setenv("COMP_POINT", "40")
+    code, out, _ = cli("-sc", "query=bash")
+    assert (code, set(out.split())) == (0, offered)
+
+
 def test_help_lists_every_group_and_five_commands(cli: Cli) -> None:
     code, out, _ = cli("--help")
     assert code == 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ftlab.fast import ops
-from ftlab.fast.ops import Dropout
+from ftlab.fast.operands import Dropout
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE))

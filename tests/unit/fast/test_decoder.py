@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ftlab.fast import decoder as module
-from ftlab.fast import ops
+from ftlab.fast import operands, ops
 from ftlab.fast.attention import ByRow
 from ftlab.fast.decoder import SITES, Decoder
 from ftlab.fast.step import FastStep
@@ -147,10 +147,10 @@ class Masked(nn.Module):
 
     def __init__(self, p: float, seed: int, site: int) -> None:
         super().__init__()
-        self.drop = ops.Dropout(p, torch.tensor([seed]), site)
+        self.drop = operands.Dropout(p, torch.tensor([seed]), site)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * ops.kept(x.shape[1:], self.drop) * self.drop.scale
+        return x * operands.kept(x.shape[1:], self.drop) * self.drop.scale
 
 
 PLACES = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2, "down_proj": 3}

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from ftlab.fast import ops
-from ftlab.fast.ops import Dropout
+from ftlab.fast import operands, ops
+from ftlab.fast.operands import Dropout
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 DTYPES = list(TOLERANCE)
@@ -35,7 +35,7 @@ def drop_of(p: float = 0.1, seed: int = 1, site: int = 0) -> Dropout:
 
 
 def mask(shape: tuple[int, ...], p: float = 0.5, seed: int = 1, site: int = 0) -> Tensor:
-    return ops.kept(shape, drop_of(p, seed, site))
+    return operands.kept(shape, drop_of(p, seed, site))
 
 
 def agreement(one: Tensor, other: Tensor) -> float:

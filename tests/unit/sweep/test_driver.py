@@ -12,7 +12,8 @@ from ftlab import compose
 from ftlab.config import SweepConfig, known_keys
 from ftlab.errors import InputError
 from ftlab.sweep import driver
-from ftlab.sweep.join import Order, rungs_of
+from ftlab.sweep.join import Order
+from ftlab.sweep.rungs import rungs_of
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
 from ftlab.sweep.trial import Trials
