@@ -43,7 +43,7 @@ from ftlab.run_dir import OWN_ANSWERS, Record, RunDir
 from ftlab.shortage import lighter, within_memory
 from ftlab.terminal import Terminal
 from ftlab.trackers.jsonl import JsonlTracker
-from ftlab.train.batches import Plan
+from ftlab.train.batches import RowOrder
 from ftlab.train.checkpoint import Checkpoint, Checkpoints
 from ftlab.train.loop import Metrics, Trainer
 from ftlab.train.loss import leaks
@@ -545,7 +545,7 @@ class Experiment:
         need = partial(batch_bytes, model.config, BYTES[cfg.model.dtype], dropout=dropout)
         limit = self.trial.vram_limit_gib * GIB if self.trial and self.trial.vram_limit_gib else math.inf
         if self.decoder is not None and flat is not None:
-            longest = max(len(row.input_ids) for row in rows)
+            longest = max(row.tokens for row in rows)
             in_parts = partial(need, logits=LOGITS_BYTES)
             step: Step = FastStep(self.decoder, flat, trainer, longest=longest, need=in_parts, limit=limit)
         else:
@@ -794,9 +794,9 @@ def dry_run(composition: Composition, terminal: Terminal) -> None:
         terminal.warn(warning)
     rows = prepared.train.rows
     trainer = cfg.trainer
-    plan = Plan.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
-    lengths = [len(row.input_ids) for row in rows]
-    trained = sum(len(row.input_ids) - row.trained_from for row in rows)
+    plan = RowOrder.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
+    lengths = [row.tokens for row in rows]
+    trained = sum(row.trained for row in rows)
     mean = sum(lengths) / len(rows)
     located = weights.find(cfg.model, what="tokenizer")
     trainable, total = models.planned_parameters(models.skeleton(located, cfg.model.trust_remote_code), cfg.lora)
