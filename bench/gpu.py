@@ -240,7 +240,7 @@ class Fast:
 
     def gradients(self, rows: list[Any], seed: int) -> Any:
         """The mean loss, still on the device, and gradients in the flat buffer."""
-        trained = sum(len(row.input_ids) - row.trained_from for row in rows)
+        trained = sum(row.trained for row in rows)
         self.step.begin()
         pieces = [rows[i : i + self.micro] for i in range(0, len(rows), self.micro)]
         losses = [self.step.accumulate(p, trained, seed + i, first=i == 0) for i, p in enumerate(pieces)]
@@ -272,7 +272,7 @@ class Bench:
             whole = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(variant.torch_gib * GIB / whole)
         drawn = samples((2 if tiny else STEPS) * variant.rows, self.shape.vocab_size)
-        rows = [Encoded(str(i), ids, 1, False) for i, ids in enumerate(drawn)]
+        rows = [Encoded(str(i), ids, ((1, len(ids)),)) for i, ids in enumerate(drawn)]
         self.batches = [rows[i : i + variant.rows] for i in range(0, len(rows), variant.rows)]
         began = time.perf_counter()
         model = adapted(
@@ -290,7 +290,7 @@ class Bench:
         """Seconds of the first step, and of those steps that captured a graph: every shape is seen twice. The largest
         comes first, as in a run, so that the others fit into its memory."""
         seconds = []
-        for batch in sorted(self.batches, key=lambda rows: -sum(len(row.input_ids) for row in rows)) * 2:
+        for batch in sorted(self.batches, key=lambda rows: -sum(row.tokens for row in rows)) * 2:
             graphs = self.fast.graphs
             took = self.timed([batch])[0]
             seconds.append((took, self.fast.graphs > graphs))
@@ -321,7 +321,7 @@ def train(name: str, *, tiny: bool) -> Record:
     first, capture = bench.warm()
     took, loss = bench.timed(bench.batches)
     steps, rows = len(bench.batches), bench.variant.rows
-    useful = sum(len(row.input_ids) for batch in bench.batches for row in batch)
+    useful = sum(row.tokens for batch in bench.batches for row in batch)
     return dict(
         kind="train", name=name, s_step=took / steps, samples_step=rows, samples_s=rows * steps / took,
         tok_s=useful / took, useful=useful / bench.padded(), loss=float(loss), first_call_s=first, capture_s=capture,
@@ -541,7 +541,7 @@ class Small:
         self.peer, self.twin = copy.deepcopy(self.model).train(), plain(self.model)
         draw, lengths = random.Random(1), (70, 33, 101, 52)
         self.rows = [
-            Encoded("", [draw.randrange(3, 1009) for _ in range(n)], begin, False)
+            Encoded("", [draw.randrange(3, 1009) for _ in range(n)], ((begin, n),))
             for n, begin in zip(lengths, (40, 1, 80, 20), strict=True)
         ]
         self.fast = Fast(self.model, micro=4, longest=max(lengths), optim="adamw")
@@ -589,13 +589,13 @@ class Errors:
 
 def reference(model: Any, rows: list[Any]) -> tuple[float, Record]:
     """Mean loss and gradients by name, of PEFT's forward and autograd, row by row."""
-    from ftlab.train.batches import flatten
+    from ftlab.train.batches import lay_flat
     from ftlab.train.loss import summed_loss
 
     model.zero_grad()
-    trained = sum(len(row.input_ids) - row.trained_from for row in rows)
+    trained = sum(row.trained for row in rows)
     device = next(model.parameters()).device
-    loss = sum(summed_loss(model, flatten([row], device)) for row in rows) / trained
+    loss = sum(summed_loss(model, lay_flat([row], device)) for row in rows) / trained
     loss.backward()
     return float(loss.detach()), gradients_of(model)
 
@@ -737,8 +737,8 @@ def no_leak(small: Small) -> tuple[bool, str]:
 
     def alone(ids: list[int], shift: int) -> float:
         others = [[(token + shift) % 1000 + 3 for token in one.input_ids] for one in (first, last)]
-        flat = [Encoded("", one, len(one), False) for one in others]
-        return float(small.fast.gradients([flat[0], Encoded("", ids, row.trained_from, False), flat[1]], 7))
+        flat = [Encoded("", one, ()) for one in others]
+        return float(small.fast.gradients([flat[0], Encoded("", ids, row.spans), flat[1]], 7))
 
     with eager(small.fast):
         before, after = alone(row.input_ids, 0), alone(row.input_ids, 5)
@@ -762,10 +762,7 @@ def replays(small: Small) -> tuple[bool, str]:
         small.fast.gradients(small.rows, 7)
     worst = 0.0
     for shift in (1, 2, 3):
-        rows = [
-            Encoded("", [(token + shift) % 1000 + 3 for token in row.input_ids], row.trained_from, False)
-            for row in small.rows
-        ]
+        rows = [Encoded("", [(token + shift) % 1000 + 3 for token in row.input_ids], row.spans) for row in small.rows]
         captured = float(small.fast.gradients(rows, 7)), small.fast.flat.gradient.clone()
         with eager(small.fast):
             plainly = float(small.fast.gradients(rows, 7)), small.fast.flat.gradient

@@ -48,12 +48,12 @@ class Shared:
 
     def update(self, rows: list[Any], seed: int, *, together: bool) -> None:
         """An optimizer step, as the loop does it."""
-        from ftlab.train.loop import trained_tokens
+        from ftlab.train.batches import trained_of
 
         fast, ranks = self.fast, self.ranks
         mine = ranks.share(rows) if together else rows
         fast.step.begin()
-        loss = fast.step.accumulate(mine, trained_tokens(rows), seed + ranks.rank, first=True)
+        loss = fast.step.accumulate(mine, trained_of(rows), seed + ranks.rank, first=True)
         self.lap("gradients")
         if self.spent is not None:
             ranks.meet()

@@ -1,7 +1,7 @@
 """python -m ftlab data [OVERRIDES]: what a run would train on: splits, samples, lengths in tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,29 +91,40 @@ def _listed(names: Sequence[str]) -> str:
 
 def _show_samples(console: Console, rows: Sequence[Encoded], tokenizer: "PreTrainedTokenizerBase") -> None:
     """A short, a middling and a long row."""
-    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    ordered = sorted(rows, key=lambda row: row.tokens)
     places = dict.fromkeys(len(ordered) * part // (SAMPLES + 1) for part in range(1, SAMPLES + 1))
     coloured = console.color_system is not None
     legend = Text("trained tokens", style=TRAINED) if coloured else Text("⟦trained tokens⟧")
     console.print(Text.assemble("\n", ("Samples of train", "bold"), " with ", legend))
     for row in [ordered[place] for place in places if ordered]:
-        trained = len(row.input_ids) - row.trained_from
         cut = ", truncated" if row.truncated else ""
-        console.print(Text(f"\n{row.id}: {len(row.input_ids):,} tokens, {trained:,} trained{cut}", style="dim"))
+        console.print(Text(f"\n{row.id}: {row.tokens:,} tokens, {row.trained:,} trained{cut}", style="dim"))
         console.print(Padding(_sample(row, tokenizer, coloured), (0, 0, 0, 2), expand=False))
 
 
 def _sample(row: Encoded, tokenizer: "PreTrainedTokenizerBase", coloured: bool) -> Text:
     """A row as the model reads it, special tokens written out."""
-    halves = row.input_ids[: row.trained_from], row.input_ids[row.trained_from :]
-    read, trained = (str(tokenizer.decode(ids, skip_special_tokens=False)) for ids in halves)
-    if not coloured:
-        return Text(f"{read}⟦{trained}⟧")
-    text = Text.assemble(read, (trained, TRAINED))
-    for offset, ids in zip((0, len(read)), halves, strict=True):
+    text = Text()
+    for ids, trained in _pieces(row):
+        read = str(tokenizer.decode(ids, skip_special_tokens=False))
+        if not coloured:
+            text.append(f"⟦{read}⟧" if trained else read)
+            continue
+        offset = len(text)
+        text.append(read, TRAINED if trained else None)
         for first, last in _control_spans(ids, tokenizer):
             text.stylize(SPECIAL, offset + first, offset + last)
     return text
+
+
+def _pieces(row: Encoded) -> Iterator[tuple[list[int], bool]]:
+    """The row's token ids, cut where a trained span begins or ends, and whether each piece is one."""
+    end = 0
+    for first, last in row.spans:
+        yield row.input_ids[end:first], False
+        yield row.input_ids[first:last], True
+        end = last
+    yield row.input_ids[end:], False
 
 
 def _control_spans(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, int]]:

@@ -1,12 +1,13 @@
 """Examples as token ids: which tokens are trained, and what becomes of rows that are too long; no torch.
 
-The end marker is a label of every row, so that the model learns to stop. What carries loss is told by length,
-never by comparing with the padding id, which in many tokenizers is the end marker itself.
+The end marker is a label of every row, so that the model learns to stop. What carries loss is told by spans of
+indices, never by comparing with the padding id, which in many tokenizers is the end marker itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ftlab.data.prompts import PromptTokenizer
 from ftlab.data.splits import Example
@@ -18,34 +19,66 @@ if TYPE_CHECKING:
 STEP = 64  # suggested lengths are multiples of this
 SHOWN = 5  # rows that a warning names
 
+Span = tuple[int, int]  # a half-open range of token indices
+
+
+class Sample(Protocol):
+    """What a step trains on at a time: a row, or several that belong together, such as a pair."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the model."""
+
+    @property
+    def trained(self) -> int:
+        """How many of them carry loss; for a loss that is no sum over tokens, by how much the sample counts."""
+
 
 @dataclass(frozen=True)
 class Tokens:
-    """A row before it is made to fit: prompt, answer with its end marker, and what of the prompt must stay.
-
-    `start` tokens at the beginning of the prompt (the begin marker) and `tail` at its end are never cut. A row is
-    `unescaped` where the tokenizer reads a control token that a field spells as the token, not as text.
+    """A row before it is made to fit. `spans` carry loss with `trainer.loss_on=completion`; what comes before the last
+    one is the prompt, which the model answers. Of the tokens in `cut`, the oldest go first where the row is too long;
+    all others stay. A row is `unescaped` where the tokenizer reads a control token that a field spells as the token,
+    not as text.
     """
 
     id: str
-    prompt: list[int]
-    answer: list[int]
-    start: int
-    tail: int
+    ids: list[int]
+    spans: tuple[Span, ...]
+    cut: Span
     unescaped: bool = False
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return len(self.ids)
+
+    @property
+    def prompt(self) -> list[int]:
+        """Token ids to which the model is asked to give the last span."""
+        return self.ids[: self.spans[-1][0]]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row to train on: tokens from index `trained_from` on carry loss."""
+    """A row to train on. The tokens of its `spans` carry loss: half-open ranges of indices of `input_ids`, in ascending
+    order and disjoint. None begins before index 1, since nothing predicts the first token."""
 
     id: str
     input_ids: list[int]
-    trained_from: int
-    truncated: bool
+    spans: tuple[Span, ...]
+    truncated: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole row."""
+        return len(self.input_ids)
+
+    @cached_property
+    def trained(self) -> int:
+        """Tokens that carry loss."""
+        return sum(last - first for first, last in self.spans)
 
 
 @dataclass(frozen=True)
@@ -90,17 +123,23 @@ def tokenise(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", 
     asked = [(row.question, row.context) for row in examples]
     prompts, tails = reader.prompts(asked), reader.tails(asked)
     answers = reader.texts([row.answer.strip() for row in examples])
-    start = [int(bool(reader.begin) and ids[:1] == reader.begin) for ids in prompts]
+    starts = [int(bool(reader.begin) and ids[:1] == reader.begin) for ids in prompts]
     return [
-        Tokens(
-            row.id, prompts[i], [*answers[i], eos], start[i], min(len(tails[i]), len(prompts[i])), i in reader.unescaped
-        )
+        _completion(row.id, prompts[i], [*answers[i], eos], (starts[i], len(tails[i])), i in reader.unescaped)
         for i, row in enumerate(examples)
     ]
 
 
+def _completion(id: str, prompt: list[int], answer: list[int], kept: tuple[int, int], unescaped: bool) -> Tokens:
+    """A prompt with its answer; of the prompt so many tokens are `kept` at its beginning and at its end."""
+    ids = prompt + answer
+    start, tail = kept
+    return Tokens(id, ids, ((len(prompt), len(ids)),), (start, max(start, len(prompt) - tail)), unescaped)
+
+
 def fit(tokens: Sequence[Tokens], max_length: int, loss_on: str) -> EncodedSet:
-    """Shorten prompts from the left until rows fit; drop rows whose question and answer alone do not."""
+    """Shorten rows from the left of what may be cut until they fit; drop those that never would, and those of which no
+    token would be trained."""
     fitted = [_fit(row, max_length, loss_on) for row in tokens]
     rows = [row for row in fitted if row]
     dropped = [len(row) for row, kept in zip(tokens, fitted, strict=True) if not kept]
@@ -109,15 +148,38 @@ def fit(tokens: Sequence[Tokens], max_length: int, loss_on: str) -> EncodedSet:
 
 
 def _fit(row: Tokens, max_length: int, loss_on: str) -> Encoded | None:
-    room = max_length - len(row.answer)
-    if room < row.start + row.tail:
+    first, last = row.cut
+    gone = max(0, len(row) - max_length)
+    if gone > last - first:
         return None
-    prompt = row.prompt
-    if cut := max(0, len(prompt) - room):
-        prompt = prompt[: row.start] + prompt[row.start + cut :]
-    # The first token has nothing before it to be predicted from.
-    first = max(1, len(prompt)) if loss_on == "completion" else 1
-    return Encoded(row.id, prompt + row.answer, first, cut > 0)
+    ids = row.ids[:first] + row.ids[first + gone :] if gone else row.ids
+    spans = _after_cut(row.spans if loss_on == "completion" else ((1, len(row)),), first, gone)
+    return Encoded(row.id, ids, spans, gone > 0) if spans else None
+
+
+def _after_cut(spans: tuple[Span, ...], first: int, gone: int) -> tuple[Span, ...]:
+    """Where spans lie once `gone` tokens from index `first` on have been cut, what is left of each; the first token of
+    a row, which nothing predicts, is in none."""
+
+    def moved(index: int) -> int:
+        return max(min(index, first), index - gone, 1)
+
+    placed = [(moved(begin), moved(end)) for begin, end in spans]
+    return tuple((begin, end) for begin, end in placed if begin < end)
+
+
+def in_runs(rows: Iterable[Encoded], tokens: int) -> Iterator[list[Encoded]]:
+    """The rows in runs of at most so many tokens, at least one row each."""
+    run: list[Encoded] = []
+    filled = 0
+    for row in rows:
+        if run and filled + row.tokens > tokens:
+            yield run
+            run, filled = [], 0
+        run.append(row)
+        filled += row.tokens
+    if run:
+        yield run
 
 
 def whole_step(length: int) -> int:

@@ -4,8 +4,7 @@ from ftlab import models, weights
 from ftlab.composition import Composition
 from ftlab.experiment.prepare import prepare
 from ftlab.terminal import Terminal
-from ftlab.train.batches import Plan
-from ftlab.train.loop import trained_tokens
+from ftlab.train.batches import RowOrder
 
 
 def dry_run(composition: Composition, terminal: Terminal) -> None:
@@ -19,8 +18,8 @@ def dry_run(composition: Composition, terminal: Terminal) -> None:
         terminal.warn(warning)
     rows = prepared.train.rows
     trainer = cfg.trainer
-    plan = Plan.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
-    lengths = [len(row.input_ids) for row in rows]
+    plan = RowOrder.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
+    lengths = [row.tokens for row in rows]
     mean = sum(lengths) / len(rows)
     located = weights.find(cfg.model, what="tokenizer")
     trainable, total = models.planned_parameters(models.skeleton(located, cfg.model.trust_remote_code), cfg.lora)
@@ -29,7 +28,7 @@ def dry_run(composition: Composition, terminal: Terminal) -> None:
         f"rows        train {len(rows):,} ({prepared.train.truncated} shortened, {prepared.train.dropped} dropped), "
         f"validation {len(prepared.validation.rows):,}, test {len(prepared.test.rows):,}",
         f"tokens      {mean:.0f} a row on average, {max(lengths):,} at most; "
-        f"{100 * trained_tokens(rows) / sum(lengths):.0f} % trained",
+        f"{100 * sum(row.trained for row in rows) / sum(lengths):.0f} % trained",
         f"batch       {trainer.global_batch_size} rows a step (about {mean * trainer.global_batch_size:,.0f} tokens), "
         f"micro-batch {micro}"
         + ("" if micro == "auto" else f" x {trainer.global_batch_size // int(micro)} accumulated"),

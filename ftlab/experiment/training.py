@@ -90,7 +90,7 @@ def make_step(run: Run, loaded: Loaded, rows: list[Encoded]) -> Step:
     need = partial(batch_bytes, model.config, BYTES[cfg.model.dtype], dropout=dropout)
     limit = run.trial.vram_limit_gib * GIB if run.trial and run.trial.vram_limit_gib else math.inf
     if loaded.decoder is not None and flat is not None:
-        longest = max(len(row.input_ids) for row in rows)
+        longest = max(row.tokens for row in rows)
         in_parts = partial(need, logits=LOGITS_BYTES)
         step: Step = FastStep(loaded.decoder, flat, trainer, longest=longest, need=in_parts, limit=limit)
     else:

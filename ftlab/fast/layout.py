@@ -1,6 +1,7 @@
 """Rows as one flat batch of a shape that comes again, packed into one tensor: one copy to the GPU, one CUDA graph a
 shape."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,10 @@ class Layout:
     rows: int
 
     @classmethod
-    def of(cls, rows: list[Encoded], most_rows: int, *, padded: bool) -> "Layout":
+    def of(cls, rows: Sequence[Encoded], most_rows: int, *, padded: bool) -> "Layout":
         """The shape for these rows; `padded` to one of few, for at most `most_rows` rows."""
-        tokens = sum(len(row.input_ids) for row in rows)
-        scored = sum(len(row.input_ids) - row.trained_from for row in rows)
+        tokens = sum(row.tokens for row in rows)
+        scored = sum(row.trained for row in rows)
         if not padded:
             return cls(tokens, scored, len(rows))
         return cls(*padded_sizes(tokens, scored), most_rows + 1)
@@ -33,7 +34,7 @@ class Layout:
         """Numbers in the packed tensor."""
         return 2 * self.tokens + 2 * self.scored + self.rows + 3
 
-    def pack(self, rows: list[Encoded], trained: int, seed: int, *, pinned: bool) -> Tensor:
+    def pack(self, rows: Sequence[Encoded], trained: int, seed: int, *, pinned: bool) -> Tensor:
         """All that a step needs of `rows`, int64 [size]: the loss is the mean over `trained` tokens."""
         ids: list[int] = []
         positions: list[int] = []
@@ -43,9 +44,10 @@ class Layout:
         for row in rows:
             start = len(ids)
             ids += row.input_ids
-            positions += range(len(row.input_ids))
-            predict += range(start + row.trained_from - 1, len(ids) - 1)
-            targets += row.input_ids[row.trained_from :]
+            positions += range(row.tokens)
+            for first, last in row.spans:
+                predict += range(start + first - 1, start + last - 1)
+                targets += row.input_ids[first:last]
             starts.append(len(ids))
         more = self.tokens - len(ids)
         fill = self.scored - len(predict)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ftlab.config import TrainerConfig
-from ftlab.data.encode import Encoded
+from ftlab.data.encode import Sample
 from ftlab.fast.frozen import free_bytes
 from ftlab.shortage import out_of_memory
 
@@ -135,17 +135,17 @@ class Chooser:
         self.planner: Planner | None = None
         self.ran_out = False
 
-    def choose(self, longest: list[Encoded], *, copy: float | None = None, coming: float = 0.0) -> None:
+    def choose(self, longest: Sequence[Sample], *, copy: float | None = None, coming: float = 0.0) -> None:
         """Settle for the fastest setting whose estimated memory is free, for the `longest` rows that a step can have,
         in ascending order.
 
         `copy` are the bytes that unpacked weights take beside what is held already, None where none are packed;
         `coming` those of gradients that will be held at every step and are not yet.
         """
-        self.packed, self.longest = copy is not None, len(longest[-1].input_ids)
+        self.packed, self.longest = copy is not None, longest[-1].tokens
         choices = self._choices(self.longest)
-        scored = {m: sum(len(row.input_ids) - row.trained_from for row in longest[-m:]) for m in choices.micros}
-        tokens = {m: sum(len(row.input_ids) for row in longest[-m:]) for m in choices.micros}
+        scored = {m: sum(row.trained for row in longest[-m:]) for m in choices.micros}
+        tokens = {m: sum(row.tokens for row in longest[-m:]) for m in choices.micros}
 
         def need(setting: Setting) -> float:
             batch = self.need(tokens[setting.micro], scored[setting.micro], setting.share)

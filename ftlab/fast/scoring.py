@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from ftlab.data.encode import Encoded
+from ftlab.data.encode import Encoded, in_runs
 from ftlab.fast import ops
 from ftlab.fast.attention import inside
 from ftlab.fast.decoder import LOGITS_BYTES, Decoder
@@ -52,24 +52,24 @@ def answers(
 @torch.no_grad()
 def mean_loss(decoder: Decoder, rows: list[Encoded]) -> float:
     """Mean cross entropy over the trained tokens of `rows`."""
-    decoder.reach(max(len(row.input_ids) for row in rows))
+    decoder.reach(max(row.tokens for row in rows))
     tokens = TOKENS
     while True:
         try:
-            total = sum(float(_summed_loss(decoder, part)) for part in _parts(rows, tokens))
+            total = sum(float(_summed_loss(decoder, part)) for part in in_runs(rows, tokens))
         except torch.cuda.OutOfMemoryError:
             if tokens < LEAST_TOKENS:
                 raise
             tokens //= 2
         else:
-            return total / sum(len(row.input_ids) - row.trained_from for row in rows)
+            return total / sum(row.trained for row in rows)
 
 
 def _summed_loss(decoder: Decoder, rows: list[Encoded]) -> Tensor:
     layout = Layout.of(rows, len(rows), padded=False)
     packed = layout.pack(rows, 1, 0, pinned=False).to(decoder.device)
     ids, positions, predict, targets, starts, _, _ = layout.parts(packed)
-    attention = inside(starts, max(len(row.input_ids) for row in rows), decoder.dtype)
+    attention = inside(starts, max(row.tokens for row in rows), decoder.dtype)
 
     def attend(layer: int, qkv: Tensor) -> Tensor:
         return attention.forward(decoder.layers[layer].attention, qkv)[0]
@@ -81,17 +81,3 @@ def _summed_loss(decoder: Decoder, rows: list[Encoded]) -> Tensor:
         chosen = slice(start, start + part)
         total = total + ops.cross_entropy_(decoder.logits(hidden[chosen]), targets[chosen], 1.0)
     return total
-
-
-def _parts(rows: list[Encoded], tokens: int) -> Iterator[list[Encoded]]:
-    """Rows in runs of at most so many tokens, at least one row each."""
-    part: list[Encoded] = []
-    filled = 0
-    for row in rows:
-        if part and filled + len(row.input_ids) > tokens:
-            yield part
-            part, filled = [], 0
-        part.append(row)
-        filled += len(row.input_ids)
-    if part:
-        yield part

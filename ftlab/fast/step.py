@@ -1,6 +1,7 @@
 """The fast step: loss and adapter gradients of a micro-batch, in whatever memory there is."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class FastStep:
 
     # --- how --------------------------------------------------------------------------------------------------
 
-    def choose(self, longest: list[Encoded]) -> None:
+    def choose(self, longest: Sequence[Encoded]) -> None:
         """See `Step`."""
         copy = sum(weight.kept_bytes for weight in self.decoder.packed() if weight.kept is None)
         self.chooser.choose(longest, copy=copy if self.keeps_unpacked else None)
@@ -98,7 +99,7 @@ class FastStep:
         self.work.copy_(self.flat.parameter.detach())
 
     @torch.no_grad()
-    def accumulate(self, rows: list[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
+    def accumulate(self, rows: Sequence[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
         """See `Step`; `seed` draws the dropout masks."""
         layout = Layout.of(rows, self.micro, padded=self.cuda)
         packed = layout.pack(rows, trained, seed, pinned=self.cuda)

@@ -21,7 +21,7 @@ from ftlab.sweep.rungs import evaluated
 from ftlab.sweep.study import Study, folder_of
 from ftlab.sweep.worker import Values, work
 from ftlab.terminal import Terminal
-from ftlab.train.batches import Plan
+from ftlab.train.batches import RowOrder
 from ftlab.train.signals import StopSignal
 
 Estimate = Callable[[ExperimentConfig], float]
@@ -73,7 +73,7 @@ class Trials:
         """Optimizer steps after which a trial is evaluated, if the sweep does not search what decides them."""
         cfg = composition(self.study.fixed, config_dir=self.config_dir).config
         trainer, rows = cfg.trainer, len(experiment.prepare(cfg).train.rows) if cfg.trainer.max_steps is None else 1
-        steps = Plan.of(rows, trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed).steps
+        steps = RowOrder.of(rows, trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed).steps
         return evaluated(steps, cfg.eval.every)
 
     def __call__(self, trial: Trial) -> Values:

@@ -4,18 +4,21 @@ Order is a function of (rows, seed, step) alone, so a resumed run continues at a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ftlab.data.encode import Encoded
+from ftlab.data.encode import Encoded, Sample
+
+S = TypeVar("S", bound=Sample)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RowOrder:
     """Rows of every optimizer step: shuffled epochs one after another, cut into global batches."""
 
     rows: int
@@ -25,7 +28,7 @@ class Plan:
     seed: int
 
     @classmethod
-    def of(cls, rows: int, global_batch_size: int, max_steps: int | None, epochs: float, seed: int) -> "Plan":
+    def of(cls, rows: int, global_batch_size: int, max_steps: int | None, epochs: float, seed: int) -> "RowOrder":
         if max_steps is not None:
             return cls(rows, global_batch_size, max_steps, None, seed)
         total = max(1, round(rows * epochs))
@@ -54,7 +57,7 @@ def shuffled(rows: int, seed: int, epoch: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class FlatBatch:
     """Rows laid end to end. `input_ids` and `position_ids` are [1, tokens]; positions restart with each row,
     which is what keeps attention inside a row (transformers, with attention_mask=None and use_cache=False).
     `predict` [trained] are the positions whose output is scored, `targets` [trained] the tokens they should give.
@@ -71,23 +74,29 @@ class Batch:
         return self.targets.numel()
 
 
-def flatten(rows: list[Encoded], device: torch.device) -> Batch:
+def lay_flat(rows: Sequence[Encoded], device: torch.device) -> FlatBatch:
     """Lay rows end to end; no token of one row predicts a token of another."""
     ids: list[int] = []
     positions: list[int] = []
     predict: list[int] = []
     for row in rows:
         start = len(ids)
-        predict.extend(range(start + row.trained_from - 1, start + len(row.input_ids) - 1))
+        for first, last in row.spans:
+            predict.extend(range(start + first - 1, start + last - 1))
         ids.extend(row.input_ids)
-        positions.extend(range(len(row.input_ids)))
+        positions.extend(range(row.tokens))
     input_ids = torch.tensor([ids], device=device)
-    lengths = [len(row.input_ids) for row in rows]
+    lengths = [row.tokens for row in rows]
     scored = torch.tensor(predict, dtype=torch.long, device=device)
-    return Batch(input_ids, torch.tensor([positions], device=device), scored, input_ids[0, scored + 1], lengths)
+    return FlatBatch(input_ids, torch.tensor([positions], device=device), scored, input_ids[0, scored + 1], lengths)
 
 
-def micro_batches(rows: list[Encoded], size: int) -> Iterator[list[Encoded]]:
+def micro_batches(rows: Sequence[S], size: int) -> Iterator[Sequence[S]]:
     """Parts of a global batch that go through the model together."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
+
+
+def trained_of(rows: Iterable[Sample]) -> int:
+    """Tokens of the rows that carry loss."""
+    return sum(row.trained for row in rows)

@@ -16,7 +16,7 @@ from ftlab.config import OBJECTIVES, ExperimentConfig
 from ftlab.data.encode import Encoded
 from ftlab.errors import Stopped, TrainingError
 from ftlab.shortage import lighter, out_of_memory
-from ftlab.train.batches import Plan, micro_batches
+from ftlab.train.batches import RowOrder, micro_batches, trained_of
 from ftlab.train.checkpoint import Checkpoint, Checkpoints, rng_state
 from ftlab.train.optim import allocate_state, build_optimizer, build_schedule
 from ftlab.train.ranks import Ranks
@@ -95,7 +95,7 @@ class Trainer:
         self.device = accelerator.device
         trainer = cfg.trainer
         self.ranks.same(parameter.detach() for parameter in step.parameters)
-        self.plan = Plan.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
+        self.plan = RowOrder.of(len(rows), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
         self.optimizer = build_optimizer(step.parameters, trainer)
         self.schedule = build_schedule(self.optimizer, trainer, self.plan.steps)
         self.scaled = accelerator.prepare(self.optimizer)  # unscales float16 gradients, else the optimizer itself
@@ -150,7 +150,7 @@ class Trainer:
         """One optimizer step; its learning rate."""
         progress = self.progress
         rows = [self.rows[i] for i in self.plan.indices(progress.step)]
-        loss = self._gradients(self.ranks.share(rows), trained_tokens(rows))
+        loss = self._gradients(self.ranks.share(rows), trained_of(rows))
         self.ranks.sum_(self.step.parameters, loss)
         if progress.step == self.began_at:
             self._check_reached()
@@ -162,7 +162,7 @@ class Trainer:
         self._affordable(self.scaled.step)
         self.schedule.step()
         progress.step += 1
-        tokens = sum(len(row.input_ids) for row in rows)
+        tokens = sum(row.tokens for row in rows)
         progress.tokens += tokens
         progress.window_tokens += tokens
         return lr
@@ -197,7 +197,7 @@ class Trainer:
                 torch.set_rng_state(rng["cpu"])
                 torch.cuda.set_rng_state_all(rng["cuda"])
 
-        return self._affordable(lambda: self._accumulate(rows, trained or trained_tokens(rows)), draw_again)
+        return self._affordable(lambda: self._accumulate(rows, trained or trained_of(rows)), draw_again)
 
     def _affordable(self, part: Callable[[], T], before_again: Callable[[], None] = lambda: None) -> T:
         """A part of a step, which may be run again as long as it has not returned; in lighter settings each time that
@@ -264,7 +264,7 @@ class Trainer:
             TrainingError: too little memory.
         """
         most = self.ranks.most(self.cfg.trainer.global_batch_size)
-        longest = sorted(self.rows, key=lambda row: len(row.input_ids))[-most:]
+        longest = sorted(self.rows, key=lambda row: row.tokens)[-most:]
         if self.device.type == "cuda":
             allocate_state(self.optimizer)
         self.step.choose(longest)
@@ -398,11 +398,6 @@ class Trainer:
 
         with profile(schedule=schedule(wait=0, warmup=1, active=steps, repeat=1), on_trace_ready=write) as profiler:
             yield profiler.step
-
-
-def trained_tokens(rows: list[Encoded]) -> int:
-    """Tokens of the rows whose loss counts."""
-    return sum(len(row.input_ids) - row.trained_from for row in rows)
 
 
 def micro_seed(seed: int, step: int, number: int) -> int:

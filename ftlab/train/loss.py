@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ftlab.data.encode import Encoded
+from ftlab.data.encode import Encoded, in_runs
 from ftlab.train.attention import rows_of
-from ftlab.train.batches import Batch, flatten
+from ftlab.train.batches import FlatBatch, lay_flat
 
 # Tokens of each row that the check for leaks reads: with all of a long row's logits it would need more than a step.
 TRIED = 32
@@ -17,12 +17,12 @@ TRIED = 32
 LEAK = 0.01
 
 
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+def summed_loss(model: nn.Module, batch: FlatBatch) -> Tensor:
     """Cross entropy summed over the trained tokens, in float32."""
     return F.cross_entropy(scored_logits(model, batch).float(), batch.targets, reduction="sum")
 
 
-def scored_logits(model: nn.Module, batch: Batch) -> Tensor:
+def scored_logits(model: nn.Module, batch: FlatBatch) -> Tensor:
     """Logits [trained, vocabulary] of the scored positions.
 
     The output layer runs on these only, where the model allows to say so (`logits_to_keep`): for short answers
@@ -53,14 +53,13 @@ def leaks(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
     first row, and with another first token of its own. What the neighbour changes must be rounding beside what that
     token changes.
     """
-    pair = sorted(rows, key=lambda row: len(row.input_ids))[:2]
+    pair = sorted(rows, key=lambda row: row.tokens)[:2]
     if len(pair) < 2:
         return False
     before, row = (one.input_ids[:TRIED] for one in pair)
 
     def second(first: list[int], ids: list[int]) -> Tensor:
-        unscored = Encoded("", first, len(first), False)
-        batch = flatten([unscored, Encoded("", ids, 1, False)], device)
+        batch = lay_flat([Encoded("", first, ()), Encoded("", ids, ((1, len(ids)),))], device)
         return scored_logits(model, batch).float()
 
     was_training = model.training
@@ -86,23 +85,10 @@ def mean_loss(model: nn.Module, rows: list[Encoded], batch_tokens: int, device: 
     tokens = 0
     try:
         with torch.no_grad():
-            for part in _parts(rows, batch_tokens if flat else 0):
-                batch = flatten(part, device)
+            for part in in_runs(rows, batch_tokens if flat else 0):
+                batch = lay_flat(part, device)
                 total += summed_loss(model, batch).double()
                 tokens += batch.trained
     finally:
         model.train(was_training)
     return float(total) / max(1, tokens)
-
-
-def _parts(rows: list[Encoded], tokens: int) -> list[list[Encoded]]:
-    """Rows in runs of at most `tokens` tokens, at least one row each."""
-    parts: list[list[Encoded]] = []
-    filled = tokens
-    for row in rows:
-        if filled + len(row.input_ids) > tokens:
-            parts.append([])
-            filled = 0
-        parts[-1].append(row)
-        filled += len(row.input_ids)
-    return parts

@@ -121,10 +121,10 @@ class Ranks:
         if self.alone:
             return rows
         most, tokens, shares = self.most(len(rows)), [0] * self.world, [list[int]() for _ in range(self.world)]
-        for i in sorted(range(len(rows)), key=lambda i: -len(rows[i].input_ids)):
+        for i in sorted(range(len(rows)), key=lambda i: -rows[i].tokens):
             rank = min((r for r in range(self.world) if len(shares[r]) < most), key=tokens.__getitem__)
             shares[rank].append(i)
-            tokens[rank] += len(rows[i].input_ids)
+            tokens[rank] += rows[i].tokens
         return [rows[i] for i in sorted(shares[self.rank])]
 
     def number(self, local: int) -> int:

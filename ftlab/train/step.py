@@ -2,7 +2,7 @@
 every model, through its own forward pass and autograd."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -13,7 +13,7 @@ from ftlab.config import TrainerConfig
 from ftlab.data.encode import Encoded
 from ftlab.fast.flat import Flat
 from ftlab.fast.plan import Chooser, Need, Setting
-from ftlab.train.batches import flatten
+from ftlab.train.batches import lay_flat
 from ftlab.train.loss import summed_loss
 
 # Switches activation checkpointing of a model on or off.
@@ -32,7 +32,7 @@ class Step(Protocol):
     def micro(self) -> int:
         """Rows of a micro-batch."""
 
-    def choose(self, longest: list[Encoded]) -> None:
+    def choose(self, longest: Sequence[Encoded]) -> None:
         """Settle how the rows of a step go through the model: as fast as fits, for the longest ones that a step can
         have, in ascending order."""
 
@@ -45,7 +45,7 @@ class Step(Protocol):
     def begin(self) -> None:
         """A new optimizer step: the gradients so far are gone."""
 
-    def accumulate(self, rows: list[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
+    def accumulate(self, rows: Sequence[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
         """The loss summed over the rows' trained tokens, float32, on the device. The gradient of that sum divided by
         `trained` is added to those of the step, of which this may be the `first` micro-batch. `seed` is for random
         numbers that are not torch's."""
@@ -86,7 +86,7 @@ class PlainStep:
         """See `Step`."""
         return self.setting.micro
 
-    def choose(self, longest: list[Encoded]) -> None:
+    def choose(self, longest: Sequence[Encoded]) -> None:
         """See `Step`."""
         gradients = sum(parameter.nbytes for parameter in self.parameters if parameter.grad is None)
         self.chooser.choose(longest, coming=gradients)
@@ -117,9 +117,9 @@ class PlainStep:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def accumulate(self, rows: list[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
+    def accumulate(self, rows: Sequence[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
         """See `Step`."""
-        batch = flatten(rows, self.accelerator.device)
+        batch = lay_flat(rows, self.accelerator.device)
         with self.accelerator.autocast():
             loss = summed_loss(self.model, batch)
         self.accelerator.backward(loss / trained)

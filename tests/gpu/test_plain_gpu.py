@@ -50,7 +50,7 @@ LENGTHS = (40, 7, 129, 64, 16, 90)
 
 def row(seed: int, length: int, trained_from: int = 1) -> Encoded:
     draw = torch.Generator().manual_seed(seed)
-    return Encoded(str(seed), torch.randint(1, 211, (length,), generator=draw).tolist(), trained_from, False)
+    return Encoded(str(seed), torch.randint(1, 211, (length,), generator=draw).tolist(), ((trained_from, length),))
 
 
 def make(family: str) -> PlainStep:
@@ -71,7 +71,7 @@ def make(family: str) -> PlainStep:
 
 def gradients(step: PlainStep, rows: list[Encoded]) -> tuple[Tensor, Tensor]:
     """The loss, and all gradients as one vector."""
-    trained = sum(len(row.input_ids) - row.trained_from for row in rows)
+    trained = sum(row.trained for row in rows)
     step.begin()
     total = step.accumulate(rows, trained, 0, first=True)
     return total.float(), torch.cat([p.grad.flatten().float() for p in step.parameters if p.grad is not None])

@@ -150,7 +150,7 @@ def test_a_split_is_scored_by_what_the_model_writes(split: Split, make_llama: An
 
 def test_training_and_scoring_show_the_model_the_same_prompt(split: Split) -> None:
     for prompt, encoded in zip(split.prompts, split.encoded, strict=True):
-        assert encoded.input_ids[: encoded.trained_from] == prompt
+        assert encoded.input_ids[: encoded.spans[0][0]] == prompt
 
 
 def test_rows_are_kept_with_both_answers_and_their_verdicts(split: Split) -> None:

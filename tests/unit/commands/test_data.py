@@ -162,9 +162,12 @@ def test_only_control_tokens_are_coloured_as_such_and_not_text_that_spells_one(t
 
     ids = [0, *tokenizer("a", add_special_tokens=False)["input_ids"]]
     spelled = [id for char in "<|end|>" for id in tokenizer(char, add_special_tokens=False)["input_ids"]]
-    text = command._sample(Encoded("1", [*ids, *spelled, 0], 3, False), tokenizer, coloured=True)
+    row = [*ids, *spelled, 0]
+    text = command._sample(Encoded("1", row, ((3, 5), (6, len(row)))), tokenizer, coloured=True)
     assert text.plain == "<|end|>a<|end|><|end|>"
     assert [(span.start, span.end) for span in text.spans if span.style == command.SPECIAL] == [(0, 7), (15, 22)]
+    plain = command._sample(Encoded("1", row, ((3, 5), (6, len(row)))), tokenizer, coloured=False).plain
+    assert plain == "<|end|>a<⟦|e⟧n⟦d|><|end|>⟧"
 
 
 def test_rows_of_every_split_that_do_not_fit_are_told_of(capsys: pytest.CaptureFixture[str], tokenizer: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ftlab import data
 from ftlab.config import DataConfig
 from ftlab.data import Example
-from ftlab.data.encode import encode
+from ftlab.data.encode import Tokens, encode, fit
 from ftlab.data.prompts import PromptTokenizer
 from ftlab.errors import DataError, WeightsError
 
@@ -48,7 +48,7 @@ def test_every_row_fits_learns_its_whole_answer_and_when_to_stop(
         assert len(encoded.input_ids) <= max_length
         assert encoded.input_ids[-len(answer) :] == answer, "the answer is never cut"
         assert encoded.input_ids.count(tokenizer.eos_token_id) == 1
-        assert encoded.trained_from == (len(prompt) if loss_on == "completion" else 1)
+        assert encoded.spans == ((len(prompt) if loss_on == "completion" else 1, encoded.tokens),)
         assert encoded.truncated == (prompt != whole)
         assert prompt[:1] == whole[:1] or kind == "plain", "the begin marker stays"
         kept = tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
@@ -94,7 +94,7 @@ def test_loss_on_all_without_a_prompt_still_skips_the_first_token(
 ) -> None:
     row = Example("1", "", "", "SELECT 1", "g")
     (encoded,) = encode([row], make_tokenizer("plain"), "{question}", 64, "completion").rows
-    assert encoded.trained_from == 1, "nothing stands before the first token to predict it from"
+    assert encoded.spans == ((1, encoded.tokens),), "nothing stands before the first token to predict it from"
 
 
 def test_no_row_left_is_an_error_with_a_length_that_works(tokenizer: Any) -> None:
@@ -124,3 +124,38 @@ def test_twenty_thousand_real_rows_are_encoded_within_seconds(shared: Callable[[
     assert time.perf_counter() - began < 30, "2 to 4 s on two idle cores"
     assert len(found.rows) + found.dropped == 19_800
     assert all(row.input_ids[-1] == tokenizer.eos_token_id for row in found.rows)
+
+
+# A conversation: begin marker, a turn (1, 2, 3), an answer (4, 5), a turn (6, 7), an answer (8, 9).
+TURNS = Tokens("t", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], ((4, 6), (8, 10)), cut=(1, 7))
+
+
+@pytest.mark.parametrize(
+    ("max_length", "ids", "trained"),
+    [
+        (10, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [[4, 5], [8, 9]]),
+        (8, [0, 3, 4, 5, 6, 7, 8, 9], [[4, 5], [8, 9]]),
+        (6, [0, 5, 6, 7, 8, 9], [[5], [8, 9]]),
+        (5, [0, 6, 7, 8, 9], [[8, 9]]),
+        (4, [0, 7, 8, 9], [[8, 9]]),
+    ],
+)
+def test_truncation_moves_the_spans_with_their_tokens(
+    max_length: int, ids: list[int], trained: list[list[int]]
+) -> None:
+    (row,) = fit([TURNS], max_length, "completion").rows
+    assert row.input_ids == ids
+    assert [row.input_ids[first:last] for first, last in row.spans] == trained
+    assert (row.tokens, row.trained, row.truncated) == (len(ids), sum(map(len, trained)), max_length < 10)
+    assert fit([TURNS], max_length, "all").rows[0].spans == ((1, len(ids)),)
+
+
+def test_what_may_not_be_cut_is_kept_or_the_row_is_dropped() -> None:
+    found = fit([TURNS], 3, "completion")
+    assert (found.rows, found.dropped, found.longest_dropped) == ([], 1, 10)
+    assert TURNS.prompt == [0, 1, 2, 3, 4, 5, 6, 7], "what the model is asked is all before its last answer"
+
+
+def test_the_first_token_is_never_trained() -> None:
+    assert fit([Tokens("t", [1, 2, 3], ((0, 3),), cut=(0, 0))], 8, "completion").rows[0].spans == ((1, 3),)
+    assert fit([Tokens("t", [1, 2, 3, 4], ((1, 4),), cut=(0, 2))], 2, "completion").rows[0].spans == ((1, 2),)

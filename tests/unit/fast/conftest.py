@@ -21,7 +21,7 @@ from ftlab.fast.decoder import Decoder
 from ftlab.fast.flat import Flat
 from ftlab.fast.plan import Setting
 from ftlab.fast.step import FastStep
-from ftlab.train.batches import flatten
+from ftlab.train.batches import lay_flat
 from ftlab.train.loss import summed_loss
 
 VOCABULARY = 101
@@ -116,7 +116,9 @@ def adapt(base: Any, targets: list[str] = LINEARS, **lora: Any) -> Any:
 
 def some_row(seed: int, length: int, trained_from: int) -> Encoded:
     draw = torch.Generator().manual_seed(seed)
-    return Encoded(str(seed), torch.randint(1, VOCABULARY, (length,), generator=draw).tolist(), trained_from, False)
+    return Encoded(
+        str(seed), torch.randint(1, VOCABULARY, (length,), generator=draw).tolist(), ((trained_from, length),)
+    )
 
 
 def some_rows() -> list[Encoded]:
@@ -124,14 +126,14 @@ def some_rows() -> list[Encoded]:
 
 
 def trained(rows: list[Encoded]) -> int:
-    return sum(len(row.input_ids) - row.trained_from for row in rows)
+    return sum(row.trained for row in rows)
 
 
 def plain(model: Any, rows: list[Encoded], *, together: bool = False) -> Gradients:
     """PEFT's forward and autograd, row by row, or `together` in one flat batch."""
     model.zero_grad()
     parts = [rows] if together else [[row] for row in rows]
-    loss = sum(summed_loss(model, flatten(part, torch.device("cpu"))) for part in parts)
+    loss = sum(summed_loss(model, lay_flat(part, torch.device("cpu"))) for part in parts)
     assert isinstance(loss, torch.Tensor)
     (loss / trained(rows)).backward()
     found = Gradients.now(model, loss)
@@ -171,6 +173,7 @@ def kit() -> Any:
         "plain": plain,
         "step": stepping,
         "fast": fast,
+        "now": Gradients.now,
     }
     return SimpleNamespace(**functions, families=list(FAMILIES), linears=LINEARS, vocabulary=VOCABULARY)
 

@@ -9,7 +9,7 @@ from ftlab.data.encode import Encoded
 from ftlab.fast import step as step_module
 from ftlab.fast.layout import IGNORED, Layout, bucket
 
-ROWS = [Encoded("a", [5, 6, 7, 8], 2, False), Encoded("b", [9, 10], 1, False), Encoded("c", [11, 12, 13], 2, False)]
+ROWS = [Encoded("a", [5, 6, 7, 8], ((2, 4),)), Encoded("b", [9, 10], ((1, 2),)), Encoded("c", [11, 12, 13], ((2, 3),))]
 
 
 def parts(layout: Layout, rows: list[Encoded]) -> list[list[int]]:
@@ -43,7 +43,7 @@ def test_padding_is_a_row_of_its_own_behind_the_others() -> None:
 
 
 def test_a_shape_that_is_full_has_an_empty_row_of_padding() -> None:
-    rows = [Encoded("a", list(range(64)), 1, False)]
+    rows = [Encoded("a", list(range(64)), ((1, 64),))]
     layout = Layout.of(rows, 1, padded=True)
     assert (layout.tokens, layout.rows) == (64, 2)
     assert parts(layout, rows)[4] == [0, 64, 64]
@@ -51,7 +51,7 @@ def test_a_shape_that_is_full_has_an_empty_row_of_padding() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 401, 449, 700, 768, 769, 2048, 2049, 4096, 4097, 30001])
 def test_padding_never_outgrows_a_row_that_is_prepared_for(tokens: int) -> None:
-    row = Encoded("a", [1] * tokens, 1, False)
+    row = Encoded("a", [1] * tokens, ((1, tokens),))
     layout = Layout.of([row], 1, padded=True)
     assert tokens <= layout.tokens < tokens + 512  # the fast step prepares positions up to 511
     assert layout.tokens % bucket(tokens) == 0
@@ -62,7 +62,7 @@ def test_padding_never_outgrows_a_row_that_is_prepared_for(tokens: int) -> None:
 
 def test_padded_shapes_are_few() -> None:
     lengths = range(8, 4096)
-    shapes = {Layout.of([Encoded("a", [1] * n, n // 2, False)], 1, padded=True) for n in lengths}
+    shapes = {Layout.of([Encoded("a", [1] * n, ((n // 2, n),))], 1, padded=True) for n in lengths}
     assert len(shapes) < 64
 
 

@@ -104,7 +104,7 @@ def test_settings_are_told_as_overrides() -> None:
 
 # --- for whichever step -------------------------------------------------------------------------------------
 
-ROWS = [Encoded(str(length), [1] * length, length - 5, False) for length in (10, 20, 30, 40)]
+ROWS = [Encoded(str(length), [1] * length, ((length - 5, length),)) for length in (10, 20, 30, 40)]
 
 
 def of_tokens(tokens: int, scored: int, share: float) -> float:

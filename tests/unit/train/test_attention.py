@@ -15,7 +15,7 @@ from ftlab.data.encode import Encoded
 from ftlab.models import switch_activation_checkpointing
 from ftlab.train import attention
 from ftlab.train.attention import RowMask, attend, rows_of
-from ftlab.train.batches import flatten
+from ftlab.train.batches import lay_flat
 from ftlab.train.loss import leaks, summed_loss
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def make(family: str, **lora: Any) -> Any:
 
 def row(seed: int, length: int, trained_from: int = 1) -> Encoded:
     draw = torch.Generator().manual_seed(seed)
-    return Encoded(str(seed), torch.randint(1, 101, (length,), generator=draw).tolist(), trained_from, False)
+    return Encoded(str(seed), torch.randint(1, 101, (length,), generator=draw).tolist(), ((trained_from, length),))
 
 
 ROWS = [row(1, 7, 3), row(2, 12), row(3, 4, 2), row(4, 9, 8), row(5, 12)]
@@ -74,7 +74,7 @@ def gradients(model: Any, parts: list[list[Encoded]], *, thread: bool = False) -
     """The summed loss of `parts`, each in one flat batch, and its gradients; the backward pass as on a GPU in a thread
     of its own where asked."""
     model.zero_grad()
-    losses = torch.stack([summed_loss(model, flatten(part, CPU)) for part in parts]).sum()
+    losses = torch.stack([summed_loss(model, lay_flat(part, CPU)) for part in parts]).sum()
     if thread:
         failures: list[BaseException] = []
 
@@ -204,7 +204,7 @@ def test_the_mask_on_demand_is_transformers_own(window: int | None) -> None:
     lengths = [5, 1, 8]
     config = AutoConfig.for_model("mistral", **SMALL, sliding_window=window or 1)
     config._attn_implementation = "sdpa"
-    batch = flatten([row(n, length) for n, length in enumerate(lengths)], CPU)
+    batch = lay_flat([row(n, length) for n, length in enumerate(lengths)], CPU)
     create = create_causal_mask if window is None else create_sliding_window_causal_mask
     given = {"config": config, "inputs_embeds": torch.zeros(1, 14, 8), "attention_mask": None, "past_key_values": None}
     wanted = create(**given, position_ids=batch.position_ids)
@@ -243,7 +243,7 @@ def test_masks_that_are_not_of_rows_alone_are_transformers_own() -> None:
     """Chunks, padding, other functions of places, a batch of other rows, one row, and anything outside a flat batch."""
     config = AutoConfig.for_model("llama", **SMALL, attention_chunk_size=3)
     config._attn_implementation = "sdpa"
-    batch = flatten([row(1, 5), row(2, 8)], CPU)
+    batch = lay_flat([row(1, 5), row(2, 8)], CPU)
 
     def made(create: Any = create_causal_mask, lengths: tuple[int, ...] = (5, 8), **more: Any) -> Any:
         given = {"config": config, "inputs_embeds": torch.zeros(1, 13, 8), "attention_mask": None}

@@ -28,7 +28,7 @@ from ftlab.fast.plan import Setting
 from ftlab.generate import generate
 from ftlab.models import add_adapter, switch_activation_checkpointing
 from ftlab.train import step as module
-from ftlab.train.batches import flatten
+from ftlab.train.batches import lay_flat
 from ftlab.train.checkpoint import Checkpoints, trainable
 from ftlab.train.loop import Trainer
 from ftlab.train.signals import StopSignal
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 def row(seed: int, length: int, trained_from: int) -> Encoded:
     ids = torch.randint(0, 255, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Encoded(str(seed), ids, trained_from, False)
+    return Encoded(str(seed), ids, ((trained_from, length),))
 
 
 ROWS = [row(i, 8 + 3 * (i % 5), 2 + i % 4) for i in range(20)]
@@ -151,9 +151,9 @@ def test_micro_batches_give_the_gradient_of_the_mean_over_tokens(make: Make) -> 
     total, tokens = torch.zeros(()), 0
     for one in rows:
         ids = torch.tensor([one.input_ids])
-        logits = run.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, one.trained_from - 1 : -1]
-        total = total + torch.nn.functional.cross_entropy(logits, ids[0, one.trained_from :], reduction="sum")
-        tokens += len(one.input_ids) - one.trained_from
+        logits = run.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, one.spans[0][0] - 1 : -1]
+        total = total + torch.nn.functional.cross_entropy(logits, ids[0, one.spans[0][0] :], reduction="sum")
+        tokens += one.trained
     (total / tokens).backward()
     wanted = torch.cat([p.grad.flatten() for p in trainable(run.model).values() if p.grad is not None])
     run.trainer.step.begin()
@@ -604,7 +604,7 @@ def test_the_answer_and_its_end_are_learnt(
     tokenizer.pad_token = pad
     example = Example("1", "How many?", "CREATE TABLE t (a INT)", "SELECT 1", "d")
     rows = encode([example], tokenizer, "{question}:", 64, loss_on).rows
-    targets = flatten(rows, CPU).targets.tolist()
+    targets = lay_flat(rows, CPU).targets.tolist()
     assert targets[-1] == tokenizer.eos_token_id
     assert len(targets) == (len("SELECT 1") + 1 if loss_on == "completion" else len(rows[0].input_ids) - 1)
     run = make(

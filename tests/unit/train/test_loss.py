@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from ftlab.data.encode import Encoded
-from ftlab.train.batches import flatten
+from ftlab.train.batches import lay_flat
 from ftlab.train.loss import keeps_logits, leaks, mean_loss, summed_loss
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def row(seed: int, length: int, trained_from: int = 1) -> Encoded:
     ids = torch.randint(0, 255, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Encoded(str(seed), ids, trained_from, False)
+    return Encoded(str(seed), ids, ((trained_from, length),))
 
 
 ROWS = [row(1, 7, 3), row(2, 12, 1), row(3, 3, 2), row(4, 9, 8)]
@@ -30,20 +30,20 @@ def model(request: Any, make_llama: Any) -> Any:
 
 def losses(model: nn.Module, rows: list[Encoded]) -> list[Tensor]:
     """Token losses of each row in a flat batch."""
-    batch = flatten(rows, CPU)
+    batch = lay_flat(rows, CPU)
     with torch.no_grad():
         logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[
             0, batch.predict
         ]
     tokens = F.cross_entropy(logits, batch.targets, reduction="none")
-    return list(tokens.split([len(r.input_ids) - r.trained_from for r in rows]))
+    return list(tokens.split([r.trained for r in rows]))
 
 
 def test_changing_one_row_leaves_the_others_bit_for_bit(model: Any) -> None:
     before = losses(model, ROWS)
     for changed in range(len(ROWS)):
         rows = list(ROWS)
-        rows[changed] = row(99, len(ROWS[changed].input_ids), ROWS[changed].trained_from)
+        rows[changed] = row(99, len(ROWS[changed].input_ids), ROWS[changed].spans[0][0])
         after = losses(model, rows)
         for i in range(len(ROWS)):
             assert torch.equal(before[i], after[i]) == (i != changed)
@@ -53,20 +53,20 @@ def alone(model: Any, one: Encoded) -> float:
     """By the library's own loss: a row alone, its prompt's labels masked."""
     ids = torch.tensor([one.input_ids])
     labels = ids.clone()
-    labels[:, : one.trained_from] = -100
+    labels[:, : one.spans[0][0]] = -100
     with torch.no_grad():
         mean = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
-    return float(mean) * (len(one.input_ids) - one.trained_from)
+    return float(mean) * one.trained
 
 
 def test_the_loss_is_that_of_the_rows_one_by_one(model: Any) -> None:
-    together = summed_loss(model, flatten(ROWS, CPU)).item()
+    together = summed_loss(model, lay_flat(ROWS, CPU)).item()
     assert together == pytest.approx(sum(alone(model, one) for one in ROWS), rel=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [0, 10, 20, 10_000])
 def test_the_mean_loss_counts_tokens_not_rows(model: Any, tokens: int) -> None:
-    trained = sum(len(r.input_ids) - r.trained_from for r in ROWS)
+    trained = sum(r.trained for r in ROWS)
     wanted = sum(alone(model, one) for one in ROWS) / trained
     model.train()
     assert mean_loss(model, ROWS, tokens, CPU, flat=True) == pytest.approx(wanted, rel=1e-5)
@@ -85,7 +85,7 @@ def test_gpt2_is_batched_flat_too() -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5)
     model = GPT2LMHeadModel(config).eval()
-    together = summed_loss(model, flatten(ROWS, CPU)).item()
+    together = summed_loss(model, lay_flat(ROWS, CPU)).item()
     assert together == pytest.approx(sum(alone(model, one) for one in ROWS), rel=1e-4)
     assert not leaks(model, ROWS, CPU)
 
@@ -139,8 +139,8 @@ def test_only_the_scored_positions_go_through_the_output_layer(make_llama: Any) 
     model = make_llama()
     shapes: list[int] = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[1]))
-    summed_loss(model, flatten(ROWS, CPU))
-    assert shapes == [sum(len(r.input_ids) - r.trained_from for r in ROWS)]
+    summed_loss(model, lay_flat(ROWS, CPU))
+    assert shapes == [sum(r.trained for r in ROWS)]
 
 
 def test_an_adapted_model_keeps_that_advantage(make_llama: Any) -> None:
