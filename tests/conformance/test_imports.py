@@ -28,6 +28,7 @@ BASICS = {
     "ftlab.quiet",
     "ftlab.shell",
     "ftlab.shortage",
+    "ftlab.summary",
 }
 
 # Module or package -> the modules of ours that it may import, its own apart.
@@ -40,6 +41,7 @@ MAY_IMPORT = {
     "ftlab.redact": set(),
     "ftlab.quiet": set(),
     "ftlab.damaged": set(),
+    "ftlab.summary": {"ftlab.disk", "ftlab.redact"},
     "ftlab.vram": BASICS | {"ftlab.models", "ftlab.weights", "ftlab.fast.plan"},
     "ftlab.sql": set(),
     "ftlab.config": {"ftlab.errors"},
@@ -75,6 +77,7 @@ WITHOUT = {
     "ftlab.allowlist": {"torch", "transformers", "peft"},
     "ftlab.composition": {"torch", "transformers", "peft"},
     "ftlab.run_dir": {"torch", "transformers", "peft"},
+    "ftlab.summary": {"torch", "transformers", "peft", "hydra", "omegaconf"},
     "ftlab.provenance": {"torch", "transformers", "peft"},
     "ftlab.redact": {"torch", "hydra"},
     "ftlab.checksums": {"torch", "hydra", "transformers"},
