@@ -1,19 +1,14 @@
 """One experiment with the sources of an earlier commit and with the present ones, on one machine, ends the same."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from golden.records import digests, read_json, read_lines
+from golden.changes import CHANGED, NEW, covered
+from golden.records import digests, leaves, read_json, read_lines
 
-# What today's records hold beside what they held, by dotted key (a key covers those below it): why it is there.
-# Whatever else is new, and all that is lost or has another value, fails.
-NEW: dict[str, dict[str, str]] = {
-    "summary.json": {},
-    "metrics.jsonl": {},
-}
 # What two runs of the same sources may differ in: times, and what tells where and with what they ran.
 VARYING = {
     "summary.json": ("run_name", "started", "seconds", "versions"),
@@ -44,32 +39,22 @@ SHORT = (
 PLAIN = (*SHORT, "quant=none", "lora=r4", "lora.bias=lora_only", "lora.lora_dropout=0.1", "trainer.loss_on=all")
 
 
-def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a record by its dotted key; an empty map is a value."""
-    if isinstance(node, dict) and node:
-        for name, value in node.items():
-            yield from leaves(value, f"{key}.{name}" if key else name)
-    else:
-        yield key, node
-
-
 def differences(record: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """A line for each value that was lost, has changed or is new without a reason."""
-
-    def allowed(key: str) -> bool:
-        return any(key == known or key.startswith(f"{known}.") for known in NEW[record])
-
+    """A line for each value that was lost, has changed or is new without a reason in `changes`."""
     before, after = (
         {key: value for key, value in leaves(node) if not key.startswith(VARYING[record])} for node in (old, new)
     )
-    lost = [f"{record}: {key} is lost" for key in before if key not in after]
-    added = [f"{record}: {key} is new" for key in after if key not in before and not allowed(key)]
-    changed = [
-        f"{record}: {key} was {value!r}, is {after[key]!r}"
-        for key, value in before.items()
-        if key in after and after[key] != value
+    held = {key: value for key, value in before.items() if not covered(key, CHANGED[record])}
+    added = [key for key in after if key not in before and not covered(key, NEW[record])]
+    return [
+        *(f"{record}: {key} is lost" for key in held if key not in after),
+        *(f"{record}: {key} is new" for key in added),
+        *(
+            f"{record}: {key} was {value!r}, is {after[key]!r}"
+            for key, value in held.items()
+            if key in after and after[key] != value
+        ),
     ]
-    return lost + added + changed
 
 
 def compare(old: Path, new: Path) -> list[str]:
