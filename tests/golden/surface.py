@@ -47,6 +47,9 @@ RUN = (*STOPPED, "trainer.max_steps=2", "run_name=surface", "run_dir=surface")
 OF_OUTCOME = (
     "outcome.objective",
     "outcome.folder.name",
+    "outcome.summary['status']",
+    "outcome.summary['base']['eval/loss']",
+    "outcome.summary['tuned']['test/sql_exact_match']",
 )
 # What an option needs beside itself to compose.
 WITH = {"lora=none": ["quant=none"], "lora=pissa": ["quant=none"], "data=jsonl": ["data.path=rows"]}
