@@ -43,6 +43,14 @@ SHOWING = (
     ("predict", "-h"),
 )
 RUN = (*STOPPED, "trainer.max_steps=2", "run_name=surface", "run_dir=surface")
+# What a notebook asks of an outcome.
+OF_OUTCOME = (
+    "outcome.objective",
+    "outcome.folder.name",
+    "outcome.summary['status']",
+    "outcome.summary['base']['eval/loss']",
+    "outcome.summary['tuned']['test/sql_exact_match']",
+)
 # What an option needs beside itself to compose.
 WITH = {"lora=none": ["quant=none"], "lora=pissa": ["quant=none"], "data=jsonl": ["data.path=rows"]}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*|[a-z][a-z_./]*(?==)")
@@ -96,13 +104,17 @@ def records(run: Path) -> dict[str, Any]:
 
 
 def python() -> dict[str, Any]:
-    """What `import ftlab` offers, asked for the run that is there."""
-    from dataclasses import fields
-
+    """What `import ftlab` offers, asked for the run that is there: expressions and the kind of their values."""
     import ftlab
 
     outcome = ftlab.run(ftlab.compose(RUN))
-    return {"ftlab": sorted(ftlab.__all__), "outcome": [field.name for field in fields(outcome)]}
+    kinds = {}
+    for expression in OF_OUTCOME:
+        try:
+            kinds[expression] = type(eval(expression, {"outcome": outcome})).__name__
+        except Exception as error:
+            kinds[expression] = repr(error)
+    return {"ftlab": sorted(ftlab.__all__), "outcome": kinds}
 
 
 def surface(call: Call) -> dict[str, Any]:
