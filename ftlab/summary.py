@@ -146,6 +146,10 @@ class Summary:
                 del found[one.name]
         return {**found, **self.others}
 
+    def __getitem__(self, key: str) -> Any:
+        """A part as summary.json has it: `summary["tuned"]["eval/loss"]`. Raises KeyError where it is not known."""
+        return self.tree()[key]
+
     @property
     def ended(self) -> bool:
         """Whether the run is over, finished or pruned, and this record of it can be relied on."""

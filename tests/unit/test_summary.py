@@ -40,6 +40,12 @@ def test_what_is_not_known_yet_does_not_stand_in_the_file() -> None:
     assert not {"step", "planned_steps", "model", "error", "reason", "damage", "others"} & tree.keys()
 
 
+def test_a_part_is_asked_for_as_the_file_has_it() -> None:
+    assert whole()["objective"]["value"] == whole()["tuned"]["eval/loss"] == 0.5
+    with pytest.raises(KeyError):
+        whole()["error"]
+
+
 def test_what_another_version_wrote_is_kept() -> None:
     found = Summary.of({**whole().tree(), "of_tomorrow": {"a": 1}})
     assert found.damage is None
