@@ -27,9 +27,10 @@ class Evaluations:
         refuse before new ones are put on record."""
         folder, known, test = self.run.folder, self.records.summary.base, self.prepared.test
         rows = folder.read_rows("predictions.jsonl")
-        written = scores_of_base(rows)
+        written = scores_of_base(test.task, rows)
         ids = [row.get("id") for row in rows]
-        if written and ids == [row.id for row in test.rows] and "test/loss" in known and "eval/loss" in known:
+        scored = {key.partition("/")[0] for key in known}
+        if written and ids == [row.id for row in test.rows] and {"eval", "test"} <= scored:
             return written
         for split in (self.prepared.validation, test):
             scores = self.of(base, split, f"evaluate base on {split.title}")
@@ -92,9 +93,9 @@ class Evaluations:
 
     def _report(self, metrics: Metrics, step: int) -> None:
         """Pass an evaluation on to the sweep, which may give the run up: once training is over there is nothing left
-        to give up. A loss that is no number is no score: training ends with its own error."""
+        to give up. A score that is no number is none: training ends with its own error."""
         trial = self.run.trial
-        if trial is None or step in self._reported or not math.isfinite(metrics["eval/loss"]):
+        if trial is None or step in self._reported or not all(map(math.isfinite, metrics.values())):
             return
         self._reported.add(step)
         with suppress(Pruned) if step >= (self.records.summary.planned_steps or 0) else nullcontext():
@@ -104,8 +105,9 @@ class Evaluations:
 def recorded(folder: RunDir) -> Iterator[tuple[Metrics, int]]:
     """The validation evaluations that metrics.jsonl holds, each with its step."""
     for row in folder.read_metrics():
-        if row.get("eval/loss") is not None:
-            yield {key: float(v) for key, v in row.items() if key.startswith("eval/") and v is not None}, row["step"]
+        scores = {key: value for key, value in row.items() if key.startswith("eval/")}
+        if scores and None not in scores.values():  # null: a loss that was no number
+            yield {key: float(value) for key, value in scores.items()}, row["step"]
 
 
 def report_ended(folder: RunDir, trial: Trial | None) -> None:

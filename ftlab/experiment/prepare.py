@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from ftlab import data, models, provenance, weights
+from ftlab import data, models, provenance, tasks, weights
 from ftlab.config import ExperimentConfig
 from ftlab.data import Splits
 from ftlab.data.encode import EncodedSet, encode, warnings_of
 from ftlab.errors import ConfigError
-from ftlab.evaluate import Split, check_rows_dir
+from ftlab.evaluate import Split
 from ftlab.summary import RowCounts, Sources
 
 
@@ -54,9 +54,10 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
         InputError: packages, data, tokenizer or module names that do not fit.
     """
     check_packages(cfg)
-    check_rows_dir(cfg.eval)
+    task = tasks.get(cfg.data.task)
+    task.check_files(cfg)
     weights.check_code(cfg.model)
-    splits = data.load(cfg.data)
+    splits = data.load(cfg.data, task)
     located = weights.find(cfg.model, what="tokenizer")
     tokenizer = models.load_tokenizer(located, cfg.model.trust_remote_code)
     bare = models.skeleton(located, cfg.model.trust_remote_code)

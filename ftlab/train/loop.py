@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ftlab.config import OBJECTIVES, ExperimentConfig
+from ftlab import declared
+from ftlab.config import ExperimentConfig
 from ftlab.data.encode import Encoded
 from ftlab.errors import Stopped, TrainingError
 from ftlab.shortage import lighter, out_of_memory
@@ -358,7 +359,7 @@ class Trainer:
     def _rank(self, metrics: Metrics) -> tuple[float, float]:
         """Better is greater; equal scores are ranked by loss."""
         value = metrics[self.cfg.objective]
-        return (value if OBJECTIVES[self.cfg.objective] else -value), -metrics["eval/loss"]
+        return (value if declared.of(self.cfg.objective).rises else -value), -metrics["eval/loss"]
 
     def _save(self) -> None:
         self._settle()
