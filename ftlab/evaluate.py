@@ -10,21 +10,19 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ftlab import tasks
+from ftlab import stages, tasks
 from ftlab.config import EvalConfig, ExperimentConfig
 from ftlab.data import Example
-from ftlab.data.encode import Encoded, fit, refuse_nothing
+from ftlab.data.encode import Encoded, refuse_nothing
 from ftlab.fast import scoring
 from ftlab.fast.decoder import Decoder
 from ftlab.generate import decoded, generate, greedy
+from ftlab.stages.stage import LoadedModel
 from ftlab.tasks import Judgement, Task
-from ftlab.train.loss import mean_loss
 
 # Prompts answered at a time where `eval.batch_size` is auto.
 PLAIN_BATCH = 32
 FAST_BATCH = {"cuda": 256, "cpu": 128}
-# Rows of this many tokens go through the model together when only their loss is wanted.
-LOSS_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,9 @@ def score_answers(task: Task, prefix: str, answers: list[str], judgements: list[
 
 
 class Split:
-    """The rows of a split that are scored, tokenised once. `name` prefixes its metrics: eval or test. `encoded` are the
-    rows whose loss is measured, those that `data.max_length` leaves; `fitted` counts the others."""
+    """The rows of a split that are scored, tokenised once. `name` prefixes its metrics: eval or test. `fitted` are the
+    samples that the stage makes of those which `data.max_length` leaves, and counts of the others; `encoded` are the
+    rows that these consist of."""
 
     def __init__(self, name: str, rows: list[Example], tokenizer: PreTrainedTokenizerBase, cfg: ExperimentConfig):
         self.name, self.title = name, "validation" if name == "eval" else name
@@ -52,35 +51,33 @@ class Split:
         self.rows = subset(rows, cfg.eval.max_rows, cfg.data.split_seed)
         tokens = self.task.render(self.rows, tokenizer, cfg.data)
         self.prompts = [row.prompt for row in tokens]  # answered whole, whatever data.max_length
-        self.fitted = fit(tokens, cfg.data.max_length, cfg.trainer.loss_on)
+        self.stage = stages.get(cfg.trainer.stage)
+        self.fitted = self.stage.encode(tokens, cfg)
         refuse_nothing(self.fitted, tokens, cfg.data.max_length, self.title)
-        self.encoded: list[Encoded] = self.fitted.rows
+        self.encoded: list[Encoded] = self.fitted.encoded
         self.tokenizer, self.cfg = tokenizer, cfg
 
     def score(
         self,
-        model: nn.Module,
-        decoder: Decoder | None,
-        accelerator: Accelerator,
-        flat: bool,
+        loaded: LoadedModel,
         on_rows: Callable[[int], None],
         note: Callable[[str], None] = lambda line: None,
     ) -> Scores:
-        """Generate an answer to every row, judge it, and measure the gold answers' loss.
+        """Measure what the stage measures, and where it has the model answer, generate an answer to every row and judge
+        it.
 
-        The loss is the mean over trained tokens (`trainer.loss_on`), in nats. `decoder` is the model for the fast path.
         `on_rows` hears how many rows have an answer, after each batch and again before each judgement; what it raises
         ends the scoring. `note` is given a line where rows cannot be answered as configured.
         """
-        with ready(model, decoder, accelerator) as fast:
-            if fast:
-                loss = scoring.mean_loss(fast, self.encoded)
-            else:
-                loss = mean_loss(model, self.encoded, LOSS_TOKENS, accelerator.device, flat)
-            answers = answer(model, fast, self.tokenizer, self.prompts, self.cfg.eval, on_rows, note)
+        with ready(loaded.model, loaded.decoder, loaded.accelerator) as fast:
+            found = self.stage.evaluate(replace(loaded, decoder=fast), self.fitted.rows)
+            measured = {f"{self.name}/{name}": value for name, value in found.items()}
+            if not self.stage.answers:
+                return Scores(measured, {})
+            answers = answer(loaded.model, fast, self.tokenizer, self.prompts, self.cfg.eval, on_rows, note)
         judgements = self.task.judge(self.rows, answers, self.cfg, lambda: on_rows(len(answers)))
         scores = score_answers(self.task, self.name, answers, judgements)
-        return replace(scores, metrics={**scores.metrics, f"{self.name}/loss": loss})
+        return replace(scores, metrics={**scores.metrics, **measured})
 
 
 @contextmanager
@@ -142,8 +139,8 @@ def prediction_rows(split: Split, base: Scores | None, tuned: Scores | None) -> 
             "question": row.question,
             "context": row.context,
             "gold": row.answer,
-            "base_pred": base.answers[i] if base else None,
-            "pred": tuned.answers[i] if tuned else None,
+            "base_pred": base.answers[i] if base and base.answers else None,
+            "pred": tuned.answers[i] if tuned and tuned.answers else None,
             **_judgement(split.task, base, i, "base_"),
             **_judgement(split.task, tuned, i, ""),
         }
@@ -152,7 +149,8 @@ def prediction_rows(split: Split, base: Scores | None, tuned: Scores | None) -> 
 
 
 def _judgement(task: Task, scores: Scores | None, i: int, prefix: str) -> dict[str, Any]:
-    return {prefix + name: scores.judgements[i].record[name] if scores else None for name in task.recorded}
+    record = scores.judgements[i].record if scores and scores.judgements else {}
+    return {prefix + name: record[name] if record else None for name in task.recorded}
 
 
 def scores_of_base(task: Task, rows: list[dict[str, Any]]) -> Scores | None:

@@ -112,6 +112,7 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     from ftlab.evaluate import Split, prediction_rows
     from ftlab.experiment import base_differs, load_finished, make_accelerator, quiet
     from ftlab.provenance import rows_record
+    from ftlab.stages.stage import LoadedModel
     from ftlab.terminal import Terminal
     from ftlab.train.loss import leaks
 
@@ -136,9 +137,10 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
         terminal.note(line)
     with accelerator.autocast():
         flat = not models.carries_state(model) and not leaks(model, scored.encoded, accelerator.device)
+    loaded = LoadedModel(model, decoder, accelerator, flat)
     memory = within_memory("evaluate", *lighter(cfg, "evaluate", trained=True))
     with terminal.phase("evaluate"), memory, terminal.progress(len(scored.rows), what="evaluate") as bar:
-        scores = scored.score(model, decoder, accelerator, flat, lambda done: bar.update(done, {}), terminal.warn)
+        scores = scored.score(loaded, lambda done: bar.update(done, {}), terminal.warn)
     before = _comparable(folder, name, rows_record(splits), len(scored.rows), terminal)
     terminal.scores(before, scores.metrics, {"tuned": scores.intervals}, columns=("run", "now"))
     stem = _stem(folder)

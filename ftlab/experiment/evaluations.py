@@ -6,11 +6,11 @@ from contextlib import nullcontext, suppress
 
 from ftlab.errors import Pruned
 from ftlab.evaluate import Scores, Split, prediction_rows, scores_of_base
-from ftlab.experiment.base import Loaded
 from ftlab.experiment.parts import Run, Trial
 from ftlab.experiment.prepare import Prepared
 from ftlab.experiment.records import Records
 from ftlab.run_dir import OWN_ANSWERS, RunDir
+from ftlab.stages.stage import LoadedModel
 from ftlab.summary import Metrics
 
 
@@ -22,12 +22,12 @@ class Evaluations:
         self.last: tuple[Scores, int] | None = None  # the last one of the training, and its step
         self._reported: set[int] = set()  # steps of those that the sweep knows
 
-    def of_base(self, base: Loaded, before_kept: Callable[[], None]) -> Scores:
+    def of_base(self, base: LoadedModel, before_kept: Callable[[], None]) -> Scores:
         """The base's answers on test and their verdicts; those of an interrupted run are used again. `before_kept` may
         refuse before new ones are put on record."""
         folder, known, test = self.run.folder, self.records.summary.base, self.prepared.test
         rows = folder.read_rows("predictions.jsonl")
-        written = scores_of_base(test.task, rows)
+        written = scores_of_base(test.task, rows) if test.stage.answers else Scores({}, {})
         ids = [row.get("id") for row in rows]
         scored = {key.partition("/")[0] for key in known}
         if written and ids == [row.id for row in test.rows] and {"eval", "test"} <= scored:
@@ -40,7 +40,7 @@ class Evaluations:
         self.records.write()
         return scores
 
-    def of(self, loaded: Loaded, split: Split, phase: str) -> Scores:
+    def of(self, loaded: LoadedModel, split: Split, phase: str) -> Scores:
         """A phase of its own, before or after training."""
         run = self.run
         with self.records.phase(phase), run.terminal.progress(len(split.rows), what="evaluate") as bar:
@@ -49,9 +49,9 @@ class Evaluations:
                 bar.update(done, {})
                 run.heed_stop(done)
 
-            return split.score(loaded.model, loaded.decoder, run.accelerator, loaded.flat, on_rows, run.terminal.warn)
+            return split.score(loaded, on_rows, run.terminal.warn)
 
-    def on_validation(self, loaded: Loaded, step: int) -> Scores:
+    def on_validation(self, loaded: LoadedModel, step: int) -> Scores:
         """An evaluation during training."""
         run, records, split = self.run, self.records, self.prepared.validation
         with (
@@ -59,9 +59,7 @@ class Evaluations:
             records.clock("eval"),
             records.within_memory("evaluate on validation"),
         ):
-            scores = split.score(
-                loaded.model, loaded.decoder, run.accelerator, loaded.flat, run.heed_stop, run.terminal.warn
-            )
+            scores = split.score(loaded, run.heed_stop, run.terminal.warn)
         records.log(scores.metrics, step)
         self.last = scores, step
         if run.trial:

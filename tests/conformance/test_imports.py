@@ -32,6 +32,13 @@ BASICS = {
 }
 
 DECLARED = {"ftlab.metrics", "ftlab.tasks", "ftlab.stages", "ftlab.declared"}
+# What a stage is given, and what it calls.
+STAGE_TYPES = {
+    "ftlab.data.encode",
+    "ftlab.fast.decoder",
+    "ftlab.summary",
+    *(f"ftlab.train.{name}" for name in ("checkpoint", "learner", "loss", "ranks", "signals")),
+}
 
 # Module or package -> the modules of ours that it may import, its own apart.
 MAY_IMPORT = {
@@ -49,6 +56,7 @@ MAY_IMPORT = {
     "ftlab.config": set(),
     "ftlab.metrics": set(),
     "ftlab.registry": set(),
+    "ftlab.stages": BASICS | STAGE_TYPES | {"ftlab.fast.scoring", "ftlab.fit", "ftlab.metrics", "ftlab.registry"},
     "ftlab.declared": DECLARED,
     "ftlab.rules": BASICS | DECLARED | {"ftlab.data", "ftlab.tasks.options"},
     # A task knows its own scores; what only one of them needs, it imports inside functions.
@@ -78,7 +86,8 @@ MAY_IMPORT = {
     "ftlab.lines": {"ftlab.errors", "ftlab.content"},
     "ftlab.evaluate": BASICS
     | SHARED
-    | {"ftlab.data", "ftlab.tasks", "ftlab.fast.decoder", "ftlab.fast.scoring", "ftlab.generate", "ftlab.train.loss"},
+    | {"ftlab.data", "ftlab.tasks", "ftlab.fast.decoder", "ftlab.fast.scoring", "ftlab.generate"}
+    | {"ftlab.stages", "ftlab.stages.stage"},
     "ftlab.commands.score": BASICS | SQL | {"ftlab.commands", "ftlab.lines", "ftlab.terminal"},
     "ftlab.commands.compare": BASICS
     | {"ftlab.commands", "ftlab.lines", "ftlab.metrics", "ftlab.report", "ftlab.run_dir", "ftlab.sql.intervals"}

@@ -26,6 +26,7 @@ from ftlab.experiment import make_accelerator
 from ftlab.sql.intervals import wilson
 from ftlab.sql.rates import recorded
 from ftlab.sql.verdict import Verdict
+from ftlab.stages.stage import LoadedModel
 from ftlab.tasks import Judgement
 from ftlab.tasks.sql import TASK
 
@@ -150,13 +151,13 @@ def split(small: list[str], byte_tokens: Any) -> Split:
 
 def test_a_split_is_scored_by_what_the_model_writes(split: Split, make_llama: Any) -> None:
     cfg, heard = split.cfg, list[int]()
-    scores = split.score(make_llama(), None, make_accelerator(cfg), True, heard.append)
+    scores = split.score(LoadedModel(make_llama(), None, make_accelerator(cfg), True), heard.append)
     assert len(scores.answers) == 5
     assert heard == [4, 5] + [5] * 5
     assert len(scores.judgements) == 5
     assert scores.metrics.keys() >= {"test/sql_ast_match", "test/sql_exact_match", "test/sql_valid", "test/loss"}
     assert scores.metrics["test/loss"] > 0
-    again = split.score(make_llama(), None, make_accelerator(cfg), False, heard.append)
+    again = split.score(LoadedModel(make_llama(), None, make_accelerator(cfg), False), heard.append)
     assert again.answers == scores.answers
     assert again.metrics["test/loss"] == pytest.approx(scores.metrics["test/loss"], rel=1e-5)
 
