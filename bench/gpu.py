@@ -220,7 +220,7 @@ class Fast:
     def __init__(self, model: Any, *, micro: int, longest: int, optim: str, kept: bool = False, share: float = 0.0):
         from ftlab.config import TrainerConfig
         from ftlab.fast.decoder import Decoder
-        from ftlab.fast.flat import Flat
+        from ftlab.fast.flat import Flat, Trainable
         from ftlab.fast.plan import Setting
         from ftlab.fast.step import FastStep
         from ftlab.train.optim import build_optimizer
@@ -228,7 +228,8 @@ class Fast:
         cfg = TrainerConfig(lr=2e-5, optim=optim)
         self.model, self.decoder, self.micro = model, Decoder(model), micro
         self.flat = Flat(self.decoder.parameters())
-        self.step = FastStep(self.decoder, self.flat, cfg, longest=longest, need=lambda *_: 0.0)
+        self.step = FastStep(self.decoder, cfg, longest=longest, need=lambda *_: 0.0)
+        self.step.serve(Trainable({}, self.flat))
         # The planner's choice is what `choose` would make of the memory that is free; here each variant has its own.
         self.step._settle(Setting(micro, kept, share))
         self.optimizer = build_optimizer([self.flat.parameter], cfg)

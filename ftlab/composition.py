@@ -32,7 +32,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, ValidationError
 from omegaconf.errors import OmegaConfBaseException
 
-from ftlab import config
+from ftlab import config, rules
 from ftlab.allowlist import guarded
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
@@ -274,7 +274,7 @@ def typed_from_tree(tree: dict[str, Any], trust_remote_code: bool = False) -> Ex
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
     typed.model.trust_remote_code = trust_remote_code
-    return config.check(typed)
+    return rules.check(typed)
 
 
 def to_tree(cfg: ExperimentConfig) -> dict[str, Any]:
@@ -282,11 +282,11 @@ def to_tree(cfg: ExperimentConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg)))
 
 
-def group_node(group: str, option: str) -> dict[str, Any]:
-    """The node that `group=option` composes to, e.g. the whole `data` node of `data=sql_synth`."""
+def composed_tree(group: str, option: str) -> dict[str, Any]:
+    """The configuration that `group=option` composes to, e.g. with the whole `data` node of `data=sql_synth`."""
     with hydra_session():
         check_overrides([f"{group}={option}"])
-        return cast(dict[str, Any], _plain(_composed([f"{group}={option}"]))[group])
+        return _plain(_composed([f"{group}={option}"]))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -324,7 +324,13 @@ def normalise(overrides: Sequence[str]) -> list[str]:
         implied = [f"model.name={quoted(label)}", "model.package=null"]
     if "trainer.epochs" in given:
         implied.append("trainer.max_steps=null")
-    return [*map(_with_home, overrides), *(text for text in implied if text.partition("=")[0] not in given)]
+    overrides = [_open(text) for text in map(_with_home, overrides)]
+    return [*overrides, *(text for text in implied if text.partition("=")[0] not in given)]
+
+
+def _open(text: str) -> str:
+    """An option of the task is added where the data option names none of its kind."""
+    return f"++{text.lstrip('+')}" if text.lstrip("+").startswith(config.OPTIONS) else text
 
 
 def _with_home(text: str) -> str:
@@ -404,7 +410,7 @@ def _problem(text: str, groups: dict[str, list[str]], multirun: bool) -> str | N
         return f"{text} names several values: add --multirun to try them all, or quote the value: {_quoted_form(text)}"
     if key in groups:
         return _option_problem(override, groups[key])
-    if key in config.known_keys():
+    if config.is_key(key):
         return None
     near = suggestions(key, groups)
     return f"{key} is no key or group of the configuration. Did you mean: {', '.join(near)}?"

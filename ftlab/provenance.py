@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ftlab import data, weights
+from ftlab import data, tasks, weights
 from ftlab.config import ExperimentConfig
 from ftlab.data.splits import Splits, fingerprint
 from ftlab.errors import InputError
@@ -30,7 +30,7 @@ def read(cfg: ExperimentConfig) -> Sources:
     Raises:
         InputError: data or tokenizer that cannot be read.
     """
-    return record(data.load(cfg.data), cfg, weights.find(cfg.model, what="tokenizer").folder)
+    return record(data.load(cfg.data, tasks.get(cfg.data.task)), cfg, weights.find(cfg.model, what="tokenizer").folder)
 
 
 def check_reported(folder: RunDir, cfg: ExperimentConfig, terminal: Terminal) -> None:

@@ -3,8 +3,12 @@
 import shlex
 from pathlib import Path
 
-from ftlab.run_dir import RunDir
+from ftlab import tasks
+from ftlab.config import DataConfig
+from ftlab.errors import InputError
+from ftlab.run_dir import RunDir, tree_of
 from ftlab.summary import Summary
+from ftlab.tasks.task import Task, right
 from ftlab.terminal import Terminal
 
 
@@ -23,14 +27,15 @@ def report_pruned(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
 
 def report(folder: RunDir, summary: Summary, terminal: Terminal, tracker_line: str | None = None) -> None:
     """Answers, scores and what to do next."""
-    terminal.predictions(folder.read_rows("predictions.jsonl"))
+    task = task_of(folder)
+    terminal.predictions(folder.read_rows("predictions.jsonl"), right(task) if task else ())
     terminal.scores(summary.base, summary.tuned, {"base": summary.intervals.base, "tuned": summary.intervals.tuned})
     where = folder.path
     terminal.note(f"everything is in {where}/ (predictions.jsonl, summary.json, metrics.jsonl)")
     run = shlex.quote(f"run={where}")
+    asked = "".join(f' {name}="{text}"' for name, text in task.sample.items()) if task else ""
     commands = [
-        f'python -m ftlab predict {run} context="CREATE TABLE city (name TEXT, people INT)" '
-        'question="Which cities have more than 1000 people?"',
+        f"python -m ftlab predict {run}{asked}",
         f"python -m ftlab eval {run} split=validation",
         "python -m ftlab runs" + ("" if where.parent == Path("outputs") else f" {shlex.quote(str(where.parent))}"),
     ]
@@ -39,3 +44,12 @@ def report(folder: RunDir, summary: Summary, terminal: Terminal, tracker_line: s
     elif tracker_line:
         terminal.note(tracker_line)
     terminal.next_commands(commands)
+
+
+def task_of(folder: RunDir) -> Task | None:
+    """The task of a run, by its configuration; None where that is damaged, or the task is not installed."""
+    try:
+        name = tree_of(folder).get("data", {}).get("task", DataConfig.task)
+        return tasks.get(name)
+    except (InputError, KeyError, AttributeError):
+        return None

@@ -21,23 +21,12 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from ftlab.config import COUNTS, is_rate
+from ftlab import declared
+from ftlab.metrics import SPLITS, Metric
 from ftlab.redact import redact, redact_tree
 
 PLAIN_WIDTH = 100  # columns of tables where the output is no terminal
 SILENCE_SECONDS = 30.0  # plain output tells at least so often where a long phase stands
-SPLITS = {"eval": "validation", "test": "test"}  # the prefix of a metric's key, and what it was measured on
-LABELS = {  # of metrics, in the order in which they are shown
-    "sql_string_match": "string match",
-    "sql_ast_match": "AST match (headline)",
-    "sql_exec_match": "exec match",
-    "sql_valid": "valid",
-    "loss": "loss",
-    "sql_gold_broken": "gold broken, rows",
-    "sql_vacuous": "gold vacuous, rows",
-}
-BY_BUCKET = {"sql_ast_match": "AST", "sql_exec_match": "exec"}  # scores that are also shown by kind of gold query
-
 Metrics = Mapping[str, float]
 
 
@@ -45,7 +34,7 @@ class Bar(Protocol):
     """Progress towards a known total."""
 
     def update(self, step: int, metrics: Metrics) -> None:
-        """`step` of the total is done; `metrics` by key (`train/loss`, `eval/sql_exact_match`), maybe empty."""
+        """`step` of the total is done; `metrics` by key (`train/loss`, `eval/…`), maybe empty."""
 
 
 _LOST: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # files that cannot be written any more, and why
@@ -179,7 +168,7 @@ class Terminal:
         intervals: Mapping[str, Any] | None,
         columns: tuple[str, str] = ("base", "tuned"),
     ) -> None:
-        """Both models' scores side by side, validation and test apart; then by kind of gold query.
+        """Both models' scores side by side, validation and test apart; then by kind of row.
 
         `intervals` holds, by `base` and `tuned` or for the tuned model alone, (low, high) by metric key. Rates
         are shown in percent and their difference in percentage points, losses as they are.
@@ -209,11 +198,11 @@ class Terminal:
         for line in captured.get().splitlines():
             self.console.out(line.rstrip(), highlight=False)
 
-    def predictions(self, rows: Sequence[Mapping[str, Any]], limit: int = 5) -> None:
+    def predictions(self, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] = (), limit: int = 5) -> None:
         """The first rows: `question`, `gold`, `base_pred` and `pred` under each other, a line each.
 
-        `ast_equal` and `base_ast_equal` say which answers are right; older rows have only `exact_string` and
-        `base_exact_string`, and without those the texts are compared.
+        The first of the columns `fields` (and `base_…`) that a row has says which answers are right; without any the
+        texts are compared.
         """
         for row in rows[:limit]:
             self._line(Text(""))
@@ -222,7 +211,7 @@ class Terminal:
             for label, prefix in (("base", "base_"), ("tuned", "")):
                 answer = row.get(f"{prefix}pred")
                 if answer is not None:
-                    known = [row.get(prefix + name) for name in ("ast_equal", "exact_string")]
+                    known = [row.get(prefix + name) for name in fields]
                     same = answer.strip() == row["gold"].strip()
                     good = next((verdict for verdict in known if verdict is not None), same)
                     self._answer(label, "right" if good else "wrong", answer, "green" if good else "red")
@@ -390,30 +379,32 @@ def _value(value: Any) -> str:
 
 
 def _shown(keys: Sequence[str], base: Metrics, tuned: Metrics) -> list[str]:
-    """Keys of one split as they are listed: none by kind of query, no count of nothing, and the headline under its
-    own name only."""
-    order = list(LABELS)
-    names = {key: key.partition("/")[2] for key in keys if key.count("/") == 1}
-    if "sql_ast_match" in names.values():
-        names = {key: name for key, name in names.items() if name != "sql_exact_match"}
-    kept = [key for key in names if not key.endswith(COUNTS) or base.get(key) or tuned.get(key)]
-    return sorted(kept, key=lambda key: (order.index(names[key]) if names[key] in order else -1, key))
+    """Keys of one split as they are listed, without counts of nothing."""
+    return [key for key in declared.in_order(keys) if not _is_count(key) or base.get(key) or tuned.get(key)]
+
+
+def _is_count(key: str) -> bool:
+    return declared.of(key).unit == "count"
 
 
 def _by_bucket(
     keys: Sequence[str], base: Metrics, tuned: Metrics, columns: tuple[str, str]
 ) -> tuple[list[str], list[list[Text]]]:
-    """Head and rows of the scores by kind of gold query, `base -> tuned` in percent."""
-    scores = [f"{prefix}/{name}" for prefix in SPLITS for name in BY_BUCKET]
-    scores = [score for score in scores if any(key.startswith(f"{score}/") for key in keys)]
-    buckets = dict.fromkeys(key.split("/")[2] for key in keys if key.rpartition("/")[0] in scores)
-    titles = {f"{prefix}/{name}": title for prefix in SPLITS for name, title in BY_BUCKET.items()}
-    titles |= {f"{prefix}/sql_ast_match": f"{split} AST" for prefix, split in SPLITS.items()}
-    head = [f"{' -> '.join(columns)}, %", *(titles[score] for score in scores)]
-    rows = [[Text("  " + bucket.replace("_", " "))] for bucket in buckets]
-    for row, bucket in zip(rows, buckets, strict=True):
+    """Head and rows of the scores by kind of row, `base -> tuned` in percent."""
+    keys = [key for key in keys if key.count("/") == 2 and declared.of(key).is_rate]
+    kinds = dict.fromkeys(key.split("/")[2] for key in keys)
+    scores = declared.in_order(dict.fromkeys(key.rpartition("/")[0] for key in keys))
+    scores.sort(key=lambda score: list(SPLITS).index(score.partition("/")[0]))
+    head, split = [f"{' -> '.join(columns)}, %"], ""
+    for score in scores:
+        prefix, metric = score.partition("/")[0], declared.of(score)
+        title = metric.short or metric.title
+        head.append(title if prefix == split else f"{SPLITS[prefix]} {title}")
+        split = prefix
+    rows = [[Text("  " + kind.replace("_", " "))] for kind in kinds]
+    for row, kind in zip(rows, kinds, strict=True):
         for score in scores:
-            pair = [values[key] for values in (base, tuned) if _is_number(values.get(key := f"{score}/{bucket}"))]
+            pair = [values[key] for values in (base, tuned) if _is_number(values.get(key := f"{score}/{kind}"))]
             row.append(Text(" -> ".join(f"{100 * value:.1f}" for value in pair) or "-"))
     return head, rows
 
@@ -429,54 +420,59 @@ def span(interval: Sequence[float], sign: str = "") -> str:
 
 
 def _score_cells(key: str, before: float | None, after: float | None, ranges: Any) -> list[Text]:
-    name, rate = key.partition("/")[2], is_rate(key)
-    cells = [Text("  " + LABELS.get(name, name)), Text(_number(before, key)), Text(_number(after, key), "bold")]
-    if key.endswith(COUNTS):
+    metric = declared.of(key)
+    cells = [Text("  " + metric.title), Text(_number(before, metric)), Text(_number(after, metric), "bold")]
+    if metric.unit == "count":
         return cells
     if _is_number(before) and _is_number(after):
         gain = float(after) - float(before)  # type: ignore[arg-type]
-        better = gain > 0 if rate else gain < 0
-        style = "" if gain == 0 else "green" if better else "red"
-        cells.append(Text(f"{100 * gain:+.1f} pp" if rate else f"{gain:+.3f}", style))
+        better = gain > 0 if metric.rises else gain < 0
+        style = "" if gain == 0 or metric.direction is None else "green" if better else "red"
+        cells.append(Text(f"{100 * gain:+.1f} pp" if metric.is_rate else f"{gain:+.3f}", style))
     else:
         cells.append(Text(""))
     if ranges:
         low, high = ranges
-        cells.append(Text(span(ranges) if rate else f"{low:.3f} to {high:.3f}", "dim"))
+        cells.append(Text(span(ranges) if metric.is_rate else f"{low:.3f} to {high:.3f}", "dim"))
     return cells
 
 
-def _number(value: float | None, key: str) -> str:
+def _number(value: float | None, metric: Metric) -> str:
     if not _is_number(value):
         return "-"
     number = float(value)  # type: ignore[arg-type]
-    return percent(number) if is_rate(key) else f"{number:,.0f}" if key.endswith(COUNTS) else f"{number:.3f}"
+    return percent(number) if metric.is_rate else f"{number:,.0f}" if metric.unit == "count" else f"{number:.3f}"
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
+# How the progress line writes a metric of a run, by unit.
+PROGRESS = {"nats": "{short} {value:.4f}", "tokens/s": "{value:,.0f} {short}", "GiB": "{value:.1f} {short}"}
+
+
 def _training(metrics: Metrics) -> list[str]:
     """The numbers one watches while training, each with its unit."""
-    memory = "vram/peak_reserved_gib" if "vram/peak_reserved_gib" in metrics else "vram/peak_allocated_gib"
-    formats = {
-        "train/loss": "loss {:.4f}",
-        "train/lr": "lr {:.1e}",
-        "perf/tokens_per_second": "{:,.0f} tok/s",
-        memory: "{:.1f} GiB",
-    }
-    return [text.format(metrics[key]) for key, text in formats.items() if key in metrics]
+    shown = {key: declared.of(key) for key in metrics}
+    shown = {key: metric for key, metric in shown.items() if metric.short and not metric.of_split}
+    order = {metric.name: place for place, metric in enumerate(declared.known())}
+    return [
+        PROGRESS.get(metric.unit, "{short} {value:.1e}").format(short=metric.short, value=metrics[key])
+        for key, metric in sorted(shown.items(), key=lambda item: order[item[0]])
+        if metric.hidden_by not in metrics
+    ]
 
 
 def _evaluation(metrics: Metrics) -> list[str]:
-    """Of the scores of an evaluation those that one watches while training: loss, headline, exec."""
-    names = {"loss": "loss", "sql_exact_match": "AST", "sql_exec_match": "exec"}
+    """Of the scores of an evaluation those that one watches while training: the loss, then the task's."""
     parts = []
     for prefix, split in SPLITS.items():
-        keys = {f"{prefix}/{name}": title for name, title in names.items() if f"{prefix}/{name}" in metrics}
-        parts += [split] if keys else []
-        parts += [f"{title} {_number(metrics[key], key)}" for key, title in keys.items()]
+        keys = declared.in_order(key for key in metrics if key.startswith(f"{prefix}/"))
+        watched = [(declared.of(key), metrics[key]) for key in keys]
+        watched = sorted((pair for pair in watched if pair[0].short), key=lambda pair: pair[0].is_rate)
+        parts += [split] if watched else []
+        parts += [f"{metric.short} {_number(value, metric)}" for metric, value in watched]
     return parts
 
 

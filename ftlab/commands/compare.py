@@ -2,11 +2,11 @@
 
 RUN_A, RUN_B      run folders, or files of `python -m ftlab score` or of answers (predictions.jsonl)
 split=validation  the answers that `python -m ftlab eval run=DIR split=validation` wrote last; default: test
-metric=exec       one of string, AST, exec and valid; default: all
+metric=exec       one of the task's metrics (SQL: string, AST, exec, valid); default: all
 rows=IN.jsonl     the file that `score` read, for contexts: rows of one schema are drawn together
 
-The difference is B less A, with a 95 % interval from a bootstrap over schemas, and McNemar's exact p. One is called
-better where the interval leaves out 0 and p < 0.05; anything else is noise.
+The difference is B less A, with a 95 % interval from a bootstrap over schemas, and McNemar's exact p of answers
+that are right or wrong. One is called better where the interval leaves out 0 and p < 0.05; anything else is noise.
 """
 
 import json
@@ -16,25 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftlab import tasks
 from ftlab.commands import check_keys
 from ftlab.errors import DataError, InputError
 from ftlab.lines import read
+from ftlab.metrics import Metric, name_of
+from ftlab.report import task_of
 from ftlab.run_dir import find_run
 from ftlab.sql.intervals import clustered_bootstrap, mcnemar
-from ftlab.sql.rates import RECORDED, SCORES, counts, read_back
-from ftlab.sql.verdict import Verdict
+from ftlab.tasks import Judgement, Task
+from ftlab.tasks.task import rates, right
 from ftlab.terminal import Terminal, span
 
 USAGE = "python -m ftlab compare RUN_A RUN_B [split=test] [metric=NAME] [rows=IN.jsonl]"
 SPLITS = {"test": "test", "validation": "eval"}  # by the word for it, what its answers are marked with
-# Every name under which a score is known, and its field.
-KEYS = {"exact_string": "sql_string_match", "ast_equal": "sql_ast_match", "exec_equal": "sql_exec_match"}
-METRICS = {
-    **{title.lower(): field for field, title in SCORES.items()},
-    **{field: field for field in SCORES},
-    **{key: field for field, key in KEYS.items()},
-    **{"sql_exact_match": "ast_equal", "sql_valid": "valid"},
-}
 LEVEL = 0.05
 
 Rows = dict[str, dict[str, Any]]  # by the id as JSON
@@ -42,33 +37,35 @@ Rows = dict[str, dict[str, Any]]  # by the id as JSON
 
 @dataclass(frozen=True)
 class Side:
-    """The rows of one of the two, and the file that they are from."""
+    """The rows of one of the two, the file that they are from, and the task that judged them."""
 
     file: Path
     rows: Rows
+    task: Task
 
 
 @dataclass(frozen=True)
 class Row:
-    """Both verdicts on one row, and the schema or, without schemas, the row that it counts as one with."""
+    """Both judgements of one row, and the context or, without contexts, the row that it counts as one with."""
 
-    a: Verdict
-    b: Verdict
+    a: Judgement
+    b: Judgement
     cluster: Hashable
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One score of A and B on the same rows; `low` and `high` bound the rate of B less that of A."""
+    """One score of A and B on the same rows; `low` and `high` bound the mean of B less that of A. `p` is McNemar's, of
+    rows that are right or wrong."""
 
     rows: int
-    hits_a: int
-    hits_b: int
+    hits_a: float
+    hits_b: float
     low: float
     high: float
-    only_a: int
-    only_b: int
-    p: float
+    only_a: int = 0
+    only_b: int = 0
+    p: float | None = None
 
     @property
     def difference(self) -> float:
@@ -78,7 +75,7 @@ class Comparison:
     @property
     def words(self) -> str:
         """Which one is better, or noise."""
-        if self.p >= LEVEL or self.low <= 0 <= self.high:
+        if (self.p is not None and self.p >= LEVEL) or self.low <= 0 <= self.high:
             return "noise"
         return "B is better" if self.low > 0 else "A is better"
 
@@ -95,53 +92,68 @@ def main(arguments: dict[str, str], words: list[str]) -> int:
     split = arguments.get("split", "test")
     if split not in SPLITS:
         raise InputError(f"split={split} must be test or validation")
-    fields = _fields(arguments.get("metric"))
     a, b = (_side(word, split) for word in words)
+    if a.task is not b.task:
+        raise InputError(f"{a.file} holds answers of {a.task.title}, {b.file} of {b.task.title}: they do not compare")
+    metrics = _metrics(a.task, arguments.get("metric"))
     contexts = _by_id(Path(arguments["rows"]).expanduser(), "rows") if "rows" in arguments else {}
     rows, clustered = _paired(a, b, contexts)
-    _show(Terminal(), a, b, rows, clustered, fields)
+    _show(Terminal(), a, b, rows, clustered, metrics)
     return 0
 
 
-def compare(field: str, rows: list[Row]) -> Comparison:
-    """One score on paired rows; those that say nothing of it in either are left out."""
-    kept = [row for row in rows if counts(field, row.a) and counts(field, row.b)]
-    right_a = [bool(getattr(row.a, field)) for row in kept]
-    right_b = [bool(getattr(row.b, field)) for row in kept]
-    only_a = sum(x and not y for x, y in zip(right_a, right_b, strict=True))
-    only_b = sum(y and not x for x, y in zip(right_a, right_b, strict=True))
-    low, high = clustered_bootstrap(right_a, right_b, [row.cluster for row in kept])
-    p = mcnemar(only_a, only_b)
-    return Comparison(len(kept), sum(right_a), sum(right_b), low, high, only_a, only_b, p)
+def compare(metric: str, rows: list[Row]) -> Comparison:
+    """One metric on paired rows; those that say nothing of it in either are left out."""
+    kept = [row for row in rows if metric in row.a.hits and metric in row.b.hits]
+    a, b = [row.a.hits[metric] for row in kept], [row.b.hits[metric] for row in kept]
+    low, high = clustered_bootstrap(a, b, [row.cluster for row in kept])
+    if not all(isinstance(hit, bool) for hit in (*a, *b)):
+        return Comparison(len(kept), sum(a), sum(b), low, high)
+    only_a = sum(bool(x and not y) for x, y in zip(a, b, strict=True))
+    only_b = sum(bool(y and not x) for x, y in zip(a, b, strict=True))
+    return Comparison(len(kept), sum(a), sum(b), low, high, only_a, only_b, mcnemar(only_a, only_b))
 
 
 # --- what is compared ---------------------------------------------------------------------------------------
 
 
-def _fields(metric: str | None) -> list[str]:
-    if metric is None:
-        return list(SCORES)
-    name = metric.lower().removeprefix("eval/").removeprefix("test/")
-    if name not in METRICS:
-        raise InputError(f"metric={metric} must be one of {', '.join(SCORES.values())}")
-    return [METRICS[name]]
+def _metrics(task: Task, asked: str | None) -> list[Metric]:
+    """The task's rates of rows, or the one that is asked for by its key, its column or its short name."""
+    found = rates(task)
+    if asked is None:
+        return found
+    name = name_of(asked.lower().removeprefix("eval/").removeprefix("test/"))
+    known = [metric for metric in task.metrics if metric.is_rate and metric.field]
+    for metric in known:
+        if name in (metric.name, metric.field, called(metric).lower()):
+            return [metric]
+    raise InputError(f"metric={asked} must be one of {', '.join(map(called, found))}")
+
+
+def called(metric: Metric) -> str:
+    """A metric's name in a narrow table."""
+    return metric.short or metric.title.removesuffix(" match")
 
 
 def _side(word: str, split: str) -> Side:
     """The answers of a run, or of a file. Raises InputError where none of them carry verdicts."""
     path = Path(word).expanduser()
     if path.is_file():
-        side = Side(path, _by_id(path, "rows"))
-        if not _judged(side.rows):
-            raise InputError(f"{path} holds no verdicts ({', '.join(RECORDED[:4])}): write them with ftlab score")
-        return side
+        rows = _by_id(path, "rows")
+        task = next((task for task in map(tasks.get, tasks.names()) if _judged(rows, task)), None)
+        if task is None:
+            columns = "; ".join(", ".join(metric.field for metric in rates(tasks.get(name))) for name in tasks.names())
+            raise InputError(f"{path} holds no verdicts ({columns}): write them with ftlab score")
+        return Side(path, rows, task)
     run = find_run(word)
-    folder = run.path
+    folder, task = run.path, task_of(run)
+    if task is None:
+        raise InputError(f"{word}: its task is not known here (data.task in its config.yaml)")
     own = [folder / "predictions.jsonl"] if split == "test" else []
     for file in (file for file in (*own, *run.evaluated()) if file.is_file()):
         rows = _by_id(file, "answers")
-        if _judged(rows) and all(row.get("split") == SPLITS[split] for row in rows.values()):
-            return Side(file, rows)
+        if _judged(rows, task) and all(row.get("split") == SPLITS[split] for row in rows.values()):
+            return Side(file, rows, task)
     command = shlex.join(["python", "-m", "ftlab", "eval", f"run={folder}", f"split={split}"])
     raise InputError(f"{word} holds no answers on {split} with verdicts: {command}")
 
@@ -158,8 +170,9 @@ def _by_id(file: Path, what: str) -> Rows:
     return found
 
 
-def _judged(rows: Rows) -> bool:
-    return bool(rows) and all(isinstance(row.get("ast_equal"), bool) for row in rows.values())
+def _judged(rows: Rows, task: Task) -> bool:
+    column = right(task)[0]
+    return bool(rows) and all(isinstance(row.get(column), (bool, float)) for row in rows.values())
 
 
 def _paired(a: Side, b: Side, contexts: Rows) -> tuple[list[Row], bool]:
@@ -173,10 +186,10 @@ def _paired(a: Side, b: Side, contexts: Rows) -> tuple[list[Row], bool]:
         for field in ("gold", "context", "question"):
             _check_same(name, field, {json.dumps(row[field]) for row in sources if field in row}, a, b)
         schemas.append(next((row["context"] for row in sources if "context" in row), None))
-    clustered = None not in schemas
-    clusters = schemas if clustered else shared
-    verdicts = [[_verdict(side, name) for name in shared] for side in (a, b)]
-    return [Row(*row) for row in zip(*verdicts, map(json.dumps, clusters), strict=True)], clustered
+    clustered = None not in schemas and any(schemas)
+    clusters = [schema or name for schema, name in zip(schemas, shared, strict=True)] if clustered else shared
+    judged = [[_judgement(side, name) for name in shared] for side in (a, b)]
+    return [Row(*row) for row in zip(*judged, map(json.dumps, clusters), strict=True)], clustered
 
 
 def _check_same(name: str, field: str, values: set[str], a: Side, b: Side) -> None:
@@ -184,9 +197,9 @@ def _check_same(name: str, field: str, values: set[str], a: Side, b: Side) -> No
         raise InputError(f"id {name}: its {field} differs between {a.file} and {b.file}: they are not the same rows")
 
 
-def _verdict(side: Side, name: str) -> Verdict:
+def _judgement(side: Side, name: str) -> Judgement:
     try:
-        return read_back(side.rows[name])
+        return side.task.read(side.rows[name])
     except KeyError as error:
         raise DataError(f"{side.file}: id {name} has no {error.args[0]}: write the file with ftlab score") from None
 
@@ -194,12 +207,12 @@ def _verdict(side: Side, name: str) -> Verdict:
 # --- what is shown ------------------------------------------------------------------------------------------
 
 
-def _show(terminal: Terminal, a: Side, b: Side, rows: list[Row], clustered: bool, fields: list[str]) -> None:
+def _show(terminal: Terminal, a: Side, b: Side, rows: list[Row], clustered: bool, metrics: list[Metric]) -> None:
     terminal.note(f"A  {a.file}")
     terminal.note(f"B  {b.file}")
-    found = {field: compare(field, rows) for field in fields}
+    found = {metric: compare(metric.name, rows) for metric in metrics}
     head = ["", "A %", "B %", "B - A", "95 %", "A only", "B only", "p", ""]
-    terminal.table(head, [_cells(SCORES[field], one) for field, one in found.items()])
+    terminal.table(head, [_cells(called(metric), one) for metric, one in found.items()])
     terminal.note("")
     for line in _remarks(a, b, rows, clustered, found):
         terminal.note(line)
@@ -209,15 +222,16 @@ def _cells(title: str, found: Comparison) -> list[str]:
     if not found.rows:
         return [title, *["-"] * 7, "no row to compare"]
     rates = [f"{100 * hits / found.rows:.1f}" for hits in (found.hits_a, found.hits_b)]
-    p = f"{found.p:.3f}" if found.p >= 0.0005 else "<.001"
+    p = "-" if found.p is None else f"{found.p:.3f}" if found.p >= 0.0005 else "<.001"
     difference = f"{100 * found.difference:+.1f}"
     return [
         *(title, *rates, difference, span((found.low, found.high), "+")),
-        *(f"{found.only_a:,}", f"{found.only_b:,}", p, found.words),
+        *((f"{found.only_a:,}", f"{found.only_b:,}") if found.p is not None else ("-", "-")),
+        *(p, found.words),
     ]
 
 
-def _remarks(a: Side, b: Side, rows: list[Row], clustered: bool, found: dict[str, Comparison]) -> Iterator[str]:
+def _remarks(a: Side, b: Side, rows: list[Row], clustered: bool, found: dict[Metric, Comparison]) -> Iterator[str]:
     clusters = len({row.cluster for row in rows})
     yield f"{_counted(len(rows))} in both, " + (
         f"drawn as {_counted(clusters, 'schema')}"
@@ -227,8 +241,9 @@ def _remarks(a: Side, b: Side, rows: list[Row], clustered: bool, found: dict[str
     for letter, side in (("A", a), ("B", b)):
         if alone := len(side.rows) - len(rows):
             yield f"{_counted(alone)} of {letter} alone left out"
-    if "exec_equal" in found and (silent := len(rows) - found["exec_equal"].rows):
-        yield f"{_counted(silent)} left out of exec: the gold query is broken, or returned no row"
+    for metric, one in found.items():
+        if silent := len(rows) - one.rows:
+            yield f"{_counted(silent)} left out of {called(metric)}" + (f": {metric.silent}" if metric.silent else "")
 
 
 def _counted(number: int, what: str = "row") -> str:

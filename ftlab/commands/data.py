@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ftlab import data
+from ftlab import data, tasks
 from ftlab.config import ExperimentConfig
 from ftlab.data.encode import Encoded, refuse_nothing, warnings_of, whole_step
 from ftlab.data.lengths import COLOURS, PERCENTILES, Measured, bins, figure, measure, percentile
@@ -33,7 +33,7 @@ def main(cfg: ExperimentConfig, tokenizer: "PreTrainedTokenizerBase") -> int:
     Raises DataError for data that cannot be used and, after showing it all, if no row to train
     on fits `data.max_length`.
     """
-    splits = data.load(cfg.data)
+    splits = data.load(cfg.data, tasks.get(cfg.data.task))
     found = {
         name: measure(rows, tokenizer, cfg.data, cfg.trainer.loss_on)
         for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))

@@ -11,8 +11,8 @@ import yaml
 
 from ftlab import config
 from ftlab.commands import allowed_code
-from ftlab.composition import group_node, suggestions, typed_from_tree
-from ftlab.config import ExperimentConfig
+from ftlab.composition import composed_tree, suggestions, typed_from_tree
+from ftlab.config import DataConfig, ExperimentConfig
 from ftlab.disk import write_atomic
 from ftlab.errors import InputError
 from ftlab.redact import redact_tree
@@ -55,14 +55,17 @@ def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig
     tree, arguments = tree_of(folder), dict(arguments)
     code = allowed_code(arguments)
     for key in [key for key in arguments if key in GROUPS]:
-        tree[key] = group_node(key, arguments[key])
+        composed, before = composed_tree(key, arguments[key]), tree.get("data", {}).get("task", DataConfig.task)
+        tree[key] = composed[key]
+        if tree["data"].get("task", DataConfig.task) != before:  # another task has other metrics
+            tree["objective"] = composed["objective"]
     for key, text in arguments.items():
         if key in GROUPS:
             continue
         if not key.startswith(NODES):
             takes = f"It takes run, split, {', '.join(GROUPS)} and keys below data, eval and quant"
             raise InputError(f"{key}={text} is nothing that an evaluation reads. {takes}")
-        if key not in config.known_keys():
+        if not config.is_key(key):
             raise InputError(f"{key} is no key of the configuration. Did you mean: {', '.join(suggestions(key))}?")
         _set(tree, key, text)
     return typed_from_tree(tree, code)
@@ -91,7 +94,7 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
         node = node.setdefault(part, {})  # an older run's record may lack it
         if not isinstance(node, dict):
             raise InputError(f"the run's config.yaml has {part}: {node}, which should hold further keys: it is damaged")
-    is_text = "str" in str(config.known_keys()[key]) and text != "null"
+    is_text = "str" in str(config.known_keys().get(key)) and key != "data.options" and text != "null"
     node[last] = text if is_text else yaml.safe_load(text)
 
 
@@ -104,18 +107,20 @@ def _stem(folder: RunDir) -> str:
 
 
 def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict[str, str]) -> int:
-    from ftlab import data, models
+    from ftlab import data, models, tasks
     from ftlab.data.encode import warnings_of
-    from ftlab.evaluate import Split, check_rows_dir, prediction_rows
+    from ftlab.evaluate import Split, prediction_rows
     from ftlab.experiment import base_differs, load_finished, make_accelerator, quiet
     from ftlab.provenance import rows_record
+    from ftlab.stages.stage import LoadedModel
     from ftlab.terminal import Terminal
     from ftlab.train.loss import leaks
 
     quiet()
-    check_rows_dir(cfg.eval)
+    task = tasks.get(cfg.data.task)
+    task.check_files(cfg)
     terminal = Terminal()
-    splits = data.load(cfg.data)
+    splits = data.load(cfg.data, task)
     accelerator = make_accelerator(cfg)
     with terminal.phase("load"):
         tokenizer, model, decoder, reason = load_finished(folder.path, cfg, accelerator)
@@ -132,9 +137,10 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
         terminal.note(line)
     with accelerator.autocast():
         flat = not models.carries_state(model) and not leaks(model, scored.encoded, accelerator.device)
+    loaded = LoadedModel(model, decoder, accelerator, flat)
     memory = within_memory("evaluate", *lighter(cfg, "evaluate", trained=True))
     with terminal.phase("evaluate"), memory, terminal.progress(len(scored.rows), what="evaluate") as bar:
-        scores = scored.score(model, decoder, accelerator, flat, lambda done: bar.update(done, {}), terminal.warn)
+        scores = scored.score(loaded, lambda done: bar.update(done, {}), terminal.warn)
     before = _comparable(folder, name, rows_record(splits), len(scored.rows), terminal)
     terminal.scores(before, scores.metrics, {"tuned": scores.intervals}, columns=("run", "now"))
     stem = _stem(folder)

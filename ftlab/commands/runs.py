@@ -20,7 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ftlab.config import OBJECTIVES, is_rate, known_keys
+from ftlab import declared
+from ftlab.config import known_keys
 from ftlab.errors import InputError
 from ftlab.summary import Summary
 
@@ -193,7 +194,8 @@ Order = Callable[[list[Run]], list[Run]]
 
 def _asked(args: dict[str, str], runs: list[Run]) -> tuple[Tests, Order, int | None, bool]:
     """Tests that a run must pass, the order, how many, and whether as JSON."""
-    known = {*_leaves(), *OBJECTIVES, *(key.replace("eval/", "test/") for key in OBJECTIVES)}
+    scores = declared.objectives()
+    known = {*_leaves(), *scores, *(key.replace("eval/", "test/") for key in scores)}
     known |= {*COLUMNS, *(key for run in runs for key in run.values)}
     if "sort" in args:
         args = {**args, "sort": _meant(args["sort"], known)}
@@ -212,7 +214,7 @@ def _meant(order: str, known: set[str]) -> str:
     """What to sort by, where the title of a column of the table is named: that of the scores is their objective without
     its split."""
     title = order.removeprefix("-")
-    scores = {key.removeprefix("eval/"): key for key in OBJECTIVES}
+    scores = {key.removeprefix("eval/"): key for key in declared.objectives()}
     key = title if title in known else {**scores, **TITLES}.get(title, title)
     return "-" * order.startswith("-") + key
 
@@ -282,7 +284,7 @@ def _number(value: Any) -> float | None:
 def _order(text: str) -> Order:
     """Newest and best first, other keys from low to high; a `-` turns it round, absent values stay last."""
     key = text.removeprefix("-")
-    down = key in ("started", "score") or is_rate(key)
+    down = key in ("started", "score") or declared.of(key).rises
     down = down != text.startswith("-")
 
     def ordered(runs: list[Run]) -> list[Run]:
@@ -380,7 +382,7 @@ def _headline(run: Run) -> str:
     tuned = run.summary.objective.value if tuned is None else tuned
     if base is None and tuned is None:
         return "-"
-    rate = key is not None and is_rate(key)
+    rate = key is not None and declared.of(key).is_rate
     before, after = ("" if n is None else f"{100 * n:.1f}" if rate else f"{n:.3f}" for n in (base, tuned))
     return f"{before} -> {after}{' %' if rate and after else ''}".strip()
 

@@ -4,10 +4,10 @@ The end marker is a label of every row, so that the model learns to stop. What c
 indices, never by comparing with the padding id, which in many tokenizers is the end marker itself.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ftlab.data.prompts import PromptTokenizer
 from ftlab.data.splits import Example
@@ -35,6 +35,13 @@ class Sample(Protocol):
     @property
     def trained(self) -> int:
         """How many of them carry loss; for a loss that is no sum over tokens, by how much the sample counts."""
+
+    @property
+    def rows(self) -> "Sequence[Encoded]":
+        """What it consists of."""
+
+
+S = TypeVar("S", bound=Sample)
 
 
 @dataclass(frozen=True)
@@ -80,17 +87,27 @@ class Encoded:
         """Tokens that carry loss."""
         return sum(last - first for first, last in self.spans)
 
+    @property
+    def rows(self) -> "Sequence[Encoded]":
+        """Itself."""
+        return (self,)
+
 
 @dataclass(frozen=True)
-class EncodedSet:
-    """The rows that fit, and counts of those truncated and dropped; `longest_dropped` is in tokens. `unescaped` are the
-    ids of rows that hold a control token which a field spells (none, but with few tokenizers)."""
+class EncodedSet(Generic[S]):
+    """The samples that fit (`rows`), and counts of those truncated and dropped; `longest_dropped` is in tokens.
+    `unescaped` are the ids of rows that hold a control token which a field spells (none, but with few tokenizers)."""
 
-    rows: list[Encoded]
+    rows: list[S]
     truncated: int
     dropped: int
     longest_dropped: int
     unescaped: list[str]
+
+    @property
+    def encoded(self) -> list[Encoded]:
+        """The rows that the samples consist of."""
+        return [row for sample in self.rows for row in sample.rows]
 
 
 def encode(
@@ -100,7 +117,7 @@ def encode(
     max_length: int,
     loss_on: str,
     name: str = "train",
-) -> EncodedSet:
+) -> EncodedSet[Encoded]:
     """Tokenise the `examples` of the split `name` and make them fit `max_length` tokens. `loss_on`: completion or all.
 
     Raises WeightsError for a tokenizer without end marker, DataError if no row is left.
@@ -137,7 +154,7 @@ def _completion(id: str, prompt: list[int], answer: list[int], kept: tuple[int, 
     return Tokens(id, ids, ((len(prompt), len(ids)),), (start, max(start, len(prompt) - tail)), unescaped)
 
 
-def fit(tokens: Sequence[Tokens], max_length: int, loss_on: str) -> EncodedSet:
+def fit(tokens: Sequence[Tokens], max_length: int, loss_on: str) -> EncodedSet[Encoded]:
     """Shorten rows from the left of what may be cut until they fit; drop those that never would, and those of which no
     token would be trained."""
     fitted = [_fit(row, max_length, loss_on) for row in tokens]
@@ -187,7 +204,7 @@ def whole_step(length: int) -> int:
     return -(-length // STEP) * STEP
 
 
-def refuse_nothing(fitted: EncodedSet, tokens: Sequence[Tokens], max_length: int, name: str = "train") -> None:
+def refuse_nothing(fitted: EncodedSet[Any], tokens: Sequence[Tokens], max_length: int, name: str = "train") -> None:
     """Raise DataError, with the `max_length` that would do, if no row of the split `name` is left."""
     if fitted.rows:
         return
@@ -202,7 +219,7 @@ def refuse_nothing(fitted: EncodedSet, tokens: Sequence[Tokens], max_length: int
     )
 
 
-def warnings_of(sets: dict[str, EncodedSet], max_length: int) -> list[str]:
+def warnings_of(sets: Mapping[str, EncodedSet[Any]], max_length: int) -> list[str]:
     """Lines for a person on rows, by split, that were made to fit, and on rows whose fields spell a control token that
     this tokenizer cannot read as text."""
     lines = [_shortened(name, found, max_length) for name, found in sets.items() if found.truncated or found.dropped]
@@ -216,7 +233,7 @@ def warnings_of(sets: dict[str, EncodedSet], max_length: int) -> list[str]:
     return lines
 
 
-def _shortened(name: str, found: EncodedSet, max_length: int) -> str:
+def _shortened(name: str, found: EncodedSet[Any], max_length: int) -> str:
     lost = f"{found.dropped:,} rows dropped" if name == "train" else f"{found.dropped:,} rows left out of its loss"
     answered = "" if name == "train" else "; answers are written to whole prompts"
     return (

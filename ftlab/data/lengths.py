@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftlab.config import DataConfig
-from ftlab.data.encode import EncodedSet, Tokens, fit, tokenise
+from ftlab.data.encode import Encoded, EncodedSet, Tokens, fit, tokenise
 from ftlab.data.splits import Example
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Measured:
     """One split as tokens, whole (`tokens`) and made to fit (`fitted`); `lengths` are sorted, nothing cut."""
 
     tokens: list[Tokens]
-    fitted: EncodedSet
+    fitted: EncodedSet[Encoded]
     lengths: list[int]
 
     def by_fate(self) -> dict[str, list[int]]:

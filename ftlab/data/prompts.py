@@ -16,9 +16,10 @@ def render(template: str, question: str, context: str) -> str:
     return template.format(question=question, context=context)
 
 
-def uses_context(template: str) -> bool:
-    """Whether the template shows the schema."""
-    return any(name == "context" for _, name, _, _ in string.Formatter().parse(template))
+@lru_cache(maxsize=32)
+def shows(template: str, field: str) -> bool:
+    """Whether the template has a field of that name."""
+    return any(name == field for _, name, _, _ in string.Formatter().parse(template))
 
 
 def pieces(template: str, question: str, context: str) -> list[Piece]:

@@ -6,24 +6,58 @@ rows, nor on other splits, nor on PYTHONHASHSEED, and a larger `train_rows` only
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from operator import attrgetter
+from typing import Protocol, TypeVar
 
 from ftlab.config import DataConfig
 from ftlab.errors import DataError
 
 
+class Row(Protocol):
+    """What dividing rows needs to know of one; rows of one `group` never part."""
+
+    @property
+    def group(self) -> str: ...
+    @property
+    def asked(self) -> str:
+        """What is asked, on which rows go apart where they are all of one group."""
+
+    @property
+    def shared(self) -> str:
+        """What several rows may ask about; empty where there is nothing."""
+
+    @property
+    def text(self) -> str:
+        """All of it as one text, for the fingerprint; equal texts are equal rows."""
+
+
+R = TypeVar("R", bound=Row)
+
+
 @dataclass(frozen=True)
 class Example:
-    """One question over one schema with its SQL; rows of one `group` (database or schema) never part."""
+    """One question, maybe over a context, with its answer; rows of one `group` (database or schema) never part."""
 
     id: str
     question: str
     context: str
     answer: str
     group: str
+
+    @property
+    def asked(self) -> str:
+        return self.question
+
+    @property
+    def shared(self) -> str:
+        return self.context
+
+    @property
+    def text(self) -> str:
+        return json.dumps([self.question, self.context, self.answer, self.group])
 
 
 @dataclass(frozen=True)
@@ -74,12 +108,12 @@ def divide(parts: Parts, cfg: DataConfig) -> Splits:
 class Grouping:
     """What keeps rows together: `key` of a row, and its `name` for a person with `why` it was chosen."""
 
-    key: Callable[[Example], str]
+    key: Callable[[Row], str]
     name: str
     why: str = ""
 
     @classmethod
-    def of(cls, rows: list[Example], grouped_by: str) -> "Grouping":
+    def of(cls, rows: Sequence[Row], grouped_by: str) -> "Grouping":
         """Groups as the source has them; rows that are all of one group, as over a single database, go by their
         questions, so that none is on two sides."""
         groups = {row.group for row in rows}
@@ -88,17 +122,15 @@ class Grouping:
         return cls(attrgetter("group"), grouped_by)
 
 
-def _asked(row: Example) -> str:
+def _asked(row: Row) -> str:
     """A question without regard to case and blanks."""
-    return " ".join(row.question.casefold().split())
+    return " ".join(row.asked.casefold().split())
 
 
 BY_CONTEXT = Grouping(attrgetter("group"), "context")
 
 
-def carve(
-    rows: list[Example], size: float, seed: int, key: str, grouping: Grouping = BY_CONTEXT
-) -> tuple[list[Example], list[Example]]:
+def carve(rows: list[R], size: float, seed: int, key: str, grouping: Grouping = BY_CONTEXT) -> tuple[list[R], list[R]]:
     """Divide `rows` into (rest, taken) by whole groups, `taken` as near to `size` as groups allow.
 
     `size` is a number of rows, or a fraction of them below 1; both sides get at least one group and keep the
@@ -140,49 +172,45 @@ def _choose(counts: Counter[str], wanted: int, salt: str) -> set[str]:
     return chosen
 
 
-def cap(rows: list[Example], limit: int | None, seed: int) -> list[Example]:
+def cap(rows: list[R], limit: int | None, seed: int) -> list[R]:
     """At most `limit` of `rows`, in their order. A larger limit keeps the rows of a smaller one."""
     if limit is None or limit >= len(rows):
         return rows
-    drawn = sorted(range(len(rows)), key=lambda i: _draw(f"rows/{seed}", _text(rows[i])))
+    drawn = sorted(range(len(rows)), key=lambda i: _draw(f"rows/{seed}", rows[i].text))
     return [rows[i] for i in sorted(drawn[:limit])]
 
 
-def fingerprint(*splits: Iterable[Example]) -> str:
+def fingerprint(*splits: Iterable[Row]) -> str:
     """sha256 (hex) over the text of all rows in order; names of files and splits do not count."""
     digest = sha256()
     for rows in splits:
         digest.update(b"split\n")
         for row in rows:
-            digest.update(_text(row).encode() + b"\n")
+            digest.update(row.text.encode() + b"\n")
     return digest.hexdigest()
-
-
-def _text(row: Example) -> str:
-    return json.dumps([row.question, row.context, row.answer, row.group])
 
 
 def _draw(salt: str, text: str) -> bytes:
     return sha256(f"{salt}/{text}".encode(errors="surrogatepass")).digest()
 
 
-def _taken(name: str, rows: list[Example], by: Grouping) -> str:
+def _taken(name: str, rows: Sequence[Row], by: Grouping) -> str:
     groups = len(set(map(by.key, rows)))
     return f"{name}: {len(rows):,} rows taken from train by whole groups ({groups:,} by {by.name}{by.why})"
 
 
-def _capped(name: str, rows: list[Example], kept: list[Example]) -> list[str]:
+def _capped(name: str, rows: Sequence[Row], kept: Sequence[Row]) -> list[str]:
     if len(kept) == len(rows):
         return []
     return [f"{name}: {len(kept):,} of {len(rows):,} rows kept (data.{name}_rows)"]
 
 
-def _shared(name: str, rows: list[Example], train: list[Example]) -> list[str]:
+def _shared(name: str, rows: Sequence[Row], train: Sequence[Row]) -> list[str]:
     """Lines for what a split shares with train, which makes its scores look better than they are."""
-    known = {row.context for row in train} - {""}
-    contexts = {row.context for row in rows}
-    asked = {(row.question, row.context) for row in train}
-    again = sum((row.question, row.context) in asked for row in rows)
+    known = {row.shared for row in train} - {""}
+    contexts = {row.shared for row in rows}
+    asked = {(row.asked, row.shared) for row in train}
+    again = sum((row.asked, row.shared) in asked for row in rows)
     notes = []
     if both := len(contexts & known):
         notes.append(f"{name}: {both:,} of its {len(contexts):,} contexts also occur in train")

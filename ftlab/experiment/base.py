@@ -1,6 +1,5 @@
 """The base model of a run: found, hashed, loaded, checked, and given its adapter."""
 
-from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
@@ -15,18 +14,9 @@ from ftlab.experiment.prepare import Prepared
 from ftlab.experiment.records import Records
 from ftlab.fast.decoder import Decoder
 from ftlab.fast.recognise import fast_path
+from ftlab.stages.stage import LoadedModel
 from ftlab.train.loss import leaks
 from ftlab.weights import Located
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model on its device. `decoder` are its layers for the fast path, where that knows them; `flat` says whether
-    rows of one batch do not see each other."""
-
-    model: nn.Module
-    decoder: Decoder | None
-    flat: bool
 
 
 class Base:
@@ -39,7 +29,7 @@ class Base:
         files = weights.base_files(self.located.folder)
         self._checksums: Checksums | None = Checksums(files) if run.ranks.rank == 0 else None
 
-    def load(self, prepared: Prepared) -> Loaded:
+    def load(self, prepared: Prepared) -> LoadedModel:
         """The base, from the cache where there is one, quantised as asked, and tried.
 
         Raises:
@@ -54,8 +44,8 @@ class Base:
             recorded.id, recorded.revision, recorded.origin = cfg.model.id, self.located.revision, self.located.origin
         with run.accelerator.autocast():
             models.check_runs(base, cfg.model.id, cfg.quant)
-            flat = not models.carries_state(base) and not leaks(base, prepared.train.rows, device)
-        return Loaded(base, self._decoder(base), flat)
+            flat = not models.carries_state(base) and not leaks(base, prepared.train.encoded, device)
+        return LoadedModel(base, self._decoder(base), run.accelerator, flat)
 
     def record_files(self, resumed: bool = False) -> None:
         """Put the hashes of the base's files on record, once they are known. Scores or training that are `resumed` must
@@ -83,7 +73,7 @@ class Base:
             self.run.terminal.note("the run's record has no hash of its base: whether that has changed is not known")
         recorded.sha256, self._checksums = found, None
 
-    def adapt(self, base: Loaded) -> Loaded:
+    def adapt(self, base: LoadedModel) -> LoadedModel:
         """The base in its adapter, or the base itself where all weights are trained."""
         cfg, terminal, summary = self.cfg, self.run.terminal, self.records.summary
         set_seed(cfg.seed)
@@ -99,7 +89,7 @@ class Base:
             terminal.warn("the output layer shares its weights with the embedding; the adapter changes one of them")
         trained, total = summary.trainable_parameters, summary.parameters
         terminal.note(f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f} %)")
-        return Loaded(model, decoder, base.flat)
+        return LoadedModel(model, decoder, base.accelerator, base.flat)
 
     def _decoder(self, model: nn.Module) -> Decoder | None:
         """The model's layers for the fast path, or None, with one line that says why."""

@@ -6,11 +6,11 @@ from contextlib import nullcontext, suppress
 
 from ftlab.errors import Pruned
 from ftlab.evaluate import Scores, Split, prediction_rows, scores_of_base
-from ftlab.experiment.base import Loaded
 from ftlab.experiment.parts import Run, Trial
 from ftlab.experiment.prepare import Prepared
 from ftlab.experiment.records import Records
 from ftlab.run_dir import OWN_ANSWERS, RunDir
+from ftlab.stages.stage import LoadedModel
 from ftlab.summary import Metrics
 
 
@@ -22,14 +22,15 @@ class Evaluations:
         self.last: tuple[Scores, int] | None = None  # the last one of the training, and its step
         self._reported: set[int] = set()  # steps of those that the sweep knows
 
-    def of_base(self, base: Loaded, before_kept: Callable[[], None]) -> Scores:
+    def of_base(self, base: LoadedModel, before_kept: Callable[[], None]) -> Scores:
         """The base's answers on test and their verdicts; those of an interrupted run are used again. `before_kept` may
         refuse before new ones are put on record."""
         folder, known, test = self.run.folder, self.records.summary.base, self.prepared.test
         rows = folder.read_rows("predictions.jsonl")
-        written = scores_of_base(rows)
+        written = scores_of_base(test.task, rows) if test.stage.answers else Scores({}, {})
         ids = [row.get("id") for row in rows]
-        if written and ids == [row.id for row in test.rows] and "test/loss" in known and "eval/loss" in known:
+        scored = {key.partition("/")[0] for key in known}
+        if written and ids == [row.id for row in test.rows] and {"eval", "test"} <= scored:
             return written
         for split in (self.prepared.validation, test):
             scores = self.of(base, split, f"evaluate base on {split.title}")
@@ -39,7 +40,7 @@ class Evaluations:
         self.records.write()
         return scores
 
-    def of(self, loaded: Loaded, split: Split, phase: str) -> Scores:
+    def of(self, loaded: LoadedModel, split: Split, phase: str) -> Scores:
         """A phase of its own, before or after training."""
         run = self.run
         with self.records.phase(phase), run.terminal.progress(len(split.rows), what="evaluate") as bar:
@@ -48,9 +49,9 @@ class Evaluations:
                 bar.update(done, {})
                 run.heed_stop(done)
 
-            return split.score(loaded.model, loaded.decoder, run.accelerator, loaded.flat, on_rows, run.terminal.warn)
+            return split.score(loaded, on_rows, run.terminal.warn)
 
-    def on_validation(self, loaded: Loaded, step: int) -> Scores:
+    def on_validation(self, loaded: LoadedModel, step: int) -> Scores:
         """An evaluation during training."""
         run, records, split = self.run, self.records, self.prepared.validation
         with (
@@ -58,9 +59,7 @@ class Evaluations:
             records.clock("eval"),
             records.within_memory("evaluate on validation"),
         ):
-            scores = split.score(
-                loaded.model, loaded.decoder, run.accelerator, loaded.flat, run.heed_stop, run.terminal.warn
-            )
+            scores = split.score(loaded, run.heed_stop, run.terminal.warn)
         records.log(scores.metrics, step)
         self.last = scores, step
         if run.trial:
@@ -92,9 +91,9 @@ class Evaluations:
 
     def _report(self, metrics: Metrics, step: int) -> None:
         """Pass an evaluation on to the sweep, which may give the run up: once training is over there is nothing left
-        to give up. A loss that is no number is no score: training ends with its own error."""
+        to give up. A score that is no number is none: training ends with its own error."""
         trial = self.run.trial
-        if trial is None or step in self._reported or not math.isfinite(metrics["eval/loss"]):
+        if trial is None or step in self._reported or not all(map(math.isfinite, metrics.values())):
             return
         self._reported.add(step)
         with suppress(Pruned) if step >= (self.records.summary.planned_steps or 0) else nullcontext():
@@ -104,8 +103,9 @@ class Evaluations:
 def recorded(folder: RunDir) -> Iterator[tuple[Metrics, int]]:
     """The validation evaluations that metrics.jsonl holds, each with its step."""
     for row in folder.read_metrics():
-        if row.get("eval/loss") is not None:
-            yield {key: float(v) for key, v in row.items() if key.startswith("eval/") and v is not None}, row["step"]
+        scores = {key: value for key, value in row.items() if key.startswith("eval/")}
+        if scores and None not in scores.values():  # null: a loss that was no number
+            yield {key: float(value) for key, value in scores.items()}, row["step"]
 
 
 def report_ended(folder: RunDir, trial: Trial | None) -> None:

@@ -2,7 +2,7 @@
 
 from ftlab import provenance
 from ftlab.composition import Composition, to_tree
-from ftlab.config import ExperimentConfig, check
+from ftlab.config import ExperimentConfig
 from ftlab.disk import room_for
 from ftlab.errors import Pruned
 from ftlab.evaluate import prediction_rows
@@ -15,6 +15,7 @@ from ftlab.experiment.prepare import Prepared, prepare
 from ftlab.experiment.records import Records
 from ftlab.experiment.training import train
 from ftlab.report import report_finished, report_pruned
+from ftlab.rules import check
 from ftlab.run_dir import RunDir
 from ftlab.summary import Summary
 from ftlab.terminal import Terminal

@@ -2,15 +2,16 @@
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ftlab import data, models, provenance, weights
+from ftlab import data, models, provenance, stages, tasks, weights
 from ftlab.config import ExperimentConfig
 from ftlab.data import Splits
-from ftlab.data.encode import EncodedSet, encode, warnings_of
+from ftlab.data.encode import EncodedSet, refuse_nothing, warnings_of
 from ftlab.errors import ConfigError
-from ftlab.evaluate import Split, check_rows_dir
+from ftlab.evaluate import Split
 from ftlab.summary import RowCounts, Sources
 
 
@@ -19,7 +20,7 @@ class Prepared:
     """Rows, tokenized, and what they were made of."""
 
     splits: Splits
-    train: EncodedSet
+    train: EncodedSet[Any]  # the samples that the stage makes of the training rows
     validation: Split
     test: Split
     tokenizer: PreTrainedTokenizerBase
@@ -54,19 +55,22 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
         InputError: packages, data, tokenizer or module names that do not fit.
     """
     check_packages(cfg)
-    check_rows_dir(cfg.eval)
+    task = tasks.get(cfg.data.task)
+    task.check_files(cfg)
     weights.check_code(cfg.model)
-    splits = data.load(cfg.data)
+    splits = data.load(cfg.data, task)
     located = weights.find(cfg.model, what="tokenizer")
     tokenizer = models.load_tokenizer(located, cfg.model.trust_remote_code)
     bare = models.skeleton(located, cfg.model.trust_remote_code)
     notes = models.settled(bare, cfg)
     models.check_adapter(bare, cfg.lora)
-    train = encode(splits.train, tokenizer, cfg.data.prompt, cfg.data.max_length, cfg.trainer.loss_on)
+    tokens = task.render(splits.train, tokenizer, cfg.data)
+    train = stages.get(cfg.trainer.stage).encode(tokens, cfg)
+    refuse_nothing(train, tokens, cfg.data.max_length)
     validation = Split("eval", splits.validation, tokenizer, cfg)
     test = Split("test", splits.test, tokenizer, cfg)
     sources = provenance.record(splits, cfg, located.folder)
-    rows = [row.input_ids for row in (*train.rows, *validation.encoded, *test.encoded)]
+    rows = [row.input_ids for row in (*train.encoded, *validation.encoded, *test.encoded)]
     notes += models.check_rows(bare, tokenizer, rows, [*validation.prompts, *test.prompts], cfg)
     return Prepared(splits, train, validation, test, tokenizer, sources, notes)
 

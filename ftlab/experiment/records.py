@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from ftlab import trackers
+from ftlab import tasks, trackers
 from ftlab.errors import Stopped
 from ftlab.evaluate import Scores
 from ftlab.experiment.device import device_name
@@ -16,6 +16,7 @@ from ftlab.experiment.prepare import Prepared
 from ftlab.report import report, report_pruned
 from ftlab.shortage import lighter, within_memory
 from ftlab.summary import BaseModel, Metrics, Objective, Summary
+from ftlab.tasks.task import rates
 from ftlab.terminal import Bar
 from ftlab.trackers.jsonl import JsonlTracker
 from ftlab.train.checkpoint import Checkpoint
@@ -23,7 +24,6 @@ from ftlab.versions import versions
 from ftlab.vram import Meter, peak_flops
 
 PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
-SHOWN = ("exact_string", "ast_equal", "exec_equal", "valid")  # verdicts in the tracker's table of predictions
 KEPT = ("trainable_parameters", "parameters", "data_sha256", "model", "seconds", "vram", "objective")  # at the tracker
 
 
@@ -209,7 +209,8 @@ class Records:
     def _close_tracker(self, rows: list[dict[str, Any]], step: int) -> str | None:
         if self.tracker is None:
             return None
-        columns = ["question", "gold", "base_pred", "pred", *SHOWN, *(f"base_{name}" for name in SHOWN), "reason"]
+        shown = [metric.field for metric in rates(tasks.get(self.cfg.data.task))]
+        columns = ["question", "gold", "base_pred", "pred", *shown, *(f"base_{name}" for name in shown), "reason"]
         if not self.run.trial:
             self.tracker.table("predictions", columns, [[row[c] for c in columns] for row in rows], step)
         numbers = {f"base/{key}": value for key, value in self.summary.base.items()}

@@ -1,5 +1,7 @@
 """Trainable tensors laid end to end in one buffer, so that one launch serves them all."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -58,4 +60,29 @@ class Flat:
         """Let go of the parameters, each with memory of its own again."""
         for parameter in self.members:
             parameter.data = parameter.data.clone()
+            parameter.grad = None
+
+
+class Trainable:
+    """Tensors that are trained together, by name: those of one adapter, or all of a model's.
+
+    `parameters` are what an optimizer steps: the parameter of `flat` where the tensors share a buffer, else the tensors
+    themselves. `activate` has the model compute with these tensors, where it holds several adapters.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, nn.Parameter],
+        flat: Flat | None = None,
+        activate: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.tensors, self.flat, self.activate = dict(tensors), flat, activate
+        self.parameters = [flat.parameter] if flat else list(self.tensors.values())
+
+    def clear(self) -> None:
+        """Begin with new gradients."""
+        if self.flat:
+            self.flat.gradient.zero_()
+            return
+        for parameter in self.parameters:
             parameter.grad = None

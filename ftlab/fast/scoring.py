@@ -1,6 +1,6 @@
 """What an evaluation asks of a decoder: the loss of given answers, and answers of its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -50,7 +50,7 @@ def answers(
 
 
 @torch.no_grad()
-def mean_loss(decoder: Decoder, rows: list[Encoded]) -> float:
+def mean_loss(decoder: Decoder, rows: Sequence[Encoded]) -> float:
     """Mean cross entropy over the trained tokens of `rows`."""
     decoder.reach(max(row.tokens for row in rows))
     tokens = TOKENS

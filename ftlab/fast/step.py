@@ -4,20 +4,21 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ftlab.config import TrainerConfig
-from ftlab.data.encode import Encoded
+from ftlab.data.encode import Encoded, Sample
 from ftlab.fast.attention import inside
 from ftlab.fast.decoder import Batch, Decoder
-from ftlab.fast.flat import Flat
+from ftlab.fast.flat import Flat, Trainable
 from ftlab.fast.graphs import Graphs
 from ftlab.fast.layout import Layout, padded_sizes
 from ftlab.fast.plan import SHARES, Chooser, Need, Setting
 
 
 class FastStep:
-    """Runs micro-batches through a decoder by hand and leaves float32 gradients in `flat`. See `train.step.Step`.
+    """Runs micro-batches through a decoder by hand and leaves float32 gradients in the buffer of the adapter that it
+    serves, which must be the decoder's. See `train.step.Step`.
 
     `longest` is the tokens of the longest row; `need` and `limit` are the `Chooser`'s. Adapters are read from a copy in
     the decoder's dtype, which `begin` renews.
@@ -26,26 +27,32 @@ class FastStep:
     def __init__(
         self,
         decoder: Decoder,
-        flat: Flat,
         cfg: TrainerConfig,
         *,
         longest: int,
         need: Need,
         limit: float = math.inf,
     ) -> None:
-        self.decoder, self.flat = decoder, flat
+        self.decoder = decoder
         self.keeps_unpacked = bool(decoder.packed())
-        self.parameters: list[nn.Parameter] = [flat.parameter]
         self.cuda = decoder.device.type == "cuda"
         self.longest = -(-max(longest, 512) // 128) * 128  # padding is a row too, of up to 511 tokens
-        self.work, self.grad = flat.like(decoder.dtype), flat.like(decoder.dtype)
         self.setting = Setting(1, False, 0.0)
         self.recaptured: Setting | None = None
         padded = (lambda tokens, scored, share: need(*padded_sizes(tokens, scored), share)) if self.cuda else need
         self.chooser = Chooser(cfg, decoder.device, padded, self._settle, shares=SHARES, limit=limit)
         decoder.reach(self.longest)
-        decoder.attach(flat, self.work, self.grad)
         self.graphs = Graphs(self._run, decoder.device) if self.cuda and decoder.capturable else None
+
+    def serve(self, trained: Trainable) -> None:
+        """See `Step`; graphs of another adapter's buffers are dropped."""
+        if trained.flat is None:
+            raise ValueError("the fast step needs its tensors in one buffer")
+        if self.graphs is not None:
+            self.graphs.drop(forget=True)
+        self.flat: Flat = trained.flat
+        self.work, self.grad = self.flat.like(self.decoder.dtype), self.flat.like(self.decoder.dtype)
+        self.decoder.attach(self.flat, self.work, self.grad)
 
     @property
     def micro(self) -> int:
@@ -54,7 +61,7 @@ class FastStep:
 
     # --- how --------------------------------------------------------------------------------------------------
 
-    def choose(self, longest: Sequence[Encoded]) -> None:
+    def choose(self, longest: Sequence[Sample]) -> None:
         """See `Step`."""
         copy = sum(weight.kept_bytes for weight in self.decoder.packed() if weight.kept is None)
         self.chooser.choose(longest, copy=copy if self.keeps_unpacked else None)

@@ -49,13 +49,14 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def clustered_bootstrap(
-    a: Sequence[bool],
-    b: Sequence[bool],
+    a: Sequence[float],
+    b: Sequence[float],
     clusters: Sequence[Hashable],
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The 95 % percentile interval of the difference of two rates on the same rows, rate of `b` less rate of `a`.
+    """The 95 % percentile interval of the difference of two rates on the same rows, rate of `b` less rate of `a`; each
+    row is right or wrong, or has a value from 0 to 1.
 
     Rows of one cluster (here: of one schema) are alike, so whole clusters are drawn, with replacement, as many as
     there are. Clusters of equal size and equal difference are the same to the statistic: how often each such kind
@@ -65,10 +66,10 @@ def clustered_bootstrap(
     Source: B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; clusters: A. C.
     Davison and D. V. Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
     """
-    gains: dict[Hashable, list[int]] = {}
+    gains: dict[Hashable, list[float]] = {}
     for right_a, right_b, cluster in zip(a, b, clusters, strict=True):
         total = gains.setdefault(cluster, [0, 0])
-        total[0] += int(right_b) - int(right_a)
+        total[0] += float(right_b) - float(right_a)
         total[1] += 1
     if len(gains) < 2:
         return -1.0, 1.0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ftlab.config import is_rate
+from ftlab import declared
 from ftlab.sweep.entry import best_of
 from ftlab.sweep.events import Event
 from ftlab.sweep.space import text_of
@@ -130,7 +130,7 @@ class Board:
 
 def number(metric: str, value: float) -> str:
     """A value of a metric as people read it."""
-    return f"{100 * value:.1f} %" if is_rate(metric) else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if declared.of(metric).is_rate else f"{value:.4g}"
 
 
 def short(value: Any) -> str:

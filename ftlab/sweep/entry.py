@@ -27,9 +27,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether a row of validation was answered right, and the schema (or row) that it is drawn with."""
+    """A row of validation: right or wrong, or how right from 0 to 1, and the schema (or row) that it is drawn with."""
 
-    right: bool
+    hit: bool | float
     cluster: str
 
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import optuna
 
-from ftlab import run_dir
+from ftlab import declared, run_dir
 from ftlab.composition import Composition, flatten
-from ftlab.config import OBJECTIVES, DataConfig, SweepConfig
+from ftlab.config import DataConfig, SweepConfig
 from ftlab.errors import ConfigError
 from ftlab.redact import redact, redact_tree
 from ftlab.run_dir import FREE_KEYS, FREE_NODES, SPLITS, defaults
@@ -32,7 +32,7 @@ def directions_of(objectives: list[str], given: Any) -> list[Direction]:
     """`maximize` or `minimize` of each objective; what `sweep.direction` says wins."""
     if given is not None:
         return [*given] if isinstance(given, list) else [given]
-    return ["maximize" if OBJECTIVES.get(name, False) else "minimize" for name in objectives]
+    return [declared.of(name).direction or "minimize" for name in objectives]
 
 
 def check(cfg: SweepConfig, space: Space, objectives: list[str]) -> None:
@@ -65,7 +65,7 @@ def check(cfg: SweepConfig, space: Space, objectives: list[str]) -> None:
 def rises(metric: str, objectives: Sequence[str], directions: Sequence[str]) -> bool:
     """Whether more of a metric is better: as the study aims where it is an objective, else as it is defined."""
     aims = dict(zip(objectives, directions, strict=True))
-    return aims[metric] == "maximize" if metric in aims else OBJECTIVES.get(metric, False)
+    return aims[metric] == "maximize" if metric in aims else declared.of(metric).rises
 
 
 def configuration(compose: Callable[[list[str]], Composition], space: Space) -> dict[str, Any]:

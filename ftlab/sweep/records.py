@@ -5,21 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ftlab.config import is_rate
+from ftlab import declared
+from ftlab.metrics import name_of
 from ftlab.run_dir import RunDir
-from ftlab.sql.rates import counts, read_back
 from ftlab.summary import Summary
 from ftlab.sweep.entry import Answer, Entry
 from ftlab.sweep.statistics import over_seeds
+from ftlab.tasks import Task
 from ftlab.terminal import percent, span
-
-FIELDS = {  # the verdict's field behind each rate
-    "sql_exact_match": "ast_equal",
-    "sql_ast_match": "ast_equal",
-    "sql_string_match": "exact_string",
-    "sql_exec_match": "exec_equal",
-    "sql_valid": "valid",
-}
 
 
 def runs(folder: Path) -> list[RunDir]:
@@ -48,10 +41,10 @@ def completed(entry: Entry, runs: list[RunDir], metric: str, seeds: int, deviati
         return entry
     if deviation is not None:
         reaches = [reach for reach in (_reach(summary, metric) for summary in summaries) if reach]
-        between = over_seeds(entry.values[0], deviation, seeds, reaches, rate=is_rate(metric))
+        between = over_seeds(entry.values[0], deviation, seeds, reaches, rate=declared.of(metric).is_rate)
         return replace(entry, interval=between, note=f"{seeds} seeds")
     told = answers(runs[0], metric, _rows_of(entry))
-    rate = sum(answer.right for answer in told.values()) / max(1, len(told))
+    rate = sum(answer.hit for answer in told.values()) / max(1, len(told))
     same = abs(rate - entry.values[0]) < 1e-9  # an evaluation on other data is none of this score
     between = summaries[0].intervals.tuned.get(metric)
     return replace(entry, interval=between, answers=told if same else {}, test=_on_test(summaries[0], metric))
@@ -68,7 +61,7 @@ def _on_test(summary: Summary, metric: str) -> str:
     value, between = summary.tuned.get(name), summary.intervals.tuned.get(name)
     if name == metric or value is None:
         return ""
-    if not is_rate(name):
+    if not declared.of(name).is_rate:
         return f"{name} {value:.4f}"
     return f"{name} {percent(value)}" + (f" (95 %: {span(between)})" if between else "")
 
@@ -80,24 +73,23 @@ def _reach(summary: Summary, metric: str) -> tuple[float, float] | None:
 
 
 def answers(run: RunDir, metric: str, of: str = "") -> dict[str, Answer]:
-    """Right or wrong by row of validation, `of` which rows these are part of its name, from what `ftlab eval run=DIR
-    split=validation` wrote last; empty where it has not been asked, or the metric is no rate of rows."""
-    field = FIELDS.get(metric.removeprefix("eval/"))
-    for file in run.evaluated() if field else []:
+    """What each row of validation adds to a metric, `of` which rows these are part of its name, from what `ftlab eval
+    run=DIR split=validation` wrote last; empty where it has not been asked, or the metric is no rate of rows."""
+    task = declared.task_of(metric) if declared.of(metric).field else None
+    for file in run.evaluated() if task else []:
         rows = run.read_rows(f"evaluations/{file.name}")
-        if rows and all(row.get("split") == "eval" for row in rows):
-            return _judged(rows, str(field), of)
+        if task and rows and all(row.get("split") == "eval" for row in rows):
+            return _judged(rows, task, name_of(metric), of)
     return {}
 
 
-def _judged(rows: list[dict[str, Any]], field: str, of: str) -> dict[str, Answer]:
+def _judged(rows: list[dict[str, Any]], task: Task, metric: str, of: str) -> dict[str, Answer]:
     try:
-        verdicts = [read_back(row) for row in rows]
+        judgements = {of + json.dumps(row.get("id"), sort_keys=True): task.read(row) for row in rows}
     except KeyError:
         return {}
-    found = {}
-    for row, verdict in zip(rows, verdicts, strict=True):
-        name = json.dumps(row.get("id"), sort_keys=True)
-        if counts(field, verdict):
-            found[of + name] = Answer(bool(getattr(verdict, field)), str(row.get("context", name)))
-    return found
+    return {
+        name: Answer(found.hits[metric], found.cluster or name)
+        for name, found in judgements.items()
+        if metric in found.hits
+    }

@@ -63,7 +63,8 @@ def trial_of(study: Study, number: int) -> FrozenTrial:
 
 def _attributes(ends: list[Summary], seeds: list[list[float]]) -> Attributes:
     """What a trial says of itself at its end."""
-    found: Attributes = {"loss": statistics.fmean(end.metrics["eval/loss"] for end in ends)}
+    losses = [end.metrics["eval/loss"] for end in ends if "eval/loss" in end.metrics]
+    found: Attributes = {"loss": statistics.fmean(losses)} if losses else {}
     if len(seeds) > 1:
         found["seed_values"] = seeds
         found["deviation"] = [statistics.stdev(values) for values in zip(*seeds, strict=True)]

@@ -32,9 +32,9 @@ def against(best: Entry, other: Entry) -> Against | None:
     """Whether `other` is worse than `best` beyond noise; None where nothing says how sure the two values are.
 
     Where both answered the same rows of validation on record, those are paired, as `ftlab compare` does: noise unless
-    the clustered bootstrap leaves out 0 and McNemar's p < 0.05. Otherwise the two intervals give one of the difference
-    (`mover`), which treats the rows as if they were others for each trial and so calls too much a tie rather than
-    too little.
+    the clustered bootstrap leaves out 0 and, of answers that are right or wrong, McNemar's p < 0.05. Otherwise the two
+    intervals give one of the difference (`mover`), which treats the rows as if they were others for each trial and so
+    calls too much a tie rather than too little.
     """
     shared = [row for row in best.answers if row in other.answers]
     if shared:
@@ -46,10 +46,12 @@ def against(best: Entry, other: Entry) -> Against | None:
 
 
 def _paired_tie(best: Entry, other: Entry, rows: list[str]) -> bool:
-    a, b = ([entry.answers[row].right for row in rows] for entry in (other, best))
-    only_a, only_b = (sum(x and not y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
+    a, b = ([entry.answers[row].hit for row in rows] for entry in (other, best))
     low, high = clustered_bootstrap(a, b, [best.answers[row].cluster for row in rows])
-    return low <= 0 <= high or mcnemar(only_a, only_b) >= LEVEL
+    if low <= 0 <= high or not all(isinstance(hit, bool) for hit in (*a, *b)):
+        return low <= 0 <= high
+    only_a, only_b = (sum(bool(x and not y) for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
+    return mcnemar(only_a, only_b) >= LEVEL
 
 
 def mover(a: float, interval_a: tuple[float, float], b: float, interval_b: tuple[float, float]) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from ftlab.config import is_rate
+from ftlab import declared
 from ftlab.redact import redact
 from ftlab.run_dir import SPLITS
 from ftlab.sweep.entry import MARKS, Entry, costs, front, ranked, text
@@ -14,6 +14,7 @@ from ftlab.terminal import percent, span
 
 LEADERBOARD = "Leaderboard"
 LOSS = "validation loss"
+DECIMALS = {"GiB": 2, "s": 1}  # of values that are shown with their unit
 LEAST_TELLING = ("seconds", "rungs", "state", "95 %")  # columns that give way first, in this order
 
 RUNGS = "rungs: evaluations during training, and the {unit} of the last one."
@@ -47,17 +48,19 @@ class Table:
 
 def number(value: float, metric: str) -> str:
     """An objective's value with its unit."""
-    if is_rate(metric):
+    unit = declared.of(metric).unit
+    if unit == "rate":
         return percent(value)
-    unit = " GiB" if metric.endswith("_gib") else " s" if metric.endswith("/seconds") else ""
-    return f"{value:.{1 if unit == ' s' else 2 if unit else 4}f}{unit}"
+    return f"{value:.{DECIMALS.get(unit, 4)}f}" + (f" {unit}" if unit in DECIMALS else "")
 
 
 def interval(entry: Entry, metric: str) -> str:
     """The 95 % interval of a trial's first objective."""
     if entry.interval is None:
         return ""
-    return span(entry.interval) if is_rate(metric) else " to ".join(f"{bound:.4f}" for bound in entry.interval)
+    return (
+        span(entry.interval) if declared.of(metric).is_rate else " to ".join(f"{bound:.4f}" for bound in entry.interval)
+    )
 
 
 def counts(entries: Sequence[Entry], wanted: int | None) -> str:

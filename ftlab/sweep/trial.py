@@ -92,9 +92,10 @@ class Trials:
                 self._check_memory(trial, run.config)
             metrics = self._run(run, folder, self._on_evaluation(trial) if place == 0 else _unpruned)
             seeds.append(tuple(metrics[name] for name in self.study.objectives))
-            losses.append(metrics["eval/loss"])
+            losses += [metrics["eval/loss"]] if "eval/loss" in metrics else []
             self._report_seed(trial, place, seeds[-1][0])
-        trial.set_user_attr("loss", statistics.fmean(losses))  # by which trials of equal values are ordered
+        if losses:
+            trial.set_user_attr("loss", statistics.fmean(losses))  # by which trials of equal values are ordered
         means = tuple(map(statistics.fmean, zip(*seeds, strict=True)))
         if len(seeds) > 1:
             trial.set_user_attr("seed_values", [list(values) for values in seeds])

@@ -97,6 +97,11 @@ def micro_batches(rows: Sequence[S], size: int) -> Iterator[Sequence[S]]:
         yield rows[start : start + size]
 
 
-def trained_of(rows: Iterable[Sample]) -> int:
-    """Tokens of the rows that carry loss."""
-    return sum(row.trained for row in rows)
+def tokens_of(samples: Iterable[Sample]) -> int:
+    """Tokens of all samples together."""
+    return sum(sample.tokens for sample in samples)
+
+
+def trained_of(samples: Iterable[Sample]) -> int:
+    """Tokens of the samples that carry loss."""
+    return sum(sample.trained for sample in samples)

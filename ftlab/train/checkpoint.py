@@ -12,7 +12,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ftlab import disk
 from ftlab.errors import TrainingError, first_line
 
+Tensors = Mapping[str, nn.Parameter]  # what is trained, by name
 NAME = re.compile(r"step-(\d+)")
 REPLACED = ".replaced"  # ends the name of a checkpoint while another of the same step takes its place
 
@@ -38,16 +39,16 @@ class Checkpoint:
     path: Path
     step: int
 
-    def restore_weights(self, model: nn.Module) -> None:
-        """Put the trainable tensors back."""
+    def restore_weights(self, tensors: Tensors) -> None:
+        """Put the values of trained tensors back."""
         saved = self._read("trainable.safetensors", lambda file: load_file(str(file)))
         with torch.no_grad():
-            for name, parameter in trainable(model).items():
+            for name, parameter in tensors.items():
                 parameter.copy_(saved[name])
 
-    def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
+    def restore(self, tensors: Tensors, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
         """Put weights, optimizer, schedule and random generators back; return the loop's own state."""
-        self.restore_weights(model)
+        self.restore_weights(tensors)
         saved = self._read("optimizer.pt", lambda file: torch.load(file, weights_only=True, map_location="cpu"))
         try:
             optimizer.load_state_dict(saved["optimizer"])
@@ -77,6 +78,7 @@ class Checkpoint:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What of a model is trained, by name; of several adapters the active one."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -88,7 +90,7 @@ class Checkpoints:
 
     def save(
         self,
-        model: nn.Module,
+        tensors: Tensors,
         optimizer: Optimizer,
         schedule: LRScheduler,
         state: dict[str, Any],
@@ -103,10 +105,10 @@ class Checkpoints:
         aside = final.with_name(final.name + ".part")
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            _write(aside, model, optimizer, schedule, state)
+            _write(aside, tensors, optimizer, schedule, state)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            raise self._unwritten(final, model, error) from None
+            raise self._unwritten(final, tensors, error) from None
         self._put_in_place(aside, final)
         self._prune(state["step"], best)
 
@@ -121,9 +123,9 @@ class Checkpoints:
         sync(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def _unwritten(self, final: Path, model: nn.Module, error: Exception) -> TrainingError:
+    def _unwritten(self, final: Path, tensors: Tensors, error: Exception) -> TrainingError:
         # Adam keeps two numbers beside each weight.
-        needed = 3 * sum(p.numel() * p.element_size() for p in trainable(model).values())
+        needed = 3 * sum(p.numel() * p.element_size() for p in tensors.values())
         reason = disk.shortage(final.parent, needed) if disk.is_full(error) else first_line(error)
         return TrainingError(
             f"checkpoint {final} cannot be written: {reason}. The checkpoints before it are whole: make room, then the "
@@ -178,11 +180,11 @@ def _replaced(path: Path) -> Path:
     return path.with_name(path.name + REPLACED)
 
 
-def _write(folder: Path, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, state: dict[str, Any]) -> None:
+def _write(folder: Path, tensors: Tensors, optimizer: Optimizer, schedule: LRScheduler, state: dict[str, Any]) -> None:
     """All files of a checkpoint, the manifest last."""
     folder.mkdir(parents=True)
-    tensors = {name: p.detach().cpu().contiguous().clone() for name, p in trainable(model).items()}
-    save_file(tensors, str(folder / "trainable.safetensors"))
+    values = {name: p.detach().cpu().contiguous().clone() for name, p in tensors.items()}
+    save_file(values, str(folder / "trainable.safetensors"))
     pieces = {
         "optimizer": optimizer.state_dict(),
         "schedule": _plain(schedule.state_dict()),
@@ -244,11 +246,16 @@ def rng_state() -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def restore_rng(saved: dict[str, Any], python: list[Any]) -> None:
+def set_rng(saved: dict[str, Any]) -> None:
+    """Put torch's generators into a state of `rng_state`."""
     torch.set_rng_state(saved["cpu"])
     if saved["cuda"] and torch.cuda.is_available():
         for device, state in enumerate(saved["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(state, device)
+
+
+def restore_rng(saved: dict[str, Any], python: list[Any]) -> None:
+    set_rng(saved)
     version, internal, gauss = python
     random.setstate((version, tuple(internal), gauss))
 

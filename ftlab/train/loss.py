@@ -1,6 +1,7 @@
 """The loss of a flat batch, and a check that rows in one batch do not see each other."""
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from ftlab.train.batches import FlatBatch, lay_flat
 
 # Tokens of each row that the check for leaks reads: with all of a long row's logits it would need more than a step.
 TRIED = 32
+# Rows of this many tokens go through the model together when only their loss is wanted.
+TOKENS = 4096
 # Rounding (LLM.int8 chooses its outlier columns by batch) stays far below this part of a row's own effect.
 LEAK = 0.01
 
@@ -77,15 +80,16 @@ def leaks(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
     return bool(neighbour > LEAK * own)
 
 
-def mean_loss(model: nn.Module, rows: list[Encoded], batch_tokens: int, device: torch.device, flat: bool) -> float:
-    """Mean cross entropy over the trained tokens of `rows`, without gradients."""
+def mean_loss(model: nn.Module, rows: Sequence[Encoded], device: torch.device, flat: bool) -> float:
+    """Mean cross entropy over the trained tokens of `rows`, without gradients; `flat` says whether rows may share a
+    batch."""
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     tokens = 0
     try:
         with torch.no_grad():
-            for part in in_runs(rows, batch_tokens if flat else 0):
+            for part in in_runs(rows, TOKENS if flat else 0):
                 batch = lay_flat(part, device)
                 total += summed_loss(model, batch).double()
                 tokens += batch.trained

@@ -13,23 +13,25 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from ftlab.data.encode import Encoded
+from ftlab.data.encode import Sample
 from ftlab.errors import ConfigError, FtlabError, TrainingError, first_line
 from ftlab.process import Process, end_with
 from ftlab.train.signals import StopSignal
+
+S = TypeVar("S", bound=Sample)
 
 # Until all have come that the launcher said it starts: each imports its libraries first, at worst over a network.
 ROLL_CALL = timedelta(minutes=10)
@@ -115,7 +117,7 @@ class Ranks:
         """Rows of the largest share of so many."""
         return -(-rows // self.world)
 
-    def share(self, rows: list[Encoded]) -> list[Encoded]:
+    def share(self, rows: Sequence[S]) -> Sequence[S]:
         """This process's rows, in their order: about as many rows and about as many tokens as everybody's. Long rows
         are dealt first, each to the process with the fewest tokens that has room."""
         if self.alone:

@@ -2,28 +2,29 @@
 every model, through its own forward pass and autograd."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ftlab.config import TrainerConfig
-from ftlab.data.encode import Encoded
-from ftlab.fast.flat import Flat
+from ftlab.data.encode import Encoded, Sample
+from ftlab.fast.flat import Trainable
 from ftlab.fast.plan import Chooser, Need, Setting
 from ftlab.train.batches import lay_flat
 from ftlab.train.loss import summed_loss
 
+# The summed loss of samples of one kind, as `PlainStep` takes it.
+Loss = Callable[[nn.Module, Sequence[Any], torch.device], Tensor]
 # Switches activation checkpointing of a model on or off.
 Switch = Callable[[bool], None]
 
 
 class Step(Protocol):
-    """One way to compute gradients. `parameters` are what the optimizer steps, their gradients in place."""
+    """One way to compute gradients, of whatever tensors it serves."""
 
-    parameters: list[nn.Parameter]
     setting: Setting
     chooser: Chooser
     keeps_unpacked: bool  # whether it can hold 4-bit weights unpacked, and there are some
@@ -32,7 +33,10 @@ class Step(Protocol):
     def micro(self) -> int:
         """Rows of a micro-batch."""
 
-    def choose(self, longest: Sequence[Encoded]) -> None:
+    def serve(self, trained: Trainable) -> None:
+        """Compute the gradients of these tensors from here on, each in its place, until others are to be served."""
+
+    def choose(self, longest: Sequence[Sample]) -> None:
         """Settle how the rows of a step go through the model: as fast as fits, for the longest ones that a step can
         have, in ascending order."""
 
@@ -45,7 +49,7 @@ class Step(Protocol):
     def begin(self) -> None:
         """A new optimizer step: the gradients so far are gone."""
 
-    def accumulate(self, rows: Sequence[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
+    def accumulate(self, rows: Sequence[Any], trained: int, seed: int, *, first: bool) -> Tensor:
         """The loss summed over the rows' trained tokens, float32, on the device. The gradient of that sum divided by
         `trained` is added to those of the step, of which this may be the `first` micro-batch. `seed` is for random
         numbers that are not torch's."""
@@ -54,8 +58,9 @@ class Step(Protocol):
 class PlainStep:
     """The model's own forward pass, PEFT's adapters, autograd.
 
-    `together` is false where rows must go one by one; `checkpoint` is None where the model cannot compute its layers
-    twice. `need` and `limit` are the `Chooser`'s.
+    `loss(model, samples, device)` is the loss summed over the samples' trained tokens, [] in float32; by default the
+    samples are rows, and it is the cross entropy of their spans. `together` is false where rows must go one by one;
+    `checkpoint` is None where the model cannot compute its layers twice. `need` and `limit` are the `Chooser`'s.
     """
 
     keeps_unpacked = False
@@ -65,16 +70,15 @@ class PlainStep:
         model: nn.Module,
         cfg: TrainerConfig,
         accelerator: Accelerator,
-        flat: Flat | None,
         *,
         need: Need,
+        loss: Loss | None = None,
         together: bool = True,
         checkpoint: Switch | None = None,
         limit: float = math.inf,
     ) -> None:
-        self.model, self.accelerator, self.flat, self.checkpoint = model, accelerator, flat, checkpoint
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.parameters = [flat.parameter] if flat else trained
+        self.model, self.accelerator, self.checkpoint = model, accelerator, checkpoint
+        self.loss = loss or completion_loss
         self.setting = Setting(1, False, 0.0)
         shares = (0.0, 1.0) if checkpoint else (0.0,)
         self.chooser = Chooser(
@@ -86,9 +90,14 @@ class PlainStep:
         """See `Step`."""
         return self.setting.micro
 
-    def choose(self, longest: Sequence[Encoded]) -> None:
+    def serve(self, trained: Trainable) -> None:
         """See `Step`."""
-        gradients = sum(parameter.nbytes for parameter in self.parameters if parameter.grad is None)
+        trained.activate()
+        self.trained = trained
+
+    def choose(self, longest: Sequence[Sample]) -> None:
+        """See `Step`."""
+        gradients = sum(parameter.nbytes for parameter in self.trained.parameters if parameter.grad is None)
         self.chooser.choose(longest, coming=gradients)
 
     def lighten(self) -> str | None:
@@ -111,25 +120,25 @@ class PlainStep:
 
     def begin(self) -> None:
         """See `Step`."""
-        if self.flat:
-            self.flat.gradient.zero_()
-            return
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.trained.clear()
 
-    def accumulate(self, rows: Sequence[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
+    def accumulate(self, rows: Sequence[Any], trained: int, seed: int, *, first: bool) -> Tensor:
         """See `Step`."""
-        batch = lay_flat(rows, self.accelerator.device)
         with self.accelerator.autocast():
-            loss = summed_loss(self.model, batch)
+            loss = self.loss(self.model, rows, self.accelerator.device)
         self.accelerator.backward(loss / trained)
         return loss.detach()
 
 
-def gradient_reaches(model: nn.Module) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def completion_loss(model: nn.Module, rows: Sequence[Encoded], device: torch.device) -> Tensor:
+    """Cross entropy summed over the rows' trained tokens."""
+    return summed_loss(model, lay_flat(rows, device))
+
+
+def gradient_reaches(tensors: Mapping[str, nn.Parameter]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Trained tensors with a gradient, and those whose gradient is absent or exactly 0, by the name of their module
     (all of `q_proj` together). LoRA's A matrices are left out: they have none as long as B is 0."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and ".lora_A." not in n]
+    named = [(name, parameter) for name, parameter in tensors.items() if ".lora_A." not in name]
     nothing = torch.zeros(())
     peaks = [nothing if p.grad is None else p.grad.abs().max().float() for _, p in named]
     found: tuple[dict[str, list[str]], dict[str, list[str]]] = ({}, {})

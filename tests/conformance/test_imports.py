@@ -31,6 +31,15 @@ BASICS = {
     "ftlab.summary",
 }
 
+DECLARED = {"ftlab.metrics", "ftlab.tasks", "ftlab.stages", "ftlab.declared"}
+# What a stage is given, and what it calls.
+STAGE_TYPES = {
+    "ftlab.data.encode",
+    "ftlab.fast.decoder",
+    "ftlab.summary",
+    *(f"ftlab.train.{name}" for name in ("checkpoint", "learner", "loss", "ranks", "signals")),
+}
+
 # Module or package -> the modules of ours that it may import, its own apart.
 MAY_IMPORT = {
     "ftlab.errors": set(),
@@ -44,7 +53,18 @@ MAY_IMPORT = {
     "ftlab.summary": {"ftlab.disk", "ftlab.redact"},
     "ftlab.vram": BASICS | {"ftlab.models", "ftlab.weights", "ftlab.fast.plan"},
     "ftlab.sql": set(),
-    "ftlab.config": {"ftlab.errors"},
+    "ftlab.config": set(),
+    "ftlab.metrics": set(),
+    "ftlab.registry": set(),
+    "ftlab.stages": BASICS | STAGE_TYPES | {"ftlab.fast.scoring", "ftlab.fit", "ftlab.metrics", "ftlab.registry"},
+    "ftlab.declared": DECLARED,
+    "ftlab.rules": BASICS | DECLARED | {"ftlab.data", "ftlab.tasks.options"},
+    # A task knows its own scores; what only one of them needs, it imports inside functions.
+    "ftlab.tasks": BASICS
+    | SHARED
+    | SQL
+    | {"ftlab.registry", "ftlab.metrics", "ftlab.data.faults", "ftlab.data.table"}
+    | {"ftlab.data.sql_synth", "ftlab.data"},
     "ftlab.shortage": {"ftlab.errors", "ftlab.config"},
     "ftlab.weights": BASICS | {"ftlab.architecture"},
     "ftlab.checksums": set(),
@@ -53,26 +73,32 @@ MAY_IMPORT = {
     "ftlab.content": {"ftlab.errors", "ftlab.encodings", "ftlab.paths"},
     "ftlab.data": BASICS | {"ftlab.content"},
     "ftlab.process": set(),
-    "ftlab.train": BASICS | SHARED | {"ftlab.process", "ftlab.fast.flat", "ftlab.fast.plan", "ftlab.fast.adam"},
+    "ftlab.train": BASICS
+    | SHARED
+    | {"ftlab.declared", "ftlab.process", "ftlab.fast.flat", "ftlab.fast.plan", "ftlab.fast.adam"},
     "ftlab.fast": BASICS | SHARED,
     "ftlab.trackers": BASICS,
     "ftlab.generate": BASICS,
-    "ftlab.terminal": BASICS,
+    "ftlab.terminal": BASICS | {"ftlab.declared", "ftlab.metrics"},
     "ftlab.allowlist": {"ftlab.errors"},
-    "ftlab.composition": BASICS | {"ftlab.allowlist"},
+    "ftlab.composition": BASICS | {"ftlab.allowlist", "ftlab.rules"},
     "ftlab.run_dir": BASICS | {"ftlab.composition"},
     "ftlab.lines": {"ftlab.errors", "ftlab.content"},
     "ftlab.evaluate": BASICS
     | SHARED
-    | SQL
-    | {"ftlab.data", "ftlab.fast.decoder", "ftlab.fast.scoring", "ftlab.generate", "ftlab.train.loss"},
+    | {"ftlab.data", "ftlab.tasks", "ftlab.fast.decoder", "ftlab.fast.scoring", "ftlab.generate"}
+    | {"ftlab.stages", "ftlab.stages.stage"},
     "ftlab.commands.score": BASICS | SQL | {"ftlab.commands", "ftlab.lines", "ftlab.terminal"},
-    "ftlab.commands.compare": BASICS | SQL | {"ftlab.commands", "ftlab.lines", "ftlab.run_dir", "ftlab.terminal"},
+    "ftlab.commands.compare": BASICS
+    | {"ftlab.commands", "ftlab.lines", "ftlab.metrics", "ftlab.report", "ftlab.run_dir", "ftlab.sql.intervals"}
+    | {"ftlab.tasks", "ftlab.tasks.task", "ftlab.terminal"},
 }
 
 # No module of these may import, at any depth of code, the libraries beside it.
 WITHOUT = {
     "ftlab.config": {"torch", "transformers", "peft"},
+    "ftlab.rules": {"torch", "transformers", "peft"},
+    "ftlab.declared": {"torch", "transformers", "peft", "sqlglot"},
     "ftlab.shortage": {"torch", "transformers", "peft"},
     "ftlab.allowlist": {"torch", "transformers", "peft"},
     "ftlab.composition": {"torch", "transformers", "peft"},

@@ -77,10 +77,10 @@ def test_too_little_memory_for_one_row_is_one_message(fit: Fit, make_base: Any) 
 
     train = Trainer.train
 
-    def tight(self: Any) -> Any:
+    def tight(self: Any, learner: Any) -> Any:
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**20) / total)
-        return train(self)
+        return train(self, learner)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train", tight)

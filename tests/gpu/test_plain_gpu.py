@@ -14,10 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftlab.config import TrainerConfig
 from ftlab.data.encode import Encoded
+from ftlab.fast.flat import Trainable
 from ftlab.fast.plan import Setting
 from ftlab.models import switch_activation_checkpointing
 from ftlab.train import attention, loss
 from ftlab.train.attention import RowMask
+from ftlab.train.checkpoint import trainable
 from ftlab.train.loss import leaks
 from ftlab.train.step import PlainStep
 
@@ -66,7 +68,9 @@ def make(family: str) -> PlainStep:
     switch = partial(switch_activation_checkpointing, base)
     AcceleratorState._reset_state(reset_partial_state=True)  # other tests may have left one of another precision
     accelerator = Accelerator(mixed_precision="bf16")
-    return PlainStep(model, TrainerConfig(), accelerator, None, need=lambda *_: 0.0, checkpoint=switch)
+    step = PlainStep(model, TrainerConfig(), accelerator, need=lambda *_: 0.0, checkpoint=switch)
+    step.serve(Trainable(trainable(model)))
+    return step
 
 
 def gradients(step: PlainStep, rows: list[Encoded]) -> tuple[Tensor, Tensor]:
@@ -74,7 +78,7 @@ def gradients(step: PlainStep, rows: list[Encoded]) -> tuple[Tensor, Tensor]:
     trained = sum(row.trained for row in rows)
     step.begin()
     total = step.accumulate(rows, trained, 0, first=True)
-    return total.float(), torch.cat([p.grad.flatten().float() for p in step.parameters if p.grad is not None])
+    return total.float(), torch.cat([p.grad.flatten().float() for p in step.trained.parameters if p.grad is not None])
 
 
 def masked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ import pytest
 from ftlab import compose
 from ftlab import composition as composition_module
 from ftlab.composition import (
+    composed_tree,
     composition,
     config_groups,
     flatten,
-    group_node,
     hydra_session,
     quoted,
     to_tree,
@@ -157,10 +157,10 @@ def test_a_tree_with_an_unknown_key_is_refused() -> None:
 
 
 def test_a_group_choice_gives_that_node_alone() -> None:
-    node = group_node("data", "sql_synth")
+    node = composed_tree("data", "sql_synth")["data"]
     assert (node["name"], node["source"]) == ("sql_synth", "sql_synth")
     with pytest.raises(ConfigError, match="sql_synth"):
-        group_node("data", "sql_sinth")
+        composed_tree("data", "sql_sinth")
 
 
 def test_options_of_a_folder_of_ones_own(tmp_path: Path) -> None:

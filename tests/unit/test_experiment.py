@@ -406,8 +406,8 @@ def test_a_loss_that_is_no_number_fails_the_run_and_keeps_the_checkpoint(
 
     accumulate = Trainer._accumulate
 
-    def broken(self: Any, *given: Any) -> Any:
-        return accumulate(self, *given) * (math.nan if self.progress.step >= 3 else 1)
+    def broken(self: Any, learner: Any, *given: Any) -> Any:
+        return accumulate(self, learner, *given) * (math.nan if learner.progress.step >= 3 else 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_accumulate", broken)

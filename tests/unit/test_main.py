@@ -316,15 +316,15 @@ def test_a_signal_ends_a_run_with_75_and_the_same_command_goes_on(
 ) -> None:
     from ftlab.train.loop import Trainer
 
-    step = Trainer._step
+    step = Trainer.update
 
-    def interrupted(self: Any) -> Any:
-        if self.progress.step == 1:
+    def interrupted(self: Any, learner: Any) -> Any:
+        if learner.progress.step == 1:
             os.kill(os.getpid(), number)
-        return step(self)
+        return step(self, learner)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr(Trainer, "update", interrupted)
         code, _, err = cli(*small, "run_dir=r")
     assert code == 75
     assert f"{number.name}: stopped" in err

@@ -182,6 +182,9 @@ def test_an_update_costs_less_than_a_millisecond(file: io.StringIO) -> None:
     assert sorted(costs)[100] < 1e-3
 
 
+RIGHT = ["ast_equal", "exact_string"]  # columns that say which answers are right
+
+
 # --- results ------------------------------------------------------------------------------------------------
 
 
@@ -195,10 +198,10 @@ def test_scores_show_rates_in_percent_losses_as_they_are_and_splits_apart(plain:
     assert rows == [
         ["base", "tuned", "difference", "95", "%", "of", "tuned"],
         ["validation"],
-        ["sql_exact_match", "1.0", "%", "63.0", "%", "+62.0", "pp", "56.1", "to", "69.4"],
+        ["exact", "match", "1.0", "%", "63.0", "%", "+62.0", "pp", "56.1", "to", "69.4"],
         ["loss", "3.200", "0.412", "-2.788"],
         ["test"],
-        ["sql_exact_match", "0.0", "%", "-"],
+        ["exact", "match", "0.0", "%", "-"],
     ]
     assert all(line == line.rstrip() for line in shown(plain))
 
@@ -248,12 +251,12 @@ def test_scores_take_other_titles_and_missing_sides(plain: Terminal) -> None:
 
 
 def test_right_is_what_has_an_equal_tree(plain: Terminal) -> None:
-    plain.predictions([{**ROW, "ast_equal": False, "base_ast_equal": True}])
+    plain.predictions([{**ROW, "ast_equal": False, "base_ast_equal": True}], RIGHT)
     assert [line.split()[1] for line in shown(plain)[3:]] == ["right", "wrong"]
 
 
 def test_predictions_are_whole_lines_marked_right_or_wrong(plain: Terminal) -> None:
-    plain.predictions([ROW, {**ROW, "base_pred": None, "pred": "", "exact_string": None}])
+    plain.predictions([ROW, {**ROW, "base_pred": None, "pred": "", "exact_string": None}], RIGHT)
     assert [line for line in shown(plain) if line] == [
         "question       Which [bold]singers[/bold] are there?",
         "gold           SELECT name FROM [singer]",

@@ -13,7 +13,9 @@ import pytest
 
 from ftlab.commands.compare import Comparison, Row, compare
 from ftlab.sql.intervals import mcnemar
+from ftlab.sql.rates import recorded
 from ftlab.sql.verdict import Verdict
+from ftlab.tasks.sql import TASK
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -93,18 +95,18 @@ def test_a_gain_of_a_few_rows_is_noise(cli: Cli, tmp_path: Path) -> None:
 
 def pairs(only_a: int, only_b: int, both: int, size: int) -> list[Row]:
     """Rows in clusters of `size`, those that part A and B first."""
-    right = Verdict(True, True, True, True, None, False, 0, "")
-    wrong = Verdict(False, False, False, False, None, False, 0, "")
+    verdicts = [Verdict(hit, hit, hit, hit, None, False, 0, "") for hit in (True, False)]
+    right, wrong = (TASK.judged(recorded(verdict), "") for verdict in verdicts)
     sides = [(right, wrong)] * only_a + [(wrong, right)] * only_b + [(right, right)] * both
     return [Row(a, b, i // size) for i, (a, b) in enumerate(sides)]
 
 
 def test_rows_of_few_schemas_are_weak_evidence_whatever_mcnemar_says() -> None:
-    many = compare("ast_equal", pairs(0, 12, 108, size=1))
-    few = compare("ast_equal", pairs(0, 12, 108, size=12))
+    many = compare("sql_ast_match", pairs(0, 12, 108, size=1))
+    few = compare("sql_ast_match", pairs(0, 12, 108, size=12))
     assert many.p == few.p == mcnemar(0, 12) < 0.05
     assert (many.words, few.words) == ("B is better", "noise")
-    assert compare("ast_equal", pairs(0, 12, 0, size=99)).words == "noise"
+    assert compare("sql_ast_match", pairs(0, 12, 0, size=99)).words == "noise"
 
 
 @pytest.mark.parametrize(

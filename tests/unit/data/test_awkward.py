@@ -17,6 +17,7 @@ from ftlab.config import DataConfig
 from ftlab.data import table
 from ftlab.encodings import guess
 from ftlab.errors import DataError
+from ftlab.tasks.sql import TASK
 
 Row = dict[str, Any]
 ROWS: list[Row] = [
@@ -37,7 +38,7 @@ def text_csv(rows: list[Row], separator: str = ",", end: str = "\n", quoting: An
 
 
 def load(path: Path) -> tuple[list[Row], list[str]]:
-    parts = table.load(DataConfig(name="x", source="table", path=str(path)))
+    parts = table.load(DataConfig(name="x", source="table", path=str(path)), TASK)
     read = [{"question": row.question, "context": row.context, "answer": row.answer} for row in parts.train]
     return read, parts.notes
 
@@ -316,7 +317,7 @@ def test_a_folder_that_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
     assert load(tmp_path / "one")[0] == ROWS
     parts = {"train": whole, "dev": whole.select([0, 1]), "test": whole.select([2]), "train_small": whole.select([3])}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "several"))
-    splits = data.load(DataConfig(name="x", source="table", path=str(tmp_path / "several")))
+    splits = data.load(DataConfig(name="x", source="table", path=str(tmp_path / "several")), TASK)
     assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [12, 2, 1]
     assert splits.test[0].id == "test:1"
     assert f"test: 1 rows from {tmp_path / 'several'} (save_to_disk)" in splits.notes

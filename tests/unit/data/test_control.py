@@ -18,6 +18,7 @@ from ftlab.data.control import text_ids
 from ftlab.data.encode import encode, tokenise, warnings_of
 from ftlab.data.prompts import PromptTokenizer, pieces, render
 from ftlab.generate import decoded
+from ftlab.tasks.sql import TASK
 
 TEMPLATE = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
 CHAT = "<s>user\n{context} {question}</s>\n<s>bot\n"
@@ -118,7 +119,7 @@ def text_ids_of(tokenizer: Any, text: str) -> list[int]:
 
 
 def test_the_quickstart_keeps_its_ids() -> None:
-    rows = data.load(DataConfig(name="s", source="sql_synth", train_rows=60, validation=4, test_rows=4)).train
+    rows = data.load(DataConfig(name="s", source="sql_synth", train_rows=60, validation=4, test_rows=4), TASK).train
     tokenizer = byte_level()
     prompts = text_ids(tokenizer, [render(TEMPLATE, row.question, row.context) for row in rows])
     answers = text_ids(tokenizer, [row.answer for row in rows])

@@ -12,6 +12,7 @@ from ftlab.data import Example
 from ftlab.data.encode import Tokens, encode, fit
 from ftlab.data.prompts import PromptTokenizer
 from ftlab.errors import DataError, WeightsError
+from ftlab.tasks.sql import TASK
 
 TEMPLATE = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
 KINDS = ("bos", "bos_eos", "plain")
@@ -118,7 +119,7 @@ def test_a_tokenizer_without_end_marker_is_refused(make_tokenizer: Callable[[str
 
 def test_twenty_thousand_real_rows_are_encoded_within_seconds(shared: Callable[[str], Path], tokenizer: Any) -> None:
     rows = shared("data/sql_create_context/train.jsonl.gz")
-    splits = data.load(DataConfig(name="x", source="table", path=str(rows.parent)))
+    splits = data.load(DataConfig(name="x", source="table", path=str(rows.parent)), TASK)
     began = time.perf_counter()
     found = encode(splits.train, tokenizer, TEMPLATE, 512, "completion")
     assert time.perf_counter() - began < 30, "2 to 4 s on two idle cores"

@@ -10,6 +10,7 @@ from ftlab import data
 from ftlab.config import DataConfig
 from ftlab.data.folder import described, look
 from ftlab.errors import DataError
+from ftlab.tasks.sql import TASK
 
 ROW = {"question": "How many?", "context": "CREATE TABLE t (a INTEGER)", "answer": "SELECT COUNT(*) FROM t"}
 
@@ -112,7 +113,7 @@ def test_a_link_to_nowhere_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_what_is_read_and_what_is_not_is_told_in_a_line_each(tmp_path: Path) -> None:
     touch(tmp_path, *(f"train-{i}-of-3.jsonl" for i in range(3)), "test.jsonl", "test_predictions.jsonl")
-    notes = data.load(DataConfig(name="x", source="table", path=str(tmp_path), validation=2)).notes
+    notes = data.load(DataConfig(name="x", source="table", path=str(tmp_path), validation=2), TASK).notes
     assert f"train: 12 rows from {tmp_path}/train-0-of-3.jsonl to train-2-of-3.jsonl (3 files)" in notes
     assert f"test: 4 rows from {tmp_path}/test.jsonl" in notes
     assert "not read, since no split is called so: test_predictions.jsonl" in notes

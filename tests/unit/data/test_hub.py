@@ -11,6 +11,7 @@ from ftlab import data
 from ftlab.config import DataConfig
 from ftlab.data import hub
 from ftlab.errors import DataError
+from ftlab.tasks.sql import TASK
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB = DataConfig(name="h", source="table", hub_id="some-org/some-rows", hub_revision="main", validation=2, test_size=4)
@@ -63,9 +64,10 @@ def test_an_unreachable_hub_fails_within_seconds_and_says_what_to_do(run_python:
     program = (
         "import time\n"
         "from ftlab import data\nfrom ftlab.config import DataConfig\nfrom ftlab.errors import DataError\n"
+        "from ftlab.tasks.sql import TASK\n"
         "began = time.perf_counter()\n"
         "try:\n"
-        "    data.load(DataConfig(name='h', source='table', hub_id='some-org/some-rows'))\n"
+        "    data.load(DataConfig(name='h', source='table', hub_id='some-org/some-rows'), TASK)\n"
         "except DataError as error:\n"
         "    print(error)\n"
         "print(time.perf_counter() - began < 15)\n"
@@ -83,7 +85,7 @@ def test_an_unreachable_hub_fails_within_seconds_and_says_what_to_do(run_python:
 
 
 def test_the_cached_copy_is_used_without_a_hub(cached: Path) -> None:
-    splits = data.load(HUB)
+    splits = data.load(HUB, TASK)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (24, 2, 4)
     assert any(f"some-org/some-rows@{COMMIT[:12]}, the cache" in note for note in splits.notes)
 
@@ -101,7 +103,7 @@ def test_faults_in_hub_rows_name_data_set_split_and_row(cached: Path, monkeypatc
     broken = [*ROWS, {**ROWS[0], "answer": None}]
     monkeypatch.setattr(hub, "tables", lambda *_: ({"train": broken}, "the Hub"))
     with pytest.raises(DataError, match=r"some-org/some-rows \(train\): 1 of 31 rows") as caught:
-        data.load(HUB)
+        data.load(HUB, TASK)
     assert "row 31: answer is null" in str(caught.value)
 
 

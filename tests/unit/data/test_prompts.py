@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from ftlab.data.prompts import PromptTokenizer, kept_tail, render, uses_context
+from ftlab.data.prompts import PromptTokenizer, kept_tail, render, shows
 
 TEMPLATE = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
 
@@ -29,8 +29,8 @@ def test_the_kept_tail_ends_the_prompt_and_begins_with_the_question(template: st
 
 
 def test_only_a_field_makes_a_template_show_the_schema() -> None:
-    assert uses_context(TEMPLATE)
-    assert not uses_context("{{context}} {question}")
+    assert shows(TEMPLATE, "context")
+    assert not shows("{{context}} {question}", "context")
 
 
 @pytest.mark.parametrize(("kind", "begins"), [("bos", True), ("bos_eos", True), ("plain", False), ("no_eos", False)])

@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ftlab.config import TrainerConfig
 from ftlab.data.encode import Encoded
 from ftlab.fast.decoder import Decoder
-from ftlab.fast.flat import Flat
+from ftlab.fast.flat import Flat, Trainable
 from ftlab.fast.plan import Setting
 from ftlab.fast.step import FastStep
 from ftlab.train.batches import lay_flat
+from ftlab.train.checkpoint import trainable
 from ftlab.train.loss import summed_loss
 
 VOCABULARY = 101
@@ -146,7 +147,8 @@ def stepping(model: Any, micro: int = 8, **cfg: Any) -> FastStep:
     """The fast step round a model; `micro` rows at a time."""
     decoder = Decoder(model)
     flat = Flat(decoder.parameters())
-    step = FastStep(decoder, flat, TrainerConfig(**cfg), longest=64, need=lambda *_: 0.0)
+    step = FastStep(decoder, TrainerConfig(**cfg), longest=64, need=lambda *_: 0.0)
+    step.serve(Trainable(trainable(model), flat))
     step._settle(Setting(micro, False, 0.0))
     return step
 

@@ -22,7 +22,7 @@ def test_the_loss_is_that_of_the_models_own_forward(
     decoder = Decoder(model)
     monkeypatch.setattr(scoring, "LOGITS_BYTES", part)
     monkeypatch.setattr(scoring, "TOKENS", 40)
-    expected = plain.mean_loss(model, rows, 0, CPU, False)
+    expected = plain.mean_loss(model, rows, CPU, False)
     with scoring.ready(decoder):
         assert scoring.mean_loss(decoder, rows) == pytest.approx(expected, rel=1e-5)
     decoder.refresh()
@@ -75,7 +75,7 @@ def test_each_evaluation_sees_the_adapters_of_its_time(kit: Any) -> None:
     for _ in range(2):
         with scoring.ready(step.decoder):
             losses.append(scoring.mean_loss(step.decoder, rows))
-        assert losses[-1] == pytest.approx(plain.mean_loss(model, rows, 0, CPU, False), rel=1e-5)
+        assert losses[-1] == pytest.approx(plain.mean_loss(model, rows, CPU, False), rel=1e-5)
         with torch.no_grad():
             step.flat.parameter.add_(torch.randn_like(step.flat.parameter) * 0.1)
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)

@@ -7,9 +7,10 @@ import torch
 
 from ftlab.config import TrainerConfig
 from ftlab.fast.decoder import Decoder
-from ftlab.fast.flat import Flat
+from ftlab.fast.flat import Flat, Trainable
 from ftlab.fast.plan import Setting
 from ftlab.fast.step import FastStep
+from ftlab.train.checkpoint import trainable
 from ftlab.train.step import PlainStep
 
 
@@ -22,7 +23,8 @@ def made(model: Any, *, gpu: bool = False, **cfg: Any) -> FastStep:
     decoder = Decoder(model)
     memory = {name: cfg.pop(name) for name in ("limit",) if name in cfg}
     options = {"global_batch_size": 4} | cfg
-    step = FastStep(decoder, Flat(decoder.parameters()), TrainerConfig(**options), longest=30, need=need, **memory)
+    step = FastStep(decoder, TrainerConfig(**options), longest=30, need=need, **memory)
+    step.serve(Trainable(trainable(model), Flat(decoder.parameters())))
     step.cuda = step.chooser.cuda = gpu
     return step
 
@@ -145,7 +147,7 @@ def test_clipping_sees_the_norm_of_all_adapters_together(kit: Any) -> None:
     model, rows = kit.adapt(kit.make()), kit.rows()
     step = kit.step(model)
     found = kit.fast(model, step, rows)
-    norm = torch.nn.utils.clip_grad_norm_(step.parameters, 1e-3)
+    norm = torch.nn.utils.clip_grad_norm_([step.flat.parameter], 1e-3)
     torch.testing.assert_close(norm, torch.stack([g.norm() for g in found.of.values()]).norm())
     clipped = torch.stack([p.grad.norm() for p in step.flat.members if p.grad is not None]).norm()
     torch.testing.assert_close(clipped, torch.tensor(1e-3), rtol=1e-3, atol=0)
@@ -163,7 +165,8 @@ def test_it_is_the_plain_steps_loss_and_gradient(kit: Any) -> None:
             step: Any = made(model)
         else:
             flat = Flat([[p] for p in model.parameters() if p.requires_grad])
-            step = PlainStep(model, TrainerConfig(global_batch_size=4), Accelerator(cpu=True), flat, need=need)
+            step = PlainStep(model, TrainerConfig(global_batch_size=4), Accelerator(cpu=True), need=need)
+            step.serve(Trainable(trainable(model), flat))
         step.choose(rows)
         step.begin()
         loss = step.accumulate(rows, trained, 3, first=True)

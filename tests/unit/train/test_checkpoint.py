@@ -12,7 +12,7 @@ from torch import nn
 
 from ftlab.config import OPTIMIZERS, TrainerConfig
 from ftlab.errors import TrainingError
-from ftlab.train.checkpoint import Checkpoints, first_damage, restore_rng, rng_state
+from ftlab.train.checkpoint import Checkpoints, first_damage, restore_rng, rng_state, trainable
 from ftlab.train.optim import build_optimizer, build_schedule
 
 FILES = ("manifest.json", "optimizer.pt", "state.json", "trainable.safetensors")
@@ -41,7 +41,7 @@ class Parts:
             self.step += 1
 
     def save(self, best: int | None = None) -> None:
-        self.checkpoints.save(self.model, self.optimizer, self.schedule, {"step": self.step}, best)
+        self.checkpoints.save(trainable(self.model), self.optimizer, self.schedule, {"step": self.step}, best)
 
     def weights(self) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in self.model.parameters()])
@@ -135,7 +135,7 @@ def test_training_goes_on_bit_for_bit(optim: str, tmp_path: Path) -> None:
     again = Parts(tmp_path / "a", optim=optim)
     found = again.checkpoints.newest()
     assert found
-    assert found.restore(again.model, again.optimizer, again.schedule) == {"step": 3}
+    assert found.restore(trainable(again.model), again.optimizer, again.schedule) == {"step": 3}
     again.train(4)
     assert torch.equal(again.weights(), whole.weights())
     assert again.schedule.get_last_lr() == whole.schedule.get_last_lr()
@@ -260,4 +260,4 @@ def test_an_optimizer_of_another_version_is_told_so(parts: Parts, tmp_path: Path
     checkpoint = parts.checkpoints.newest()
     assert checkpoint is not None
     with pytest.raises(TrainingError, match=r"another version of ftlab.*force=true"):
-        checkpoint.restore(parts.model, optimizer, parts.schedule)
+        checkpoint.restore(trainable(parts.model), optimizer, parts.schedule)

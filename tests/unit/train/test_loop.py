@@ -23,13 +23,14 @@ from ftlab.data.prompts import PromptTokenizer
 from ftlab.data.splits import Example
 from ftlab.errors import Stopped, TrainingError
 from ftlab.experiment import make_accelerator
-from ftlab.fast.flat import Flat
+from ftlab.fast.flat import Flat, Trainable
 from ftlab.fast.plan import Setting
 from ftlab.generate import generate
 from ftlab.models import add_adapter, switch_activation_checkpointing
 from ftlab.train import step as module
 from ftlab.train.batches import lay_flat
 from ftlab.train.checkpoint import Checkpoints, trainable
+from ftlab.train.learner import Learner, Progress
 from ftlab.train.loop import Trainer
 from ftlab.train.signals import StopSignal
 from ftlab.train.step import PlainStep, Switch
@@ -56,6 +57,7 @@ class Run:
     """A trainer, and what it told."""
 
     trainer: Trainer
+    learner: Learner
     model: Any
     stop: StopSignal
     records: list[tuple[int, dict[str, float]]] = field(default_factory=list)
@@ -65,6 +67,9 @@ class Run:
 
     def weights(self) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in trainable(self.model).values()])
+
+    def train(self) -> Progress:
+        return self.trainer.train(self.learner)
 
     def steps(self) -> list[int]:
         return [step for step, _ in self.records]
@@ -99,7 +104,7 @@ def make(small: list[str], make_llama: Any, tmp_path: Path) -> Make:
         if model is None:
             torch.manual_seed(cfg.seed)
             model = add_adapter(make_llama().requires_grad_(False), cfg.lora)
-        run = Run(None, model, StopSignal())  # type: ignore[arg-type]
+        run = Run(None, None, model, StopSignal())  # type: ignore[arg-type]
 
         def evaluate(step: int) -> Scored:
             run.evaluated.append(step)
@@ -107,23 +112,27 @@ def make(small: list[str], make_llama: Any, tmp_path: Path) -> Make:
             return Scored({"eval/sql_exact_match": value, "eval/loss": 1 - value, "at": step})
 
         accelerator = make_accelerator(cfg)
-        trained = list(trainable(model).values())
+        tensors = trainable(model)
+        trained = list(tensors.values())
         shared = Flat([[p] for p in trained]) if cfg.lora.r and Flat.fits(trained) else None
         run.trainer = Trainer(
             model,
-            rows,
-            cfg,
-            step=PlainStep(
-                model, cfg.trainer, accelerator, shared, need=need, together=flat, checkpoint=switched(model)
-            ),
+            PlainStep(model, cfg.trainer, accelerator, need=need, together=flat, checkpoint=switched(model)),
             accelerator=accelerator,
-            checkpoints=Checkpoints(tmp_path / at, cfg.trainer.keep, run.warnings.append),
-            evaluate=evaluate,
-            record=lambda metrics, step: run.records.append((step, metrics)),
             note=run.notes.append,
             stop=run.stop,
             trace=tmp_path / "profile" / "trace.json",
         )
+        run.learner = Learner(
+            Trainable(tensors, shared),
+            rows,
+            cfg,
+            accelerator=accelerator,
+            checkpoints=Checkpoints(tmp_path / at, cfg.trainer.keep, run.warnings.append),
+            evaluate=evaluate,
+            record=lambda metrics, step: run.records.append((step, metrics)),
+        )
+        run.trainer.step.serve(run.learner.trained)
         return run
 
     return make
@@ -138,7 +147,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 def gradients(run: Run, rows: list[Encoded], micro: int) -> tuple[float, torch.Tensor]:
     run.trainer.step.setting = Setting(micro, False, 0.0)
-    loss = float(run.trainer._gradients(rows))
+    loss = float(run.trainer._gradients(run.learner, rows))
     grads = [p.grad for p in trainable(run.model).values()]
     return loss, torch.cat([g.flatten().clone() for g in grads if g is not None])
 
@@ -169,7 +178,7 @@ def test_auto_on_a_cpu_divides_the_global_batch(make: Make) -> None:
         run.trainer.step.choose(ROWS[:size])
         assert size % run.trainer.step.micro == 0
     long = make("trainer.micro_batch_size=auto", rows=[row(i, 4000, 5) for i in range(4)])
-    long.trainer.step.choose(long.trainer.rows)
+    long.trainer.step.choose(long.learner.samples)
     assert long.trainer.step.micro == 1
 
 
@@ -229,10 +238,10 @@ def test_out_of_memory_goes_to_lighter_settings_and_leaves_the_rows(
 ) -> None:
     """In the planner's order, down to the first that fits; the weights are those of the batch as it was."""
     wanted = make(*OF_EIGHT, at="a")
-    wanted.trainer.train()
+    wanted.train()
     gpu = small_gpu(30.0)
     run = gpu.holds(make(*OF_EIGHT, at="b"))
-    run.trainer.train()
+    run.train()
     planner = run.trainer.step.chooser.planner
     assert planner
     needs = [planner.need(setting) for setting in gpu.settings()]
@@ -250,7 +259,7 @@ def test_out_of_memory_goes_to_lighter_settings_and_leaves_the_rows(
 
 def test_the_model_is_left_without_checkpointing(make: Make, small_gpu: Callable[[float], SmallGpu]) -> None:
     run = small_gpu(1e9).holds(make(*OF_EIGHT, "trainer.activation_checkpointing=true"))
-    run.trainer.train()
+    run.train()
     assert str(run.trainer.step) == "plain step: PEFT's own forward pass, 8 rows at a time, all layers computed twice"
     assert not run.model.get_base_model().is_activation_checkpointing
 
@@ -279,18 +288,18 @@ def test_out_of_memory_behind_the_gradient_goes_to_a_lighter_setting_too(
 ) -> None:
     """Clipping and the optimizer run once all the same: the weights are those of enough memory."""
     wanted = make(*OF_EIGHT, at="a")
-    wanted.trainer.train()
+    wanted.train()
     run = small_gpu(1e9).holds(make(*OF_EIGHT, at="b"))
-    holder, name = (run.trainer.scaled, "step") if part == "scaled.step" else (run.trainer, "_clip")
+    holder, name = (run.learner.scaled, "step") if part == "scaled.step" else (run.trainer, "_clip")
     real, times = getattr(holder, name), iter([True, True, False, False])
 
-    def short() -> Any:
+    def short(*arguments: Any) -> Any:
         if next(times):
             raise RuntimeError(told)
-        return real()
+        return real(*arguments)
 
     monkeypatch.setattr(holder, name, short)
-    run.trainer.train()
+    run.train()
     assert run.trainer.step.setting != Setting(8, False, 0.0)
     assert sum("out of memory" in note for note in run.notes) == 2
     assert (run.weights() - wanted.weights()).norm() <= 1e-5 * wanted.weights().norm()
@@ -302,9 +311,9 @@ def test_an_error_that_is_none_of_memory_ends_the_run(make: Make, monkeypatch: p
     def broken() -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(run.trainer.scaled, "step", broken)
+    monkeypatch.setattr(run.learner.scaled, "step", broken)
     with pytest.raises(RuntimeError, match="illegal"):
-        run.trainer.train()
+        run.train()
 
 
 @pytest.mark.parametrize(
@@ -323,7 +332,7 @@ def test_too_little_memory_ends_with_remedies_that_are_not_on_yet(
     make: Make, small_gpu: Callable[[float], SmallGpu], overrides: list[str], named: list[str], unnamed: list[str]
 ) -> None:
     with pytest.raises(TrainingError, match="out of GPU memory") as caught:
-        small_gpu(0.0).holds(make(*overrides)).trainer.train()
+        small_gpu(0.0).holds(make(*overrides)).train()
     remedies = str(caught.value).split("Try: ")[1]
     assert all(name in remedies for name in named)
     assert not any(name in remedies for name in unnamed)
@@ -337,7 +346,7 @@ DROPOUT = "lora.lora_dropout=0.3"
 def test_a_seed_gives_the_same_weights_bit_for_bit(make: Make) -> None:
     def trained(at: str, *overrides: str) -> torch.Tensor:
         run = make(DROPOUT, *overrides, at=at)
-        run.trainer.train()
+        run.train()
         return run.weights()
 
     first = trained("a")
@@ -350,25 +359,25 @@ def test_a_seed_gives_the_same_weights_bit_for_bit(make: Make) -> None:
 def test_a_stopped_run_ends_as_if_it_had_not_been(make: Make, optim: str, at: int) -> None:
     options = (DROPOUT, f"trainer.optim={optim}", "trainer.max_steps=5", "trainer.log_every=2")
     whole = make(*options, at="a")
-    wanted = whole.trainer.train()
+    wanted = whole.train()
     first = make(*options, at="b")
-    step = first.trainer._step
+    step = first.trainer.update
 
-    def stopping() -> Any:
-        metrics = step()
-        if first.trainer.progress.step == at:
+    def stopping(learner: Learner) -> Any:
+        metrics = step(learner)
+        if first.learner.progress.step == at:
             first.stop.name = "SIGTERM"
         return metrics
 
-    first.trainer._step = stopping  # type: ignore[method-assign]
+    first.trainer.update = stopping  # type: ignore[method-assign]
     with pytest.raises(Stopped, match=f"SIGTERM: stopped after step {at}"):
-        first.trainer.train()
+        first.train()
     again = make(*options, at="b")
-    checkpoint = again.trainer.checkpoints.newest()
+    checkpoint = again.learner.checkpoints.newest()
     assert checkpoint
     assert checkpoint.step == at
-    again.trainer.restore(checkpoint)
-    progress = again.trainer.train()
+    again.learner.restore(checkpoint)
+    progress = again.train()
     assert torch.equal(again.weights(), whole.weights())
 
     def timeless(runs: list[Run]) -> list[Any]:
@@ -382,14 +391,14 @@ def test_after_resuming_every_trained_tensor_must_get_a_gradient_too(make: Make)
     def loose(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return output.detach()
 
-    make("trainer.max_steps=2").trainer.train()
+    make("trainer.max_steps=2").train()
     again = make("trainer.max_steps=3")
     for name, part in again.model.named_modules():
         if name.endswith("q_proj"):
             part.register_forward_hook(loose)
-    again.trainer.restore(again.trainer.checkpoints.newest())  # type: ignore[arg-type]
+    again.learner.restore(again.learner.checkpoints.newest())  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="no gradient reaches q_proj"):
-        again.trainer.train()
+        again.train()
 
 
 def test_a_run_stopped_inside_an_evaluation_owes_it(make: Make) -> None:
@@ -398,12 +407,12 @@ def test_a_run_stopped_inside_an_evaluation_owes_it(make: Make) -> None:
 
     run = make(scores=interrupted)
     with pytest.raises(Stopped):
-        run.trainer.train()
+        run.train()
     again = make()
-    checkpoint = again.trainer.checkpoints.newest()
+    checkpoint = again.learner.checkpoints.newest()
     assert checkpoint
-    again.trainer.restore(checkpoint)
-    again.trainer.train()
+    again.learner.restore(checkpoint)
+    again.train()
     assert again.evaluated == [2, 4]
 
 
@@ -413,7 +422,7 @@ def test_a_run_stopped_inside_an_evaluation_owes_it(make: Make) -> None:
 def test_evaluations_come_every_so_often_and_at_the_end(make: Make) -> None:
     for every, steps, wanted in (("2", 5, [2, 4, 5]), ("null", 5, [5]), ("3", 6, [3, 6]), ("9", 0, [0])):
         run = make(f"eval.every={every}", f"trainer.max_steps={steps}", at=f"{every}-{steps}")
-        run.trainer.train()
+        run.train()
         assert run.evaluated == wanted
 
 
@@ -424,7 +433,7 @@ def state_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
 def test_the_best_weights_are_kept_whatever_came_after(make: Make, tmp_path: Path) -> None:
     scores = {1: 0.1, 2: 0.9, 3: 0.9, 4: 0.2, 5: 0.3, 6: 0.8}
     run = make("eval.every=1", "trainer.max_steps=6", "trainer.keep=1", scores=scores.__getitem__)
-    progress = run.trainer.train()
+    progress = run.train()
     assert (progress.best, progress.metrics["at"]) == (2, 2)
     assert saved_steps(tmp_path / "checkpoints") == [2, 6]
     best = state_of(tmp_path / "checkpoints", 2)
@@ -435,20 +444,20 @@ def test_the_best_weights_are_kept_whatever_came_after(make: Make, tmp_path: Pat
 def test_equal_scores_are_ranked_by_loss(make: Make) -> None:
     run = make("eval.every=1")
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 1.0}
-    run.trainer.evaluate = lambda step: Scored({"eval/sql_exact_match": 0.0, "eval/loss": losses[step]})
-    assert run.trainer.train().best == 2
+    run.learner.evaluate = lambda step: Scored({"eval/sql_exact_match": 0.0, "eval/loss": losses[step]})
+    assert run.train().best == 2
 
 
 def test_an_objective_may_be_better_when_lower(make: Make) -> None:
     run = make("eval.every=1", "objective=eval/loss")
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}
-    run.trainer.evaluate = lambda step: Scored({"eval/sql_exact_match": 0.0, "eval/loss": losses[step]})
-    assert run.trainer.train().best == 2
+    run.learner.evaluate = lambda step: Scored({"eval/sql_exact_match": 0.0, "eval/loss": losses[step]})
+    assert run.train().best == 2
 
 
 def test_without_load_best_the_last_weights_stay(make: Make, tmp_path: Path) -> None:
     run = make("eval.every=1", "trainer.load_best=false", "trainer.keep=9", scores=lambda step: 1 / step)
-    progress = run.trainer.train()
+    progress = run.train()
     last = state_of(tmp_path / "checkpoints", 4)
     assert all(torch.equal(p, last[name]) for name, p in trainable(run.model).items())
     assert progress.metrics["at"] == 4
@@ -458,31 +467,31 @@ def test_early_stopping_counts_evaluations_without_a_better_one(make: Make) -> N
     scores = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.6, 5: 0.5, 6: 0.2, 7: 0.9}
     options = ("eval.every=1", "trainer.max_steps=7", "trainer.early_stopping=2")
     run = make(*options, scores=scores.__getitem__)
-    progress = run.trainer.train()
+    progress = run.train()
     assert (progress.step, progress.best, progress.done) == (6, 4, True)
     assert any("early stop" in note for note in run.notes)
     again = make(*options, scores=scores.__getitem__)
-    checkpoint = again.trainer.checkpoints.newest()
+    checkpoint = again.learner.checkpoints.newest()
     assert checkpoint
-    again.trainer.restore(checkpoint)
-    assert again.trainer.train().step == 6
+    again.learner.restore(checkpoint)
+    assert again.train().step == 6
 
 
 def test_the_model_trains_on_after_an_evaluation(make: Make) -> None:
     run = make("eval.every=1")
     modes: list[bool] = []
-    step, evaluate = run.trainer._step, run.trainer.evaluate
+    step, evaluate = run.trainer.update, run.learner.evaluate
 
     def evaluating(at: int) -> Any:
         run.model.eval()
         return evaluate(at)
 
-    def stepping() -> Any:
+    def stepping(learner: Learner) -> Any:
         modes.append(run.model.training)
-        return step()
+        return step(learner)
 
-    run.trainer.evaluate, run.trainer._step = evaluating, stepping  # type: ignore[method-assign]
-    run.trainer.train()
+    run.learner.evaluate, run.trainer.update = evaluating, stepping  # type: ignore[method-assign]
+    run.train()
     assert modes == [True] * 4
 
 
@@ -491,9 +500,9 @@ def test_the_model_trains_on_after_an_evaluation(make: Make) -> None:
 
 def test_the_logged_loss_is_the_mean_since_the_last_record(make: Make) -> None:
     each = make("trainer.max_steps=5", "trainer.log_every=1", at="a")
-    each.trainer.train()
+    each.train()
     some = make("trainer.max_steps=5", "trainer.log_every=2", at="b")
-    some.trainer.train()
+    some.train()
     losses = [metrics["train/loss"] for _, metrics in each.records]
     assert some.steps() == [2, 4, 5]
     assert [metrics["train/loss"] for _, metrics in some.records] == pytest.approx(
@@ -509,33 +518,33 @@ def test_tokens_a_second_are_those_since_the_last_record_beside_those_of_the_run
 ) -> None:
     """A run that slows down shows it; one that is resumed goes on with both."""
     now = [0.0]
-    monkeypatch.setattr("ftlab.train.loop.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("ftlab.train.learner.time.perf_counter", lambda: now[0])
 
     def rates(run: Run, seconds: list[float]) -> list[tuple[float, float]]:
-        step, tokens = run.trainer._step, [run.trainer.progress.tokens]
+        step, tokens = run.trainer.update, [run.learner.progress.tokens]
 
-        def stepping() -> float:
-            now[0] += seconds[run.trainer.progress.step] / 2
-            lr = step()
-            now[0] += seconds[run.trainer.progress.step - 1] / 2
-            tokens.append(run.trainer.progress.tokens)
+        def stepping(learner: Learner) -> float:
+            now[0] += seconds[run.learner.progress.step] / 2
+            lr = step(learner)
+            now[0] += seconds[run.learner.progress.step - 1] / 2
+            tokens.append(run.learner.progress.tokens)
             return lr
 
-        run.trainer._step = stepping  # type: ignore[method-assign]
-        run.trainer.train()
+        run.trainer.update = stepping  # type: ignore[method-assign]
+        run.train()
         keys = ("perf/tokens_per_second", "perf/tokens_per_second_mean")
         return [(metrics[keys[0]], metrics[keys[1]]) for _, metrics in run.records]
 
     options = ("trainer.log_every=2", "trainer.save_every=3")
     run = make("trainer.max_steps=4", *options, at="a")
-    each = [sum(len(ROWS[i].input_ids) for i in run.trainer.plan.indices(step)) for step in range(4)]
+    each = [sum(len(ROWS[i].input_ids) for i in run.learner.order.indices(step)) for step in range(4)]
     fast, slow = rates(run, [1.0, 1.0, 10.0, 10.0])
     assert fast == pytest.approx((sum(each[:2]) / 2, sum(each[:2]) / 2))
     assert slow == pytest.approx((sum(each[2:]) / 20, sum(each) / 22))
     again = make("trainer.max_steps=4", *options, at="a")
-    checkpoint = again.trainer.checkpoints.at(3)
+    checkpoint = again.learner.checkpoints.at(3)
     assert checkpoint is not None
-    again.trainer.restore(checkpoint)
+    again.learner.restore(checkpoint)
     assert rates(again, [1.0, 1.0, 10.0, 10.0]) == [pytest.approx(slow)]
 
 
@@ -548,8 +557,8 @@ def test_gradients_are_clipped_and_their_norm_before_is_logged(make: Make) -> No
             grads = [p.grad for p in trainable(run.model).values() if p.grad is not None]
             norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
 
-        run.trainer.optimizer.register_step_pre_hook(spy)
-        run.trainer.train()
+        run.learner.optimizer.register_step_pre_hook(spy)
+        run.train()
         assert run.records[0][1]["train/grad_norm"] > 0.01
         return norms[0]
 
@@ -559,7 +568,7 @@ def test_gradients_are_clipped_and_their_norm_before_is_logged(make: Make) -> No
 
 def test_a_profile_is_written(make: Make, tmp_path: Path) -> None:
     run = make("trainer.profile=2")
-    run.trainer.train()
+    run.train()
     trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
     assert any("aten::" in str(event.get("name")) for event in trace["traceEvents"])
     assert any("trace of 2 steps" in note for note in run.notes)
@@ -573,11 +582,11 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_update(make: Make, mo
     summed = module.summed_loss
 
     def broken(model: Any, batch: Any) -> Any:
-        return summed(model, batch) * (math.nan if run.trainer.progress.step == 2 else 1)
+        return summed(model, batch) * (math.nan if run.learner.progress.step == 2 else 1)
 
     monkeypatch.setattr(module, "summed_loss", broken)
     with pytest.raises(TrainingError, match=r"loss=nan at step 3; the checkpoint of step 2 is kept.*trainer\.lr"):
-        run.trainer.train()
+        run.train()
     assert run.steps() == [1, 2]
     assert torch.isfinite(run.weights()).all()
 
@@ -588,7 +597,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_update(make: Make
     next(iter(trainable(run.model).values())).register_hook(lambda grad: grad * value)
     before = run.weights()
     with pytest.raises(TrainingError, match=r"gradient norm=\w+ at step 1; no checkpoint"):
-        run.trainer.train()
+        run.train()
     assert torch.equal(run.weights(), before)
 
 
@@ -611,6 +620,6 @@ def test_the_answer_and_its_end_are_learnt(
         "lora=none", "trainer.max_steps=60", "trainer.lr=5e-3", "eval.every=null", "trainer.global_batch_size=2",
         model=make_llama(), rows=rows,
     )  # fmt: skip
-    run.trainer.train()
+    run.train()
     prompt = PromptTokenizer(tokenizer, "{question}:").prompts([(example.question, example.context)])[0]
     assert generate(run.model, tokenizer, [prompt], max_new_tokens=40, batch_size=1) == ["SELECT 1"]

@@ -65,12 +65,13 @@ def test_the_loss_is_that_of_the_rows_one_by_one(model: Any) -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 10, 20, 10_000])
-def test_the_mean_loss_counts_tokens_not_rows(model: Any, tokens: int) -> None:
+def test_the_mean_loss_counts_tokens_not_rows(model: Any, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftlab.train.loss.TOKENS", tokens)
     trained = sum(r.trained for r in ROWS)
     wanted = sum(alone(model, one) for one in ROWS) / trained
     model.train()
-    assert mean_loss(model, ROWS, tokens, CPU, flat=True) == pytest.approx(wanted, rel=1e-5)
-    assert mean_loss(model, ROWS, tokens, CPU, flat=False) == pytest.approx(wanted, rel=1e-5)
+    assert mean_loss(model, ROWS, CPU, flat=True) == pytest.approx(wanted, rel=1e-5)
+    assert mean_loss(model, ROWS, CPU, flat=False) == pytest.approx(wanted, rel=1e-5)
     assert model.training
     model.eval()
 

@@ -1,0 +1,83 @@
+"""All metrics that a run may have, found by key: those of every run, of each task and of each stage."""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from ftlab import stages, tasks
+from ftlab.metrics import RUN, SPLITS, Metric, name_of
+from ftlab.tasks import Task
+
+
+def of(key: str) -> Metric:
+    """The metric of a key (`eval/loss`, `test/sql_ast_match/nested`, `train/lr`). Of an unknown key, as in a run whose
+    task is not installed, a plain metric that has its name for a title, and of which neither more nor less is better.
+    """
+    name = name_of(key)
+    return _by_name().get(name) or Metric(name, name, "")
+
+
+def task_of(key: str) -> Task | None:
+    """The task that declares the metric of a key; None where none does."""
+    name = name_of(key)
+    found = (task for task in map(tasks.get, tasks.names()) if any(metric.name == name for metric in task.metrics))
+    return next(found, None)
+
+
+def known() -> list[Metric]:
+    """Every metric, in the order in which tables show them: the run's, the stages', the tasks'."""
+    return list(_by_name().values())
+
+
+def objectives(task: str | None = None, stage: str | None = None) -> dict[str, Metric]:
+    """What `objective` and `sweep.rung_metric` may name, by key: metrics on validation, of one task and one stage or of
+    all of them."""
+    parts: list[Iterable[Metric]] = [tasks.get(name).metrics for name in ([task] if task else tasks.names())]
+    parts += [stages.get(name).metrics for name in ([stage] if stage else stages.names())]
+    return {f"eval/{metric.name}": metric for part in parts for metric in part if metric.objective}
+
+
+def costs() -> dict[str, Metric]:
+    """Numbers of a run that a sweep may also aim at, by key."""
+    return {metric.name: metric for metric in RUN if metric.objective}
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Keys of one split as tables list them: none by kind of row, rates first, what has no direction last, and of two
+    names of one number the one that is shown."""
+    known_names = list(_by_name())
+    metrics = {key: of(key) for key in keys if key.count("/") == 1}
+    present = {metric.name for metric in metrics.values()}
+    shown = [key for key, metric in metrics.items() if metric.hidden_by not in present]
+
+    def place(key: str) -> tuple[bool, bool, int, str]:
+        metric = metrics[key]
+        at = known_names.index(metric.name) if metric.name in known_names else len(known_names)
+        return metric.direction is None, not metric.is_rate, at, key
+
+    return sorted(shown, key=place)
+
+
+def markdown() -> str:
+    """The table of keys in docs/metrics.md: `python -m ftlab.declared` prints it."""
+    lines = ["| key | what | unit | better |", "| --- | --- | --- | --- |"]
+    better = {"maximize": "more", "minimize": "less", None: ""}
+    for metric in known():
+        keys = [f"`{split}/{metric.name}`" for split in SPLITS] if metric.of_split else [f"`{metric.name}`"]
+        keys += [f"`eval/{metric.name}/KIND`"] if metric.by_bucket else []
+        lines.append(f"| {', '.join(keys)} | {metric.help} | {metric.unit} | {better[metric.direction]} |")
+    return "\n".join(lines)
+
+
+def _by_name() -> dict[str, Metric]:
+    return _collected(tuple(tasks.names()), tuple(stages.names()))
+
+
+@lru_cache(maxsize=16)
+def _collected(task_names: Sequence[str], stage_names: Sequence[str]) -> dict[str, Metric]:
+    parts: list[Iterable[Metric]] = [RUN, *(stages.get(name).metrics for name in stage_names)]
+    parts += [tasks.get(name).metrics for name in task_names]
+    return {metric.name: metric for part in parts for metric in part}
+
+
+if __name__ == "__main__":
+    print(markdown())

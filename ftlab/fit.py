@@ -1,0 +1,156 @@
+"""Fitting a loaded model to samples: its trainable tensors, a step that suits the model, and the loop."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from ftlab import models
+from ftlab.config import ExperimentConfig
+from ftlab.data.encode import Sample
+from ftlab.errors import ConfigError
+from ftlab.fast.decoder import LOGITS_BYTES
+from ftlab.fast.flat import Flat, Trainable
+from ftlab.fast.plan import GIB
+from ftlab.fast.recognise import adapter_groups
+from ftlab.fast.step import FastStep
+from ftlab.stages.stage import Hooks, LoadedModel
+from ftlab.summary import StepSetting
+from ftlab.train.checkpoint import Checkpoint, trainable
+from ftlab.train.learner import Learner, Progress
+from ftlab.train.loop import Trainer
+from ftlab.train.step import Loss, PlainStep, Step, Switch
+from ftlab.vram import BYTES, batch_bytes
+
+
+def fit(
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    cfg: ExperimentConfig,
+    hooks: Hooks,
+    resume: Checkpoint | None,
+    loss: Loss | None = None,
+) -> Progress:
+    """Train the model's trainable tensors on samples, as `cfg.trainer` says, or go on from a checkpoint.
+
+    `loss(model, samples, device)` is summed over the samples' trained tokens; without one the samples are rows
+    (`Encoded`), and it is the cross entropy of their spans, which the fast step knows too.
+
+    Raises:
+        ConfigError: activation checkpointing of a model that cannot do it.
+        TrainingError: training cannot go on; the last good checkpoint stays.
+        Stopped: a signal came; the same call resumes.
+    """
+    trained = trainable_of(loaded.model, cfg)
+    step = make_step(loaded, trained, samples, cfg, hooks, loss)
+    trainer = Trainer(
+        loaded.model,
+        step,
+        accelerator=loaded.accelerator,
+        note=hooks.note,
+        stop=hooks.stop,
+        trace=hooks.trace,
+        ranks=hooks.ranks,
+    )
+    learner = Learner(
+        trained,
+        samples,
+        cfg,
+        accelerator=loaded.accelerator,
+        checkpoints=hooks.checkpoints,
+        evaluate=hooks.evaluate,
+        record=hooks.record,
+    )
+    hooks.ranks.same(parameter.detach() for parameter in trained.parameters)
+    if not hooks.ranks.alone:
+        hooks.note(f"{hooks.ranks.world} processes share the rows of each step")
+    if resume:
+        learner.restore(resume)
+        hooks.note(f"resumed from step {resume.step} of {learner.order.steps}")
+    _warn_of_warmup(learner, hooks)
+    with hooks.training(learner.order.steps, learner.progress.step, learner.order.epochs):
+        try:
+            return trainer.train(learner)
+        finally:
+            hooks.setting(StepSetting(**asdict(step.setting), ran_out=step.chooser.ran_out))
+
+
+def trainable_of(model: nn.Module, cfg: ExperimentConfig) -> Trainable:
+    """What of the model is trained: its adapter, in one buffer where it can be, or all weights."""
+    tensors = trainable(model)
+    flat = Flat(adapter_groups(model)) if cfg.lora.r and Flat.fits(list(tensors.values())) else None
+    return Trainable(tensors, flat)
+
+
+def make_step(
+    loaded: LoadedModel,
+    trained: Trainable,
+    samples: Sequence[Sample],
+    cfg: ExperimentConfig,
+    hooks: Hooks,
+    loss: Loss | None = None,
+) -> Step:
+    """The fast step where it knows model and loss, else the plain one.
+
+    Raises:
+        ConfigError: activation checkpointing of a model that cannot do it.
+    """
+    trainer = replace(cfg.trainer, global_batch_size=hooks.ranks.most(cfg.trainer.global_batch_size))
+    dropout = cfg.lora.lora_dropout > 0
+    need = partial(batch_bytes, loaded.model.config, BYTES[cfg.model.dtype], dropout=dropout)
+    limit = hooks.vram_limit_gib * GIB if hooks.vram_limit_gib else math.inf
+    if loaded.decoder is not None and trained.flat is not None and loss is None:
+        longest = max(sample.tokens for sample in samples)
+        in_parts = partial(need, logits=LOGITS_BYTES)
+        step: Step = FastStep(loaded.decoder, trainer, longest=longest, need=in_parts, limit=limit)
+    else:
+        step = PlainStep(
+            loaded.model,
+            trainer,
+            loaded.accelerator,
+            need=need,
+            loss=loss,
+            together=loaded.flat,
+            checkpoint=_checkpointing(loaded.model, cfg),
+            limit=limit,
+        )
+    _warn_of_cache(step, cfg, hooks)
+    return step
+
+
+def _checkpointing(model: nn.Module, cfg: ExperimentConfig) -> Switch | None:
+    """What switches the model's activation checkpointing, where it has one."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if getattr(base, "supports_gradient_checkpointing", False):
+        return partial(models.switch_activation_checkpointing, base)
+    if cfg.trainer.activation_checkpointing is True:
+        raise ConfigError(
+            f"trainer.activation_checkpointing=true: {type(base).__name__} cannot compute its layers twice; "
+            "leave it at auto"
+        )
+    return None
+
+
+def _warn_of_cache(step: Step, cfg: ExperimentConfig, hooks: Hooks) -> None:
+    """One line where the configuration asks for dequantized weights kept in memory, and there is nothing to dequantize
+    or no way to keep it."""
+    if cfg.trainer.weight_cache is not True or step.keeps_unpacked:
+        return
+    why = "the slower path unpacks 4-bit weights at each product"
+    if not cfg.quant.load_in_4bit:
+        why = "the base has no 4-bit weights (quant=nf4 or quant=fp4 makes them)"
+    hooks.warn(f"trainer.weight_cache=true changes nothing: {why}")
+
+
+def _warn_of_warmup(learner: Learner, hooks: Hooks) -> None:
+    """One line where the learning rate never reaches what the configuration says."""
+    trainer, steps = learner.cfg.trainer, learner.order.steps
+    if 0 < steps <= trainer.warmup_steps:
+        hooks.warn(
+            f"trainer.warmup_steps={trainer.warmup_steps:g} covers all {steps} steps: "
+            f"the learning rate never reaches trainer.lr={trainer.lr:g}"
+        )

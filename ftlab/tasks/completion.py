@@ -1,0 +1,133 @@
+"""What tasks of a question, maybe a context, and one answer have in common: their columns, rows and prompts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ftlab.config import DataConfig, ExperimentConfig
+from ftlab.data.encode import Tokens, tokenise
+from ftlab.data.faults import Fault, describe, too_large
+from ftlab.data.prompts import shows
+from ftlab.data.splits import Example
+from ftlab.data.table import Role
+from ftlab.metrics import Metric
+from ftlab.tasks.scores import score
+from ftlab.tasks.task import Judgement, Kind, NoOptions, Scored, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILL = "Fill the empty fields, or delete these rows."
+
+
+class CompletionTask:
+    """A task whose rows are a question, a context that may be absent, and an answer. A subclass says what its metrics
+    are and how an answer is judged."""
+
+    name: str
+    title: str
+    metrics: tuple[Metric, ...]
+    headline: str
+    recorded: tuple[str, ...]
+    sample: Mapping[str, str]
+    gives: frozenset[Kind] = frozenset({"completion", "prompt"})
+    options: type = NoOptions
+    buckets: tuple[str, ...] = ()
+    roles: tuple[Role, ...] = (
+        Role("question", ("instruction", "prompt", "utterance", "input", "text"), "always"),
+        Role("context", ("passage", "document", "input"), "may"),
+        Role("answer", ("answers", "output", "response", "completion", "target", "label"), "never"),
+    )
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """None, unless a subclass makes rows itself."""
+        return {}
+
+    def check(self, cfg: ExperimentConfig) -> list[str]:
+        """No rule beyond the options' types."""
+        return []
+
+    def check_files(self, cfg: ExperimentConfig) -> None:
+        """Judging needs no files."""
+
+    def parse(self, row: Mapping[str, Any], cfg: DataConfig, id: str) -> Example | Fault:
+        """The example of a row. A context that the prompt does not show may be empty; without a group the context is
+        it, and without a context the question."""
+        columns = cfg.columns
+        if fault := row_fault(row, cfg):
+            return fault
+        question, context = row[columns.question], row.get(columns.context) or ""
+        group = row.get(columns.group)
+        group = (context or question) if group in (None, "") else str(group)
+        return Example(id, question, context, row[columns.answer].strip(), group)
+
+    def render(
+        self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", cfg: DataConfig
+    ) -> list[Tokens]:
+        """Prompts by the template `data.prompt`, each with its answer."""
+        return tokenise(examples, tokenizer, cfg.prompt)
+
+    def judge(
+        self,
+        examples: Sequence[Example],
+        answers: Sequence[str],
+        cfg: ExperimentConfig,
+        on_row: Callable[[], None] = lambda: None,
+    ) -> list[Judgement]:
+        """A subclass judges."""
+        raise NotImplementedError
+
+    def counts(self, metric: Metric, record: Mapping[str, Any]) -> bool:
+        """Whether a row says something of a metric: its column is not null."""
+        return record[metric.field] is not None
+
+    def judged(self, record: Mapping[str, Any], cluster: str, buckets: tuple[str, ...] = ()) -> Judgement:
+        """The judgement whose columns are `record`."""
+        told = [metric for metric in self.metrics if metric.field and self.counts(metric, record)]
+        hits = {metric.name: record[metric.field] for metric in told}
+        return Judgement(record, hits, buckets, cluster, str(record.get("reason", "")))
+
+    def read(self, row: Mapping[str, Any], prefix: str = "") -> Judgement:
+        """The judgement in a row of predictions.jsonl; rows of one context are a cluster."""
+        record = {name: row[prefix + name] for name in self.recorded}
+        return self.judged(record, str(row.get("context") or row.get("id", "")))
+
+    def score(self, prefix: str, judgements: Sequence[Judgement]) -> Scored:
+        """Rates and counts as declared."""
+        return score(prefix, judgements, self.metrics, self.buckets)
+
+
+def cluster_of(example: Example) -> str:
+    """Rows of one context are alike; a row without context stands alone."""
+    return example.context or example.id
+
+
+def row_fault(row: Mapping[str, Any], cfg: DataConfig) -> Fault | None:
+    """The first thing that is wrong with a row's fields."""
+    columns = cfg.columns
+    for name in (columns.question, columns.context, columns.answer):
+        optional = name == columns.context and not shows(cfg.prompt, "context")
+        value = row.get(name)
+        if isinstance(value, str) and (fault := too_large(name, value, cfg.max_field_bytes)):
+            return fault
+        if isinstance(value, str) and value.isascii() and value and not value.isspace():
+            continue
+        if name not in row and not optional:
+            return Fault(f"no column {name} (it has {', '.join(row) or 'none'})")
+        if (value is None or value == "") and optional:
+            continue
+        if fault := _field_fault(name, value, optional):
+            return fault
+    return None
+
+
+def _field_fault(name: str, value: Any, may_be_blank: bool) -> Fault | None:
+    if value is None:
+        return Fault(f"{name} is null", FILL)
+    if not isinstance(value, str):
+        return Fault(f"{name} is {describe(value)}, not text", f"Write every {name} as text, in quotes.")
+    if not value.strip() and not may_be_blank:
+        return Fault(f"{name} is empty", FILL)
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        return Fault(f"{name} holds half a character (a lone surrogate \\ud800 to \\udfff)")
+    return None

@@ -1,0 +1,184 @@
+"""Text-to-SQL: a question over the tables of a context, answered by one query. Its scores are those of `ftlab.sql`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ftlab.config import DataConfig, ExperimentConfig
+from ftlab.data.splits import Example, Parts
+from ftlab.data.table import Role
+from ftlab.errors import ConfigError, TrainingError
+from ftlab.metrics import Metric
+from ftlab.tasks.completion import CompletionTask, cluster_of
+from ftlab.tasks.task import Judgement, Source
+
+if TYPE_CHECKING:
+    from ftlab.sql.verdict import Verdict
+
+SYNTH_ROWS = 4000  # rows that are generated to train on, where data.train_rows says nothing
+
+
+def rate(name: str, title: str, help: str, field: str, short: str = "", **more: Any) -> Metric:
+    """A score of which more is better."""
+    common: dict[str, Any] = {"direction": "maximize", "unit": "rate", "interval": True, "objective": True}
+    return Metric(name, title, help, short=short, field=field, **common, **more)
+
+
+class SqlTask(CompletionTask):
+    """An adapter over `ftlab.sql`, which knows nothing of runs."""
+
+    name = "sql"
+    title = "text-to-SQL"
+    headline = "sql_exact_match"
+    metrics = (
+        rate(
+            "sql_string_match",
+            "string match",
+            "share of answers that are the gold text, white space aside",
+            "exact_string",
+        ),
+        rate(
+            "sql_ast_match",
+            "AST match (headline)",
+            "share of answers that are the gold query by its canonical tree",
+            "ast_equal",
+            "AST",
+            by_bucket=True,
+        ),
+        rate(
+            "sql_exact_match",
+            "exact match",
+            "the headline: the AST match",
+            "ast_equal",
+            "AST",
+            hidden_by="sql_ast_match",
+        ),
+        rate(
+            "sql_exec_match",
+            "exec match",
+            "share of answers that return what the gold returns, over the golds that run and return a row",
+            "exec_equal",
+            "exec",
+            by_bucket=True,
+            silent="the gold query is broken, or returned no row",
+        ),
+        rate("sql_valid", "valid", "share of answers that are one runnable read-only query", "valid"),
+        Metric("sql_gold_broken", "gold broken, rows", "golds that cannot run", unit="count", field="gold_broken"),
+        Metric(
+            "sql_vacuous",
+            "gold vacuous, rows",
+            "golds that returned no row on any database tried",
+            unit="count",
+            field="vacuous",
+        ),
+    )
+    sample = MappingProxyType(
+        {
+            "context": "CREATE TABLE city (name TEXT, people INT)",
+            "question": "Which cities have more than 1000 people?",
+        }
+    )
+    roles = (
+        Role("question", ("instruction", "sql_prompt", "prompt", "utterance", "input", "text"), "always"),
+        Role("context", ("schema", "sql_context", "create_table", "full_context", "input"), "may"),
+        Role("answer", ("sql", "query", "output", "response", "completion", "target"), "never"),
+    )
+
+    @property
+    def recorded(self) -> tuple[str, ...]:  # type: ignore[override]
+        from ftlab.sql.rates import RECORDED
+
+        return RECORDED
+
+    @property
+    def buckets(self) -> tuple[str, ...]:  # type: ignore[override]
+        from ftlab.sql.verdict import BUCKETS
+
+        return BUCKETS
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        return {"sql_synth": synthetic}
+
+    def check_files(self, cfg: ExperimentConfig) -> None:
+        """The folder of real rows must be there before anything is scored."""
+        from ftlab.sql.real_rows import fault
+
+        problem = fault(Path(cfg.eval.rows_dir).expanduser()) if cfg.eval.rows_dir else None
+        if problem:
+            raise ConfigError(f"eval.rows_dir={cfg.eval.rows_dir} {problem}, or eval.rows_dir=null")
+
+    def counts(self, metric: Metric, record: Mapping[str, Any]) -> bool:
+        """A broken or vacuous gold says nothing of the execution match."""
+        told = super().counts(metric, record)
+        return told and not (metric.field == "exec_equal" and record["vacuous"])
+
+    def judge(
+        self,
+        examples: Sequence[Example],
+        answers: Sequence[str],
+        cfg: ExperimentConfig,
+        on_row: Callable[[], None] = lambda: None,
+    ) -> list[Judgement]:
+        """Each answer on `eval.databases` databases and those of `eval.rows_dir`.
+
+        Raises:
+            TrainingError: the process that scores cannot be started.
+        """
+        from ftlab.sql.rates import recorded
+
+        judgements = []
+        for example, answer in zip(examples, answers, strict=True):
+            on_row()
+            verdict = verdict_of(example, answer, cfg)
+            judgements.append(self.judged(recorded(verdict), cluster_of(example), verdict.buckets))
+        return judgements
+
+    def reward(self, example: Example, answer: str, cfg: ExperimentConfig) -> float:
+        """1 where the answer is the gold query by its tree or by its results, else 0."""
+        verdict = verdict_of(example, answer, cfg)
+        return float(verdict.ast_equal or (bool(verdict.exec_equal) and not verdict.vacuous))
+
+
+def verdict_of(example: Example, answer: str, cfg: ExperimentConfig) -> "Verdict":
+    """What `ftlab.sql` says of an answer.
+
+    Raises:
+        TrainingError: the process that scores cannot be started.
+    """
+    from ftlab.sql.extract import extract
+    from ftlab.sql.real_rows import rows_file
+    from ftlab.sql.scorer import ScorerError, shared_scorer
+
+    scorer = shared_scorer()
+    scorer.databases = cfg.eval.databases
+    folder = Path(cfg.eval.rows_dir).expanduser() if cfg.eval.rows_dir else None
+    pred = extract(answer) if cfg.eval.extract_sql else answer
+    try:
+        return scorer.score(example.answer, pred, example.context, rows_file=rows_file(folder, example.group))
+    except ScorerError as error:
+        raise TrainingError(str(error)) from None
+
+
+def synthetic(cfg: DataConfig) -> Parts:
+    """Generated rows: whole domains of schemas belong to one split, so nothing has to be taken from train."""
+    from ftlab.data import sql_synth
+
+    train = cfg.train_rows or SYNTH_ROWS
+    sizes = {"train": train, "validation": _rows(cfg.validation, train)}
+    sizes["test"] = cfg.test_rows or _rows(cfg.test_size, train)
+    made = {name: [_example(row) for row in sql_synth.generate(name, n, cfg.split_seed)] for name, n in sizes.items()}
+    notes = [f"{name}: {len(rows):,} rows generated over schemas of its own" for name, rows in made.items()]
+    return Parts(**made, notes=notes, grouped_by="db_id")
+
+
+def _rows(size: float, of: int) -> int:
+    return round(size) if size >= 1 else max(1, round(size * of))
+
+
+def _example(row: Mapping[str, str]) -> Example:
+    return Example(row["id"], row["question"], row["context"], row["answer"], row["db_id"])
+
+
+TASK = SqlTask()
