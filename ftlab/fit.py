@@ -18,13 +18,13 @@ from ftlab.fast.flat import Flat, Trainable
 from ftlab.fast.plan import GIB
 from ftlab.fast.recognise import adapter_groups
 from ftlab.fast.step import FastStep
+from ftlab.memory.batch import BYTES, batch_bytes
 from ftlab.stages.stage import Hooks, LoadedModel
 from ftlab.summary import StepSetting
 from ftlab.train.checkpoint import Checkpoint, trainable
 from ftlab.train.learner import Learner, Progress
 from ftlab.train.loop import Trainer
 from ftlab.train.step import Loss, PlainStep, Step, Switch
-from ftlab.vram import BYTES, batch_bytes
 
 
 def fit(

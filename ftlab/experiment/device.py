@@ -9,6 +9,20 @@ from transformers.utils import logging as transformers_logging
 from ftlab.config import ExperimentConfig
 from ftlab.launcher import check_launch
 
+# Dense bfloat16 tensor-core rates in FLOP/s, from the makers' data sheets.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 5090": 209e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
 PRECISION = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
 
 
@@ -47,3 +61,11 @@ def flops_per_token(base: PreTrainedModel, parameters: int, cfg: ExperimentConfi
         parameters -= embedding.numel()
     passes = 2 + (cfg.lora.r == 0) + (cfg.trainer.activation_checkpointing is True)
     return 2.0 * parameters * passes
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The GPU's arithmetic limit in FLOP/s, where known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for mark, rate in PEAK_FLOPS.items() if mark in name), None)

@@ -10,9 +10,10 @@ from typing import Any
 from ftlab import tasks, trackers
 from ftlab.errors import Stopped
 from ftlab.evaluate import Scores
-from ftlab.experiment.device import device_name
+from ftlab.experiment.device import device_name, peak_flops
 from ftlab.experiment.parts import Outcome, Run
 from ftlab.experiment.prepare import Prepared
+from ftlab.memory.meter import Meter
 from ftlab.report import report, report_pruned
 from ftlab.shortage import lighter, within_memory
 from ftlab.summary import BaseModel, Metrics, Objective, Summary
@@ -21,7 +22,6 @@ from ftlab.terminal import Bar
 from ftlab.trackers.jsonl import JsonlTracker
 from ftlab.train.checkpoint import Checkpoint
 from ftlab.versions import versions
-from ftlab.vram import Meter, peak_flops
 
 PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
 KEPT = ("trainable_parameters", "parameters", "data_sha256", "model", "seconds", "vram", "objective")  # at the tracker

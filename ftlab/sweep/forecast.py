@@ -8,11 +8,11 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from ftlab import vram
 from ftlab.composition import typed_from_tree
 from ftlab.config import ExperimentConfig
 from ftlab.errors import FtlabError
 from ftlab.fast.plan import Setting
+from ftlab.memory import forecast
 from ftlab.run_dir import tree_of
 from ftlab.summary import Summary
 from ftlab.sweep.records import runs
@@ -27,7 +27,7 @@ class Measured:
     which it did."""
 
     features: tuple[object, ...]
-    estimated: vram.Estimate
+    estimated: forecast.Estimate
     gib: float
 
 
@@ -47,7 +47,7 @@ class Forecast:
             WeightsError: the architecture is not to be found.
         """
         self._learn()
-        return vram.estimate(cfg, [(run.estimated, run.gib) for run in self._nearest(cfg)])
+        return forecast.estimate(cfg, [(run.estimated, run.gib) for run in self._nearest(cfg)])
 
     def _learn(self) -> None:
         for trial in self.study.trials():
@@ -60,7 +60,7 @@ class Forecast:
         """The runs most like `cfg`, several where they are equally so."""
         if not self.measured:
             return []
-        features, batch = features_of(cfg, vram.leanest(cfg)), vram.parts(cfg).batch
+        features, batch = features_of(cfg, forecast.leanest(cfg)), forecast.parts(cfg).batch
 
         def likeness(run: Measured) -> Likeness:
             agree = (float(mine == theirs) for mine, theirs in zip(features, run.features, strict=True))
@@ -95,7 +95,7 @@ def measured(folder: Path) -> Iterator[Measured]:
             with suppress(FtlabError):
                 cfg = typed_from_tree(tree_of(run))
                 taken = Setting(setting.micro, setting.cached, setting.share)
-                yield Measured(features_of(cfg, taken), vram.parts(cfg, taken), gib)
+                yield Measured(features_of(cfg, taken), forecast.parts(cfg, taken), gib)
 
 
 def _train_peak(summary: Summary) -> float:

@@ -7,11 +7,12 @@ from pathlib import Path
 import optuna
 from optuna.trial import Trial
 
-from ftlab import experiment, vram
+from ftlab import experiment
 from ftlab.composition import Composition, composition
 from ftlab.config import ExperimentConfig
 from ftlab.errors import Pruned
 from ftlab.experiment.parts import OnEvaluation
+from ftlab.memory import forecast
 from ftlab.models import Bases
 from ftlab.shell import quoted
 from ftlab.summary import Metrics
@@ -33,7 +34,7 @@ def search(
     stop: StopSignal | None = None,
     *,
     config_dir: str | None = None,
-    estimate: Estimate = vram.estimate,
+    estimate: Estimate = forecast.estimate,
     rungs: list[int] | None = None,
 ) -> None:
     """Run trials of experiments until the study needs no more; `work` says what it raises.
@@ -63,7 +64,7 @@ class Trials:
         on_event: Listener = unheard,
         *,
         config_dir: str | None = None,
-        estimate: Estimate = vram.estimate,
+        estimate: Estimate = forecast.estimate,
     ) -> None:
         self.study, self.on_event = study, on_event
         self.config_dir, self.estimate = config_dir, estimate

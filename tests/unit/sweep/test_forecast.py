@@ -10,11 +10,13 @@ import optuna
 import pytest
 from optuna.trial import Trial
 
-from ftlab import compose, vram
+from ftlab import compose
 from ftlab.composition import composition
 from ftlab.config import ExperimentConfig, SweepConfig
 from ftlab.errors import Stopped, WeightsError
 from ftlab.fast.plan import Chooser, Setting
+from ftlab.memory import forecast as closed_form
+from ftlab.memory import meter as meter_module
 from ftlab.run_dir import RunDir
 from ftlab.summary import Summary
 from ftlab.sweep.forecast import Forecast
@@ -60,7 +62,7 @@ def ran(study: Study, small: list[str]) -> Ran:
             (run.path / ".hydra").mkdir(parents=True)
             whole = composition([*small, f"run_dir={run.path}", *more])
             run.record(whole)
-            taken = setting or vram.leanest(whole.config)
+            taken = setting or closed_form.leanest(whole.config)
             peak = times(factor, whole.config, taken)
             record = {"micro": taken.micro, "cached": taken.cached, "share": taken.share, "ran_out": ran_out}
             Summary.of({"status": status, "vram": {phase: {"allocated": peak}}, "setting": record}).write(
@@ -87,12 +89,12 @@ def ran(study: Study, small: list[str]) -> Ran:
 
 def times(factor: float, cfg: ExperimentConfig, setting: Setting | None = None) -> float:
     """GiB with the batch's part of the closed form multiplied."""
-    parts = vram.parts(cfg, setting)
+    parts = closed_form.parts(cfg, setting)
     return parts.fixed + factor * parts.batch
 
 
 def test_nothing_measured_leaves_the_closed_form(study: Study, config: Config) -> None:
-    assert Forecast(study)(config()) == vram.estimate(config())
+    assert Forecast(study)(config()) == closed_form.estimate(config())
 
 
 @pytest.mark.parametrize("factor", [0.3, 2.5])
@@ -107,7 +109,7 @@ def test_a_peak_corrects_the_estimate_down_and_up(study: Study, config: Config, 
 def test_what_is_there_at_every_step_is_not_corrected(study: Study, config: Config, ran: Ran) -> None:
     """A larger adapter's weights, gradients and optimizer state are known exactly."""
     ran(3.0, "lora.r=2")
-    more = vram.parts(config("lora.r=64")).fixed - vram.parts(config("lora.r=2")).fixed
+    more = closed_form.parts(config("lora.r=64")).fixed - closed_form.parts(config("lora.r=2")).fixed
     assert more > 0
     forecast = Forecast(study)
     assert forecast(config("lora.r=64")) - forecast(config("lora.r=2")) == pytest.approx(more)
@@ -182,7 +184,7 @@ def test_a_peak_is_set_beside_what_its_own_setting_needs(
 def test_runs_whose_memory_ran_out_on_the_way_teach_nothing(study: Study, config: Config, ran: Ran) -> None:
     """Their peak is that of what did not fit."""
     ran(9.0, ran_out=True)
-    assert Forecast(study)(config()) == vram.estimate(config())
+    assert Forecast(study)(config()) == closed_form.estimate(config())
 
 
 def test_runs_of_an_earlier_version_teach_nothing(study: Study, config: Config, ran: Ran) -> None:
@@ -192,19 +194,19 @@ def test_runs_of_an_earlier_version_teach_nothing(study: Study, config: Config, 
     summary = json.loads(file.read_text())
     del summary["setting"]
     file.write_text(json.dumps(summary))
-    assert Forecast(study)(config()) == vram.estimate(config())
+    assert Forecast(study)(config()) == closed_form.estimate(config())
 
 
 def test_failed_trials_teach_nothing(study: Study, config: Config, ran: Ran) -> None:
     """They may have ended before their first batch, or at the GPU's end."""
     ran(7.0, status="failed")
     assert study.counts().failed == 1
-    assert Forecast(study)(config()) == vram.estimate(config())
+    assert Forecast(study)(config()) == closed_form.estimate(config())
 
 
 def test_peaks_of_evaluations_teach_nothing(study: Study, config: Config, ran: Ran) -> None:
     ran(7.0, phase="eval")
-    assert Forecast(study)(config()) == vram.estimate(config())
+    assert Forecast(study)(config()) == closed_form.estimate(config())
 
 
 def test_a_trial_taken_up_after_its_training_teaches_nothing(study: Study, config: Config, ran: Ran) -> None:
@@ -217,7 +219,7 @@ def test_a_trial_taken_up_after_its_training_teaches_nothing(study: Study, confi
         work(study, stopped)
     ran(0.001)
     assert study.counts().finished == 1
-    assert Forecast(study)(config()) == vram.estimate(config())
+    assert Forecast(study)(config()) == closed_form.estimate(config())
 
 
 def test_without_a_gpu_or_its_folder_a_trial_teaches_nothing(
@@ -228,17 +230,17 @@ def test_without_a_gpu_or_its_folder_a_trial_teaches_nothing(
     (study.folder / "1/config.yaml").write_text("trainer: {no_such_key: 1}\n")
     ran(2.0)
     (study.folder / "2/summary.json").write_text(json.dumps({"status": "finished", "vram": {}}))
-    assert Forecast(study)(config()) == vram.estimate(config())
+    assert Forecast(study)(config()) == closed_form.estimate(config())
     ran(2.0)
-    parts = vram.parts
+    parts = closed_form.parts
 
-    def gone(cfg: ExperimentConfig, setting: Setting | None = None) -> vram.Estimate:
+    def gone(cfg: ExperimentConfig, setting: Setting | None = None) -> closed_form.Estimate:
         if cfg.run_dir != "x":
             raise WeightsError("the weights were tidied away")
         return parts(cfg, setting)
 
-    monkeypatch.setattr(vram, "parts", gone)
-    assert Forecast(study)(config()) == vram.estimate(config())
+    monkeypatch.setattr(closed_form, "parts", gone)
+    assert Forecast(study)(config()) == closed_form.estimate(config())
 
 
 def test_a_trial_is_read_once(study: Study, config: Config, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,11 +258,11 @@ def ten_times(monkeypatch: pytest.MonkeyPatch, small: list[str]) -> None:
     cfg = compose([*small, "run_dir=x", "trainer.micro_batch_size=1"])
     peak = times(10, cfg, Setting(1, False, 0.0))
 
-    def fold(meter: vram.Meter) -> None:
+    def fold(meter: meter_module.Meter) -> None:
         if meter._active[-1:] == ["train"]:
-            meter.peaks["train"] = dict.fromkeys(vram.KINDS, peak)
+            meter.peaks["train"] = dict.fromkeys(meter_module.KINDS, peak)
 
-    monkeypatch.setattr(vram.Meter, "_fold", fold)
+    monkeypatch.setattr(meter_module.Meter, "_fold", fold)
 
 
 def searched(small: list[str], folder: Path, limit: float, *sizes: str) -> Study:
@@ -278,7 +280,7 @@ def test_a_sweep_refuses_what_its_own_peaks_say_does_not_fit(small: list[str], t
     sizes = {rows: compose([*fixed, f"trainer.micro_batch_size={rows}"]) for rows in (1, 2, 4)}
     limit = times(30, sizes[1])
     assert times(10, sizes[2]) < limit < times(10, sizes[4])
-    assert vram.estimate(sizes[4]) < limit
+    assert closed_form.estimate(sizes[4]) < limit
     study = searched(small, tmp_path / "toy", limit, "1", "4", "auto")
     search(study, estimate=Forecast(study))
     complete, refused, chosen = study.trials()

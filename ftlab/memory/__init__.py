@@ -1,0 +1,1 @@
+"""GPU memory: measured while a run goes on, and forecast before it."""
