@@ -37,7 +37,7 @@ METRICS = {
 }
 LEVEL = 0.05
 
-Rows = dict[str, dict[str, Any]]  # by the id as JSON
+RowsById = dict[str, dict[str, Any]]  # by the id as JSON
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Side:
     """The rows of one of the two, and the file that they are from."""
 
     file: Path
-    rows: Rows
+    rows: RowsById
 
 
 @dataclass(frozen=True)
-class Row:
+class PairedRow:
     """Both verdicts on one row, and the schema or, without schemas, the row that it counts as one with."""
 
     a: Verdict
@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ScoreComparison:
     """One score of A and B on the same rows; `low` and `high` bound the rate of B less that of A."""
 
     rows: int
@@ -103,7 +103,7 @@ def main(arguments: dict[str, str], words: list[str]) -> int:
     return 0
 
 
-def compare(field: str, rows: list[Row]) -> Comparison:
+def compare(field: str, rows: list[PairedRow]) -> ScoreComparison:
     """One score on paired rows; those that say nothing of it in either are left out."""
     kept = [row for row in rows if counts(field, row.a) and counts(field, row.b)]
     right_a = [bool(getattr(row.a, field)) for row in kept]
@@ -112,7 +112,7 @@ def compare(field: str, rows: list[Row]) -> Comparison:
     only_b = sum(y and not x for x, y in zip(right_a, right_b, strict=True))
     low, high = clustered_bootstrap(right_a, right_b, [row.cluster for row in kept])
     p = mcnemar(only_a, only_b)
-    return Comparison(len(kept), sum(right_a), sum(right_b), low, high, only_a, only_b, p)
+    return ScoreComparison(len(kept), sum(right_a), sum(right_b), low, high, only_a, only_b, p)
 
 
 # --- what is compared ---------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ def _side(word: str, split: str) -> Side:
     raise InputError(f"{word} holds no answers on {split} with verdicts: {command}")
 
 
-def _by_id(file: Path, what: str) -> Rows:
-    found: Rows = {}
+def _by_id(file: Path, what: str) -> RowsById:
+    found: RowsById = {}
     for number, row in read(file):
         if "id" not in row:
             raise DataError(f"{file}:{number}: no id (the row has {', '.join(list(row)[:9]) or 'nothing'})")
@@ -158,11 +158,11 @@ def _by_id(file: Path, what: str) -> Rows:
     return found
 
 
-def _judged(rows: Rows) -> bool:
+def _judged(rows: RowsById) -> bool:
     return bool(rows) and all(isinstance(row.get("ast_equal"), bool) for row in rows.values())
 
 
-def _paired(a: Side, b: Side, contexts: Rows) -> tuple[list[Row], bool]:
+def _paired(a: Side, b: Side, contexts: RowsById) -> tuple[list[PairedRow], bool]:
     """The rows that both have, in A's order; and whether rows of one schema are known."""
     shared = [name for name in a.rows if name in b.rows]
     if not shared:
@@ -176,7 +176,7 @@ def _paired(a: Side, b: Side, contexts: Rows) -> tuple[list[Row], bool]:
     clustered = None not in schemas
     clusters = schemas if clustered else shared
     verdicts = [[_verdict(side, name) for name in shared] for side in (a, b)]
-    return [Row(*row) for row in zip(*verdicts, map(json.dumps, clusters), strict=True)], clustered
+    return [PairedRow(*row) for row in zip(*verdicts, map(json.dumps, clusters), strict=True)], clustered
 
 
 def _check_same(name: str, field: str, values: set[str], a: Side, b: Side) -> None:
@@ -194,7 +194,7 @@ def _verdict(side: Side, name: str) -> Verdict:
 # --- what is shown ------------------------------------------------------------------------------------------
 
 
-def _show(terminal: Terminal, a: Side, b: Side, rows: list[Row], clustered: bool, fields: list[str]) -> None:
+def _show(terminal: Terminal, a: Side, b: Side, rows: list[PairedRow], clustered: bool, fields: list[str]) -> None:
     terminal.note(f"A  {a.file}")
     terminal.note(f"B  {b.file}")
     found = {field: compare(field, rows) for field in fields}
@@ -205,7 +205,7 @@ def _show(terminal: Terminal, a: Side, b: Side, rows: list[Row], clustered: bool
         terminal.note(line)
 
 
-def _cells(title: str, found: Comparison) -> list[str]:
+def _cells(title: str, found: ScoreComparison) -> list[str]:
     if not found.rows:
         return [title, *["-"] * 7, "no row to compare"]
     rates = [f"{100 * hits / found.rows:.1f}" for hits in (found.hits_a, found.hits_b)]
@@ -217,7 +217,9 @@ def _cells(title: str, found: Comparison) -> list[str]:
     ]
 
 
-def _remarks(a: Side, b: Side, rows: list[Row], clustered: bool, found: dict[str, Comparison]) -> Iterator[str]:
+def _remarks(
+    a: Side, b: Side, rows: list[PairedRow], clustered: bool, found: dict[str, ScoreComparison]
+) -> Iterator[str]:
     clusters = len({row.cluster for row in rows})
     yield f"{_counted(len(rows))} in both, " + (
         f"drawn as {_counted(clusters, 'schema')}"

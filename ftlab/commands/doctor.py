@@ -77,7 +77,7 @@ def main(args: dict[str, str], folders: Sequence[str] = ()) -> int:
     if folders:
         return check_folders(args, folders)
     marks = []
-    for line in report(args):
+    for line in findings(args):
         print(redact(str(line)), flush=True)
         marks.append(line.mark)
     failed, warned = marks.count("fail"), marks.count("warn")
@@ -102,7 +102,7 @@ def check_folders(args: dict[str, str], folders: Sequence[str]) -> int:
     return int(damaged)
 
 
-def report(args: dict[str, str]) -> Iterator[Line]:
+def findings(args: dict[str, str]) -> Iterator[Line]:
     """The findings, in the order in which they are best put right."""
     cfg = _configuration(args)
     checks: list[tuple[str, Check]] = [

@@ -25,7 +25,7 @@ from ftlab.errors import ConfigError, FtlabError, InputError
 from ftlab.process import Process
 from ftlab.sweep import identity, samplers, storage
 from ftlab.sweep import study as study_module
-from ftlab.sweep.join import Order
+from ftlab.sweep.join import WorkerOrder
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study, folder_name
 
@@ -483,7 +483,7 @@ def test_a_worker_is_told_no_password(tail: str, opened: Callable[..., Study], m
     assert os.environ[storage.PASSWORD] == "hunter22"
     study = opened()
     study.cfg.storage = f"postgresql://{tail}"  # as a caller may who does not go through the command line
-    assert "hunter22" not in json.dumps(asdict(Order.of(study, None)))
+    assert "hunter22" not in json.dumps(asdict(WorkerOrder.of(study, None)))
 
 
 def test_one_file_is_left_of_the_database(opened: Callable[..., Study], tmp_path: Path) -> None:

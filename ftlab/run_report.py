@@ -11,7 +11,7 @@ from ftlab.terminal import Terminal
 def report_finished(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
     """Say that there is nothing left to do, and show the result again."""
     terminal.note(f"{folder.path} holds this run, finished; force=true runs it again")
-    report(folder, summary, terminal)
+    report_run(folder, summary, terminal)
 
 
 def report_pruned(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
@@ -21,7 +21,7 @@ def report_pruned(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
     terminal.note(f"{folder.path} holds this run, {where}; force=true runs it to its end")
 
 
-def report(folder: RunDir, summary: Summary, terminal: Terminal, tracker_line: str | None = None) -> None:
+def report_run(folder: RunDir, summary: Summary, terminal: Terminal, tracker_line: str | None = None) -> None:
     """Answers, scores and what to do next."""
     terminal.predictions(folder.read_rows("predictions.jsonl"))
     terminal.scores(summary.base, summary.tuned, {"base": summary.intervals.base, "tuned": summary.intervals.tuned})
