@@ -315,14 +315,11 @@ def memory() -> Iterator[Line]:
 
 
 def _machine_memory() -> tuple[float, float]:
-    """Bytes in all, and available to new processes (in all again where the system does not tell)."""
-    try:
-        rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-        sizes = {row[0]: 1024.0 * int(row[1]) for row in rows}
-        return sizes["MemTotal:"], sizes["MemAvailable:"]
-    except (OSError, KeyError, ValueError):
-        total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        return total, total
+    """Bytes in all, and available to new processes."""
+    import psutil  # type: ignore[import-untyped]
+
+    found = psutil.virtual_memory()
+    return float(found.total), float(found.available)
 
 
 def _container_memory() -> tuple[float, float]:

@@ -20,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 from ftlab.config import OBJECTIVES, is_rate, known_keys
 from ftlab.errors import InputError
 from ftlab.summary import Summary
@@ -166,12 +168,9 @@ def _status(run: FoundRun) -> str:
 def _alive(path: Path) -> bool:
     """Whether the process that holds the folder still runs on this machine."""
     try:
-        os.kill(int((path / ".lock").read_text()), 0)
-    except PermissionError:
-        return True
+        return bool(psutil.pid_exists(int((path / ".lock").read_text())))
     except (OSError, ValueError, OverflowError):
         return False
-    return True
 
 
 def _started(run: FoundRun) -> float:

@@ -80,7 +80,18 @@ def test_it_is_answered_at_once_and_without_torch(words: list[str], code: int, s
 
 
 # What no answer about configurations needs, however many launchers are installed.
-HEAVY = ("torch", "transformers", "optuna", "sqlalchemy", "ray", "submitit", "joblib", "cloudpickle", "asyncio")
+HEAVY = (
+    "torch",
+    "transformers",
+    "optuna",
+    "sqlalchemy",
+    "ray",
+    "submitit",
+    "joblib",
+    "cloudpickle",
+    "asyncio",
+    "filelock",
+)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--hydra-help"], ["--cfg", "job"]], ids=" ".join)

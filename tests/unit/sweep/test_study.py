@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -498,10 +499,9 @@ def test_one_file_is_left_of_the_database(opened: Callable[..., Study], tmp_path
 def test_over_a_network_there_is_no_shared_log(
     kind: str, journal: str, opened: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/home {tmp_path} {kind} rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\n")
-    networked = storage.networked
-    monkeypatch.setattr(storage, "networked", lambda folder: networked(folder, mounts))
+    mounts = [("/", "ext4"), (str(tmp_path), "tmpfs"), (str(tmp_path), kind), ("/dev/shm", "tmpfs")]
+    found = [SimpleNamespace(mountpoint=place, fstype=fstype) for place, fstype in mounts]
+    monkeypatch.setattr(storage.psutil, "disk_partitions", lambda all: found)
     opened("grid").close()
     with closing(sqlite3.connect(tmp_path / "toy" / "study.db")) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == (journal,)
