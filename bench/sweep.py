@@ -42,7 +42,7 @@ from ftlab.composition import composition
 from ftlab.config import SweepConfig
 from ftlab.sweep.board import Board
 from ftlab.sweep.events import Event, Listener, unheard
-from ftlab.sweep.join import Order
+from ftlab.sweep.join import WorkerOrder
 from ftlab.sweep.rungs import rungs_of
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
@@ -225,7 +225,7 @@ def start(folder: Path, n_trials: int) -> None:
     words += ["sweep.study=start", "sweep.n_trials=20", "sweep.retries=1000", "sweep.max_failures=1000"]
     seconds_to(STARTED, words)  # makes the study, which a driver has done before a worker starts
     known = rungs_of(composition(["experiment=quickstart"]).config)
-    order = Order.of(Study.load(str(folder / "start")), None, known).environment()
+    order = WorkerOrder.of(Study.load(str(folder / "start")), None, known).environment()
     imports, joined, driven = [], [], []
     for _ in range(STARTS):
         imports.append(seconds_to(IMPORTED, []))

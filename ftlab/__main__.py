@@ -261,8 +261,8 @@ def _prepared(words: list[str], ranks: "Ranks | None", held: ExitStack) -> Calla
 def _lead(composition: Any, ranks: "Ranks | None", held: ExitStack) -> Callable[[], Any]:
     """All that can be refused or reported is, before torch is imported for the run that is returned."""
     from ftlab.provenance import check_reported
-    from ftlab.report import report_finished
     from ftlab.run_dir import RunDir
+    from ftlab.run_report import report_finished
 
     cfg, terminal = composition.config, _terminal()
     folder = held.enter_context(RunDir(cfg.run_dir).claim())

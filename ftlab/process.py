@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 PROC = Path("/proc")
 POLL_S = 1.0
 
@@ -51,12 +53,16 @@ class Process:
             return False
         if PROC.joinpath("self", "stat").exists():
             return _started(self.pid) != self.started
-        return not _answers(self.pid)
+        return not psutil.pid_exists(self.pid)
 
     def frozen(self) -> bool:
         """Whether the process is known to be stopped, as by SIGSTOP or a debugger, and will not go on by itself."""
-        fields = _fields(self.pid) if self.here() and not self.dead() else []
-        return bool(fields) and fields[0] in "Tt"
+        if not self.here() or self.dead():
+            return False
+        try:
+            return psutil.Process(self.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        except psutil.Error:
+            return False
 
 
 @cache
@@ -92,25 +98,14 @@ def _pid_space() -> list[str]:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began; None where it is gone or waits as a zombie for its parent."""
-    fields = _fields(pid)
-    return None if not fields or fields[0] in "ZX" else fields[19]
+    """When a process began; None where it is gone or waits as a zombie for its parent.
 
-
-def _fields(pid: int) -> list[str]:
-    """Fields 3 and on of /proc/PID/stat: the state, and 19 later the start. None where there is no such process."""
+    Field 22 of /proc/PID/stat, which the clock does not move: psutil counts `create_time` from the time of boot, which
+    follows the clock.
+    """
     try:
-        # The name in brackets may hold spaces and brackets itself.
-        return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        # The name in brackets may hold spaces and brackets itself; the state follows.
+        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
-        return []
-
-
-def _answers(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return None
+    return None if not fields or fields[0] in "ZX" else fields[19]

@@ -11,7 +11,6 @@ checkpoints/       what a resumed run needs
 A record that is damaged is renamed, such as to summary.json.damaged-1, and the run goes on without it.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from ftlab.composition import Composition, flatten, load_tree
@@ -32,6 +32,8 @@ from ftlab.errors import ConfigError, RunDirError
 from ftlab.paths import special
 from ftlab.redact import known, redact, redact_message, redact_tree
 from ftlab.summary import Sources, Summary
+
+REMOVAL_S = 0.2  # in which a lock file that its holder is removing is gone
 
 # A run may go on although these differ: they do not change what is learnt.
 FREE_KEYS = (
@@ -95,40 +97,34 @@ class RunDir:
             raise RunDirError(f"run_dir={self.path} is {what}, not a folder: choose another with run_dir=DIR")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = self._locked()
+            lock = self._locked()
         except OSError as error:
             reason = error.strerror or str(error)
             raise RunDirError(
                 f"run_dir={self.path} cannot be written ({reason}): choose another folder with run_dir=DIR"
             ) from None
         try:
-            os.ftruncate(handle, 0)
-            os.write(handle, str(os.getpid()).encode())
+            (self / ".lock").write_text(str(os.getpid()))
             yield self
         finally:
             (self / ".lock").unlink(missing_ok=True)
-            os.close(handle)
+            lock.release()
             if made and not any(self.path.iterdir()):  # refused before anything was written
                 self.path.rmdir()
 
-    def _locked(self) -> int:
-        """An open and locked handle of `.lock`. A file that its holder removed between our opening and locking
-        it locks nothing: then there is a new one to try."""
-        while True:
-            handle = os.open(self / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(handle), os.stat(self / ".lock")):
-                    return handle
-            except BlockingIOError:
-                owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
-                os.close(handle)
-                raise RunDirError(
-                    f"run_dir={self.path} is in use by process {owner}: wait for it, or choose another run_dir=DIR"
-                ) from None
-            except FileNotFoundError:
-                pass
-            os.close(handle)
+    def _locked(self) -> FileLock:
+        """The lock of `.lock`, which ends with its process. A file that its holder removed between our opening and
+        locking it locks nothing: then there is a new one to try. Where the file system knows no locks the folder cannot
+        be held, since a mark in their place would outlive a killed process."""
+        lock = FileLock(self / ".lock", timeout=REMOVAL_S, poll_interval=REMOVAL_S / 10, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            owner = (self / ".lock").read_text(errors="replace").strip() or "unknown"
+            raise RunDirError(
+                f"run_dir={self.path} is in use by process {owner}: wait for it, or choose another run_dir=DIR"
+            ) from None
+        return lock
 
     @property
     def summary(self) -> Summary:

@@ -21,8 +21,8 @@ from ftlab.commands import check_keys
 from ftlab.errors import DataError, InputError
 from ftlab.lines import read
 from ftlab.metrics import Metric, name_of
-from ftlab.report import task_of
 from ftlab.run_dir import find_run
+from ftlab.run_report import task_of
 from ftlab.sql.intervals import clustered_bootstrap, mcnemar
 from ftlab.tasks import Judgement, Task
 from ftlab.tasks.task import rates, right
@@ -32,7 +32,7 @@ USAGE = "python -m ftlab compare RUN_A RUN_B [split=test] [metric=NAME] [rows=IN
 SPLITS = {"test": "test", "validation": "eval"}  # by the word for it, what its answers are marked with
 LEVEL = 0.05
 
-Rows = dict[str, dict[str, Any]]  # by the id as JSON
+RowsById = dict[str, dict[str, Any]]  # by the id as JSON
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Side:
     """The rows of one of the two, the file that they are from, and the task that judged them."""
 
     file: Path
-    rows: Rows
+    rows: RowsById
     task: Task
 
 
 @dataclass(frozen=True)
-class Row:
+class PairedRow:
     """Both judgements of one row, and the context or, without contexts, the row that it counts as one with."""
 
     a: Judgement
@@ -54,7 +54,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ScoreComparison:
     """One score of A and B on the same rows; `low` and `high` bound the mean of B less that of A. `p` is McNemar's, of
     rows that are right or wrong."""
 
@@ -102,16 +102,16 @@ def main(arguments: dict[str, str], words: list[str]) -> int:
     return 0
 
 
-def compare(metric: str, rows: list[Row]) -> Comparison:
+def compare(metric: str, rows: list[PairedRow]) -> ScoreComparison:
     """One metric on paired rows; those that say nothing of it in either are left out."""
     kept = [row for row in rows if metric in row.a.hits and metric in row.b.hits]
     a, b = [row.a.hits[metric] for row in kept], [row.b.hits[metric] for row in kept]
     low, high = clustered_bootstrap(a, b, [row.cluster for row in kept])
     if not all(isinstance(hit, bool) for hit in (*a, *b)):
-        return Comparison(len(kept), sum(a), sum(b), low, high)
+        return ScoreComparison(len(kept), sum(a), sum(b), low, high)
     only_a = sum(bool(x and not y) for x, y in zip(a, b, strict=True))
     only_b = sum(bool(y and not x) for x, y in zip(a, b, strict=True))
-    return Comparison(len(kept), sum(a), sum(b), low, high, only_a, only_b, mcnemar(only_a, only_b))
+    return ScoreComparison(len(kept), sum(a), sum(b), low, high, only_a, only_b, mcnemar(only_a, only_b))
 
 
 # --- what is compared ---------------------------------------------------------------------------------------
@@ -158,8 +158,8 @@ def _side(word: str, split: str) -> Side:
     raise InputError(f"{word} holds no answers on {split} with verdicts: {command}")
 
 
-def _by_id(file: Path, what: str) -> Rows:
-    found: Rows = {}
+def _by_id(file: Path, what: str) -> RowsById:
+    found: RowsById = {}
     for number, row in read(file):
         if "id" not in row:
             raise DataError(f"{file}:{number}: no id (the row has {', '.join(list(row)[:9]) or 'nothing'})")
@@ -170,12 +170,12 @@ def _by_id(file: Path, what: str) -> Rows:
     return found
 
 
-def _judged(rows: Rows, task: Task) -> bool:
+def _judged(rows: RowsById, task: Task) -> bool:
     column = right(task)[0]
     return bool(rows) and all(isinstance(row.get(column), (bool, float)) for row in rows.values())
 
 
-def _paired(a: Side, b: Side, contexts: Rows) -> tuple[list[Row], bool]:
+def _paired(a: Side, b: Side, contexts: RowsById) -> tuple[list[PairedRow], bool]:
     """The rows that both have, in A's order; and whether rows of one schema are known."""
     shared = [name for name in a.rows if name in b.rows]
     if not shared:
@@ -189,7 +189,7 @@ def _paired(a: Side, b: Side, contexts: Rows) -> tuple[list[Row], bool]:
     clustered = None not in schemas and any(schemas)
     clusters = [schema or name for schema, name in zip(schemas, shared, strict=True)] if clustered else shared
     judged = [[_judgement(side, name) for name in shared] for side in (a, b)]
-    return [Row(*row) for row in zip(*judged, map(json.dumps, clusters), strict=True)], clustered
+    return [PairedRow(*row) for row in zip(*judged, map(json.dumps, clusters), strict=True)], clustered
 
 
 def _check_same(name: str, field: str, values: set[str], a: Side, b: Side) -> None:
@@ -207,7 +207,7 @@ def _judgement(side: Side, name: str) -> Judgement:
 # --- what is shown ------------------------------------------------------------------------------------------
 
 
-def _show(terminal: Terminal, a: Side, b: Side, rows: list[Row], clustered: bool, metrics: list[Metric]) -> None:
+def _show(terminal: Terminal, a: Side, b: Side, rows: list[PairedRow], clustered: bool, metrics: list[Metric]) -> None:
     terminal.note(f"A  {a.file}")
     terminal.note(f"B  {b.file}")
     found = {metric: compare(metric.name, rows) for metric in metrics}
@@ -218,7 +218,7 @@ def _show(terminal: Terminal, a: Side, b: Side, rows: list[Row], clustered: bool
         terminal.note(line)
 
 
-def _cells(title: str, found: Comparison) -> list[str]:
+def _cells(title: str, found: ScoreComparison) -> list[str]:
     if not found.rows:
         return [title, *["-"] * 7, "no row to compare"]
     rates = [f"{100 * hits / found.rows:.1f}" for hits in (found.hits_a, found.hits_b)]
@@ -231,7 +231,9 @@ def _cells(title: str, found: Comparison) -> list[str]:
     ]
 
 
-def _remarks(a: Side, b: Side, rows: list[Row], clustered: bool, found: dict[Metric, Comparison]) -> Iterator[str]:
+def _remarks(
+    a: Side, b: Side, rows: list[PairedRow], clustered: bool, found: dict[Metric, ScoreComparison]
+) -> Iterator[str]:
     clusters = len({row.cluster for row in rows})
     yield f"{_counted(len(rows))} in both, " + (
         f"drawn as {_counted(clusters, 'schema')}"

@@ -77,7 +77,7 @@ def main(args: dict[str, str], folders: Sequence[str] = ()) -> int:
     if folders:
         return check_folders(args, folders)
     marks = []
-    for line in report(args):
+    for line in findings(args):
         print(redact(str(line)), flush=True)
         marks.append(line.mark)
     failed, warned = marks.count("fail"), marks.count("warn")
@@ -102,7 +102,7 @@ def check_folders(args: dict[str, str], folders: Sequence[str]) -> int:
     return int(damaged)
 
 
-def report(args: dict[str, str]) -> Iterator[Line]:
+def findings(args: dict[str, str]) -> Iterator[Line]:
     """The findings, in the order in which they are best put right."""
     cfg = _configuration(args)
     checks: list[tuple[str, Check]] = [
@@ -315,14 +315,11 @@ def memory() -> Iterator[Line]:
 
 
 def _machine_memory() -> tuple[float, float]:
-    """Bytes in all, and available to new processes (in all again where the system does not tell)."""
-    try:
-        rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-        sizes = {row[0]: 1024.0 * int(row[1]) for row in rows}
-        return sizes["MemTotal:"], sizes["MemAvailable:"]
-    except (OSError, KeyError, ValueError):
-        total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        return total, total
+    """Bytes in all, and available to new processes."""
+    import psutil  # type: ignore[import-untyped]
+
+    found = psutil.virtual_memory()
+    return float(found.total), float(found.available)
 
 
 def _container_memory() -> tuple[float, float]:

@@ -12,7 +12,7 @@ from ftlab import weights
 from ftlab.config import ExperimentConfig, ModelConfig
 from ftlab.disk import size
 from ftlab.shell import typed
-from ftlab.weights import Located
+from ftlab.weights import WeightsFolder
 
 ORIGINS = {
     "embedded": "embedded",
@@ -63,7 +63,7 @@ def licence(folder: Path) -> str | None:
     return f"see {file.name}" if file else None
 
 
-def next_command(model: ModelConfig, located: Located) -> str:
+def next_command(model: ModelConfig, located: WeightsFolder) -> str:
     """A command that trains this model on rows that need no download."""
     chosen = typed("model.id", located.folder) if located.origin == "folder" else f"model={model.name}"
     return f"python -m ftlab {chosen} data=sql_synth"

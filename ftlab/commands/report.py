@@ -26,8 +26,8 @@ def main(arguments: dict[str, str], words: list[str]) -> int:
     limit = arguments.get("limit", "20")
     if limit != "null" and not (limit.isdigit() and int(limit)):
         raise InputError(f"limit={limit} must be a whole number above 0, or null for all")
-    from ftlab.sweep.report import report
     from ftlab.sweep.study import Study
+    from ftlab.sweep.study_report import report_study
 
-    report(Study.load(words[0]), Terminal(), None if limit == "null" else int(limit))
+    report_study(Study.load(words[0]), Terminal(), None if limit == "null" else int(limit))
     return 0

@@ -20,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 from ftlab import declared
 from ftlab.config import known_keys
 from ftlab.errors import InputError
@@ -35,7 +37,7 @@ COLUMNS = ("name", "status", "model", "lora.r", "trainer.lr", "steps", "score", 
 
 
 @dataclass
-class Run:
+class FoundRun:
     """A run folder as far as it can be read; `values` holds columns, configuration keys and tuned scores."""
 
     path: Path
@@ -82,9 +84,9 @@ def find(root: Path) -> Iterator[Path]:
         level = below
 
 
-def read(path: Path, root: Path) -> Run:
+def read(path: Path, root: Path) -> FoundRun:
     """A run folder; what is missing or broken in it becomes a problem, never an error."""
-    run = Run(path)
+    run = FoundRun(path)
     run.config = _load(run, "config.yaml", _yaml)
     run.summary = Summary.of(_load(run, "summary.json", json.loads))
     run.values = {**_flat(run.config), **_scores(run, "tuned"), **_columns(run, root)}
@@ -100,7 +102,7 @@ def _names(folder: Path) -> dict[str, bool]:
         return {}
 
 
-def _load(run: Run, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _load(run: FoundRun, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         found = parse((run.path / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -134,12 +136,12 @@ def _part(tree: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _scores(run: Run, which: str) -> dict[str, float]:
+def _scores(run: FoundRun, which: str) -> dict[str, float]:
     scores: dict[str, float] = getattr(run.summary, which)
     return scores
 
 
-def _columns(run: Run, root: Path) -> dict[str, Any]:
+def _columns(run: FoundRun, root: Path) -> dict[str, Any]:
     """The columns of the table that are not simply a configuration key."""
     summary = run.summary
     name = summary.objective.name or run.config.get("objective")
@@ -157,7 +159,7 @@ def _columns(run: Run, root: Path) -> dict[str, Any]:
     }
 
 
-def _status(run: Run) -> str:
+def _status(run: FoundRun) -> str:
     if any("cannot be read" in problem or "holds no" in problem for problem in run.problems):
         return "broken"
     status = run.summary.status or "partial"
@@ -167,15 +169,12 @@ def _status(run: Run) -> str:
 def _alive(path: Path) -> bool:
     """Whether the process that holds the folder still runs on this machine."""
     try:
-        os.kill(int((path / ".lock").read_text()), 0)
-    except PermissionError:
-        return True
+        return bool(psutil.pid_exists(int((path / ".lock").read_text())))
     except (OSError, ValueError, OverflowError):
         return False
-    return True
 
 
-def _started(run: Run) -> float:
+def _started(run: FoundRun) -> float:
     """Seconds since the epoch; the folder's own time where the summary does not say."""
     try:
         return datetime.fromisoformat(run.summary.started).timestamp()
@@ -188,11 +187,11 @@ def _started(run: Run) -> float:
 
 # --- what is asked for --------------------------------------------------------------------------------------
 
-Tests = list[Callable[[Run], bool]]
-Order = Callable[[list[Run]], list[Run]]
+Tests = list[Callable[[FoundRun], bool]]
+SortOrder = Callable[[list[FoundRun]], list[FoundRun]]
 
 
-def _asked(args: dict[str, str], runs: list[Run]) -> tuple[Tests, Order, int | None, bool]:
+def _asked(args: dict[str, str], runs: list[FoundRun]) -> tuple[Tests, SortOrder, int | None, bool]:
     """Tests that a run must pass, the order, how many, and whether as JSON."""
     scores = declared.objectives()
     known = {*_leaves(), *scores, *(key.replace("eval/", "test/") for key in scores)}
@@ -247,7 +246,7 @@ def _nearest(key: str, known: set[str]) -> list[str]:
     return sorted(known, key=lambda name: (-likeness(name), name))[:3]
 
 
-def _test(key: str, text: str) -> Callable[[Run], bool]:
+def _test(key: str, text: str) -> Callable[[FoundRun], bool]:
     if key.startswith(("min.", "max.")):
         bound, sign = _number(text), 1 if key.startswith("min.") else -1
         if bound is None:
@@ -281,19 +280,19 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _order(text: str) -> Order:
+def _order(text: str) -> SortOrder:
     """Newest and best first, other keys from low to high; a `-` turns it round, absent values stay last."""
     key = text.removeprefix("-")
     down = key in ("started", "score") or declared.of(key).rises
     down = down != text.startswith("-")
 
-    def ordered(runs: list[Run]) -> list[Run]:
+    def ordered(runs: list[FoundRun]) -> list[FoundRun]:
         runs = sorted(runs, key=lambda run: run.values["started"], reverse=True)
         there = [run for run in runs if run.values.get(key) is not None]
         absent = [run for run in runs if run.values.get(key) is None]
         numbers = all(_number(run.values[key]) is not None for run in there)
 
-        def rank(run: Run) -> Any:
+        def rank(run: FoundRun) -> Any:
             return float(run.values[key]) if numbers else str(run.values[key])
 
         return sorted(there, key=rank, reverse=down) + absent
@@ -304,7 +303,7 @@ def _order(text: str) -> Order:
 # --- what is shown ------------------------------------------------------------------------------------------
 
 
-def _record(run: Run) -> dict[str, Any]:
+def _record(run: FoundRun) -> dict[str, Any]:
     """A run for other programs."""
     started = datetime.fromtimestamp(run.values["started"]).astimezone().isoformat(timespec="seconds")
     record = {"run": str(run.path), "status": run.values["status"], "started": started, "problems": run.problems}
@@ -320,7 +319,7 @@ def _finite(node: Any) -> Any:
     return node if plain else None if isinstance(node, float) else str(node)
 
 
-def _show(runs: list[Run], total: int) -> None:
+def _show(runs: list[FoundRun], total: int) -> None:
     """The table; on a narrow terminal the least telling columns give way."""
     from rich.cells import cell_len
     from rich.console import Console
@@ -356,7 +355,7 @@ def _fitting(sizes: dict[str, int], width: int) -> list[str]:
     return [title for title in sizes if title in chosen]
 
 
-def _table(runs: list[Run], objective: str) -> dict[str, list[str]]:
+def _table(runs: list[FoundRun], objective: str) -> dict[str, list[str]]:
     """Cells by column title; an objective that all runs share is the title of their scores."""
     columns = {
         "name": [run.values["name"] for run in runs],
@@ -375,7 +374,7 @@ def _table(runs: list[Run], objective: str) -> dict[str, list[str]]:
     return {title: [_printable(cell) for cell in cells] for title, cells in columns.items()}
 
 
-def _headline(run: Run) -> str:
+def _headline(run: FoundRun) -> str:
     """The objective before and after: `1.0 -> 63.0 %`."""
     key = run.values["objective"]
     base, tuned = (_scores(run, which).get(key) for which in ("base", "tuned"))

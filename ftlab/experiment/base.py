@@ -16,7 +16,7 @@ from ftlab.fast.decoder import Decoder
 from ftlab.fast.recognise import fast_path
 from ftlab.stages.stage import LoadedModel
 from ftlab.train.loss import leaks
-from ftlab.weights import Located
+from ftlab.weights import WeightsFolder
 
 
 class Base:
@@ -105,6 +105,6 @@ def checkin(run: Run, model: nn.Module) -> None:
         run.trial.bases.checkin(model)
 
 
-def _key(run: Run, located: Located) -> str:
+def _key(run: Run, located: WeightsFolder) -> str:
     cfg = run.cfg
     return models.base_key(located, cfg.model, cfg.quant, cfg.lora.r == 0, str(run.accelerator.device))

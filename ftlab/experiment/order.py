@@ -14,9 +14,9 @@ from ftlab.experiment.parts import Outcome, Run, Trial
 from ftlab.experiment.prepare import Prepared, prepare
 from ftlab.experiment.records import Records
 from ftlab.experiment.training import train
-from ftlab.report import report_finished, report_pruned
 from ftlab.rules import check
 from ftlab.run_dir import RunDir
+from ftlab.run_report import report_finished, report_pruned
 from ftlab.summary import Summary
 from ftlab.terminal import Terminal
 from ftlab.train.ranks import Ranks

@@ -14,7 +14,7 @@ from ftlab.experiment.device import device_name, peak_flops
 from ftlab.experiment.parts import Outcome, Run
 from ftlab.experiment.prepare import Prepared
 from ftlab.memory.meter import Meter
-from ftlab.report import report, report_pruned
+from ftlab.run_report import report_pruned, report_run
 from ftlab.shortage import lighter, within_memory
 from ftlab.summary import BaseModel, Metrics, Objective, Summary
 from ftlab.tasks.task import rates
@@ -166,7 +166,7 @@ class Records:
         self._lost_terminal()
         line = self._close_tracker(rows, step)
         self.write()
-        report(self.folder, self.summary, self.terminal, line)
+        report_run(self.folder, self.summary, self.terminal, line)
         return outcome
 
     def prune(self, reason: str, last: Scores, step: int) -> Outcome:

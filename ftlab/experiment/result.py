@@ -18,13 +18,13 @@ from ftlab.generate import generation_config
 from ftlab.run_dir import RunDir
 from ftlab.shortage import lighter, within_memory
 from ftlab.summary import Summary
-from ftlab.weights import Located
+from ftlab.weights import WeightsFolder
 
 
 def save(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    located: Located,
+    located: WeightsFolder,
     folder: RunDir,
     cfg: ExperimentConfig,
     summary: Summary,
@@ -47,7 +47,7 @@ def save(
     aside.rename(folder / name)
 
 
-def _card(cfg: ExperimentConfig, summary: Summary, located: Located) -> str:
+def _card(cfg: ExperimentConfig, summary: Summary, located: WeightsFolder) -> str:
     """A short card beside the result: what it is, how to ask it, how it scored."""
     tuned, base = summary.tuned, summary.base
     whole = sorted(key for key in tuned if key.count("/") == 1)  # not those by kind of query

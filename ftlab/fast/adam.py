@@ -31,7 +31,7 @@ MOST_CELLS = 4096
 
 
 @dataclass(frozen=True)
-class Table:
+class CodeTable:
     """Codes of the values in [-1, 1], by the highest bits of their magnitude.
 
     The magnitude's bits shifted right by `shift`, less `first` and not below 0, are its cell; `entries` [2 * cells]
@@ -51,7 +51,7 @@ class Table:
 
 
 @lru_cache(maxsize=8)
-def table_of(values: Tensor) -> Table | None:
+def table_of(values: Tensor) -> CodeTable | None:
     """The table of a map [256] (float32), on its device; None where the map does not ascend or needs too large a one.
 
     A value gets the nearest code whose sign bit is its own, as bitsandbytes has it.
@@ -68,7 +68,7 @@ def table_of(values: Tensor) -> Table | None:
             return None
         parts = [_entries(code, steps, shift, first, cells) for code, steps in signs]
         if all(part is not None for part in parts):
-            return Table(torch.cat(parts).int().to(values.device), shift, first)  # type: ignore[arg-type]
+            return CodeTable(torch.cat(parts).int().to(values.device), shift, first)  # type: ignore[arg-type]
     return None
 
 

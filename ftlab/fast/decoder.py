@@ -107,7 +107,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchContext:
     """What the layers need to know of a flat batch: the rotation of each token (by kind of layer), how rows attend,
     and the seed of its dropout masks (None: no dropout)."""
 
@@ -117,7 +117,7 @@ class Batch:
 
 
 @dataclass
-class Saved:
+class SavedActivations:
     """What the backward pass of one layer needs of its forward pass."""
 
     stream: Tensor  # the residual stream at the layer's entrance
@@ -178,7 +178,9 @@ class Layer:
         """The four stacked linear layers."""
         return [self.qkv, self.out, self.gate_up, self.down]
 
-    def forward(self, delta: Tensor, stream: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor, Saved]:
+    def forward(
+        self, delta: Tensor, stream: Tensor | None, batch: BatchContext
+    ) -> tuple[Tensor, Tensor, SavedActivations]:
         """What the layer adds to the residual stream, the stream it is added to, and what `backward` needs.
 
         `delta` is what the layer before adds to `stream`, both [tokens, hidden].
@@ -197,13 +199,15 @@ class Layer:
         inner, inner_d = ops.gated(gu, self.act, drops[3])
         d, h_down = self.down.forward(inner, inner_d)
         d, last = _behind(self.last_norm, d)
-        saved = Saved(
+        saved = SavedActivations(
             stream, rstd, xd, h_qkv, raw, qkv, o, attended, od, h_o, after,
             middle, middle_rstd, md, h_gu, gu, inner_d, h_down, last,
         )  # fmt: skip
         return d, middle, saved
 
-    def backward(self, g: Tensor, saved: Saved, batch: Batch, aside: Aside, *, wanted: bool) -> Tensor:
+    def backward(
+        self, g: Tensor, saved: SavedActivations, batch: BatchContext, aside: Aside, *, wanted: bool
+    ) -> Tensor:
         """The gradient at the stream before the layer, for the gradient g behind it, both [tokens, hidden]."""
         drops = self._drops(batch.seed)
         dd = _before(self.last_norm, g, saved.last)
@@ -236,7 +240,7 @@ class Layer:
     def _drops(self, seed: Tensor | None) -> list[Dropout | None]:
         return [group.drop(seed, SITES * self.number + place) for place, group in enumerate(self.groups)]
 
-    def _rotate(self, qkv: Tensor, batch: Batch) -> None:
+    def _rotate(self, qkv: Tensor, batch: BatchContext) -> None:
         shape, (cos, sin) = self.attention, batch.rotations[self.rope]
         ops.rotate_(qkv, cos, sin, shape.heads + shape.kv_heads, shape.head_dim)
 
@@ -331,20 +335,20 @@ class Decoder:
         return embedded
 
     def forward(
-        self, input_ids: Tensor, batch: Batch, checkpointed: int = 0
-    ) -> tuple[Tensor, Tensor, list[Saved | Tensor]]:
+        self, input_ids: Tensor, batch: BatchContext, checkpointed: int = 0
+    ) -> tuple[Tensor, Tensor, list[SavedActivations | Tensor]]:
         """What the last layer adds and the stream it is added to, both [tokens, hidden], and what each layer keeps for
         `backward`: of the first `checkpointed` layers their entrance only."""
         delta: Tensor = self.embed(input_ids)
         stream: Tensor | None = None
-        kept: list[Saved | Tensor] = []
+        kept: list[SavedActivations | Tensor] = []
         for layer in self.layers:
             delta, stream, saved = layer.forward(delta, stream, batch)
             kept.append(saved.stream if layer.number < checkpointed else saved)
         assert stream is not None
         return delta, stream, kept
 
-    def backward(self, g: Tensor, kept: list[Saved | Tensor], batch: Batch) -> None:
+    def backward(self, g: Tensor, kept: list[SavedActivations | Tensor], batch: BatchContext) -> None:
         """Write every adapter's gradient, for the gradient g [tokens, hidden] behind the last layer. What is kept of a
         layer is let go once it is used."""
         aside = Aside(self.device)

@@ -67,13 +67,13 @@ class Generator:
         """
         if not all(prompts):
             raise DataError(f"prompt {prompts.index([])} has no token: a model can only go on from something")
-        device, answers, tell = self.decoder.device, dict[int, list[int]](), Progress(on_done)
+        device, answers, tell = self.decoder.device, dict[int, list[int]](), AnswerCount(on_done)
         reach = -(-(max(map(len, prompts), default=0) + self.max_new_tokens) // ROUND) * ROUND
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             slots, piece = self._slots(len(prompts), reach), PIECE.get(device.type, PIECE["cpu"])
             while len(answers) < len(prompts):
                 try:
-                    self._answer(prompts, answers, Batch(self, slots, reach, piece), tell)
+                    self._answer(prompts, answers, DecodeBatch(self, slots, reach, piece), tell)
                 except torch.cuda.OutOfMemoryError:
                     if slots == 1:
                         raise
@@ -81,7 +81,7 @@ class Generator:
         return [answers[i] for i in range(len(prompts))]
 
     def _answer(
-        self, prompts: list[list[int]], answers: dict[int, list[int]], batch: "Batch", tell: Callable[[int], None]
+        self, prompts: list[list[int]], answers: dict[int, list[int]], batch: "DecodeBatch", tell: Callable[[int], None]
     ) -> None:
         """Answer what `answers` lacks.
 
@@ -113,7 +113,7 @@ class Generator:
         return max(1, min(wanted, int(CACHE_SHARE * free_bytes(self.decoder.device)) // row))
 
 
-class Progress:
+class AnswerCount:
     """Says how many prompts are answered, each number once, also where some have to be answered again."""
 
     def __init__(self, on_done: Callable[[int], None]) -> None:
@@ -126,7 +126,7 @@ class Progress:
 
 
 @dataclass
-class Row:
+class OpenAnswer:
     """Prompt `number`, whose answer began when `born` steps had been made."""
 
     number: int
@@ -150,7 +150,7 @@ class Look:
         return {slot for slot, alive in enumerate(self.alive.tolist()) if not alive}
 
 
-class Batch:
+class DecodeBatch:
     """The rows being answered: their cache, what they have said, and the step that all go on by.
 
     On the device each slot has its last token, that token's position, the number of tokens said, and whether it goes
@@ -166,7 +166,7 @@ class Batch:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self.rows: list[Row] = []
+        self.rows: list[OpenAnswer] = []
         self.ended: set[int] = set()
         self.looks: deque[Look] = deque()
         self.steps = 0
@@ -211,7 +211,7 @@ class Batch:
         """Take in further prompts, at most as many as slots are free, and say the first token to each."""
         for piece in _pieces(prompts, self.piece):
             self._prefill([ids for _, ids in piece])
-            self.rows += [Row(number, self.steps) for number, _ in piece]
+            self.rows += [OpenAnswer(number, self.steps) for number, _ in piece]
 
     def _prefill(self, prompts: list[list[int]]) -> None:
         rows = slice(len(self.rows), len(self.rows) + len(prompts))

@@ -17,7 +17,7 @@ MOST = 32
 # A shape that came so many times as often as the rarest one captured takes its place.
 OFTENER = 2
 
-Run = Callable[[Tensor, Layout], Tensor]
+Compute = Callable[[Tensor, Layout], Tensor]
 
 
 class Graphs:
@@ -28,7 +28,7 @@ class Graphs:
     one's memory serves them all.
     """
 
-    def __init__(self, run: Run, device: torch.device) -> None:
+    def __init__(self, run: Compute, device: torch.device) -> None:
         self.run, self.device, self.stream = run, device, graph_stream(device)
         self.uses: Counter[Layout] = Counter()
         self._captured: dict[Layout, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}

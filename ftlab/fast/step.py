@@ -9,7 +9,7 @@ from torch import Tensor
 from ftlab.config import TrainerConfig
 from ftlab.data.encode import Encoded, Sample
 from ftlab.fast.attention import inside
-from ftlab.fast.decoder import Batch, Decoder
+from ftlab.fast.decoder import BatchContext, Decoder
 from ftlab.fast.flat import Flat, Trainable
 from ftlab.fast.graphs import Graphs
 from ftlab.fast.layout import Layout, padded_sizes
@@ -124,7 +124,7 @@ class FastStep:
         ids, positions, predict, targets, starts, trained, seed = layout.parts(packed)
         decoder = self.decoder
         attention = inside(starts, self.longest, decoder.dtype)
-        batch = Batch(decoder.rotations(positions), attention, seed if decoder.dropout else None)
+        batch = BatchContext(decoder.rotations(positions), attention, seed if decoder.dropout else None)
         delta, stream, kept = decoder.forward(ids, batch, self.checkpointed)
         loss, g = decoder.loss_and_gradient(delta, stream, predict, targets, trained.float().reciprocal(), batch.seed)
         del delta, stream

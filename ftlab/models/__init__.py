@@ -18,7 +18,7 @@ from ftlab.models.load import (
     skeleton,
     switch_activation_checkpointing,
 )
-from ftlab.models.result import load_result, save_beside, save_result
+from ftlab.models.result_folder import load_result, save_beside, save_result
 from ftlab.models.targets import find_targets
 
 __all__ = [

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftlab.config import LoraConfig, ModelConfig, QuantConfig
-from ftlab.weights import Located
+from ftlab.weights import WeightsFolder
 
 
 class Bases:
@@ -62,7 +62,7 @@ class Bases:
             torch.cuda.empty_cache()
 
 
-def base_key(located: Located, model: ModelConfig, quant: QuantConfig, *more: object) -> str:
+def base_key(located: WeightsFolder, model: ModelConfig, quant: QuantConfig, *more: object) -> str:
     """All that decides which tensors a load puts where."""
     return repr((str(located.folder), located.revision, asdict(model) | {"name": ""}, asdict(quant), *more))
 

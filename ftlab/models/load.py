@@ -24,14 +24,14 @@ from ftlab.errors import WeightsError, first_line
 from ftlab.models.attention import attention_of
 from ftlab.models.complete import absent_experts, check_class, check_complete
 from ftlab.models.targets import linear_names, uncalled
-from ftlab.weights import Located, own_code, readable
+from ftlab.weights import WeightsFolder, own_code, readable
 
 # transformers and PEFT ask on stdin whether a model's code may run, where nobody said so; so they never do.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 @contextmanager
-def _code_refused(located: Located) -> Iterator[None]:
+def _code_refused(located: WeightsFolder) -> Iterator[None]:
     """A model that brings code of its own, where none may run: which files, and how to allow them.
 
     Raises:
@@ -45,7 +45,7 @@ def _code_refused(located: Located) -> Iterator[None]:
         raise WeightsError(own_code(located.folder)) from None
 
 
-def load_tokenizer(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(located: WeightsFolder, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, with a pad token. Its eos token must exist: without it nothing can stop.
 
     Raises:
@@ -81,7 +81,7 @@ def _absent_named(folder: Path) -> Iterator[None]:
 
 
 def load_base(
-    located: Located, model: ModelConfig, quant: QuantConfig, *, device: torch.device, full: bool
+    located: WeightsFolder, model: ModelConfig, quant: QuantConfig, *, device: torch.device, full: bool
 ) -> PreTrainedModel:
     """The base weights on `device`, quantised as asked and frozen unless `full`.
 
@@ -249,7 +249,7 @@ def quantization_config(quant: QuantConfig, spared: Sequence[str] = ()) -> BitsA
     )
 
 
-def skeleton(located: Located, trust_remote_code: bool) -> PreTrainedModel:
+def skeleton(located: WeightsFolder, trust_remote_code: bool) -> PreTrainedModel:
     """The architecture without weights (meta device): names and shapes, no memory.
 
     Raises:

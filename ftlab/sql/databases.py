@@ -12,10 +12,18 @@ from itertools import chain, cycle, islice
 from random import Random
 from typing import TypeVar
 
-from ftlab.sql.plan import COMBINATIONS, LARGEST_GROUP, Change, Column, Plan, Table, make_plan
+from ftlab.sql.blueprint import (
+    COMBINATIONS,
+    LARGEST_GROUP,
+    Blueprint,
+    Change,
+    ColumnBlueprint,
+    TableBlueprint,
+    make_blueprint,
+)
 from ftlab.sql.recipes import CALLED_FOR, LARGE, POINTS, RECIPES, Recipe
 from ftlab.sql.schema import Schema
-from ftlab.sql.trials import Point
+from ftlab.sql.tryouts import Point
 from ftlab.sql.values import Value, fit
 
 # Rows of a group that may differ; the groups of which neighbours differ in one role.
@@ -26,8 +34,8 @@ ROWS_OF_POOLS = 40
 ROWS_OF_POINTS = 400
 
 T = TypeVar("T")
-Row = tuple[Value, ...]
-Database = dict[str, list[Row]]
+ValueRow = tuple[Value, ...]
+Database = dict[str, list[ValueRow]]
 
 
 def databases(gold: str, pred: str, schema: Schema, count: int = 32) -> Iterator[Database]:
@@ -37,20 +45,21 @@ def databases(gold: str, pred: str, schema: Schema, count: int = 32) -> Iterator
     gives the same databases.
     """
     rng = Random(zlib.crc32(f"{gold}\0{pred}".encode("utf-8", "surrogatepass")))
-    plan = make_plan(gold, pred, schema)
-    for index, recipe in enumerate(islice(cycle(recipes_of(plan)), count)):
-        yield Maker(plan, recipe, index, rng).database()
+    blueprint = make_blueprint(gold, pred, schema)
+    for index, recipe in enumerate(islice(cycle(recipes_of(blueprint)), count)):
+        yield Maker(blueprint, recipe, index, rng).database()
 
 
-def recipes_of(plan: Plan) -> list[Recipe]:
+def recipes_of(blueprint: Blueprint) -> list[Recipe]:
     """The usual recipes, and after the first those that the queries call for, in the place of the last ones."""
     points, unmet = list[Recipe](), list[Recipe]()
-    if plan.trials and plan.trials.telling:
-        points = [recipe for recipe in POINTS if recipe.points != "twins" or recipe.first < 2 * len(plan.trials.twins)]
-    if plan.trials and plan.trials.unmet:
-        unmet = [Recipe("aligned", points="unmet", first=at) for at in range(len(plan.trials.unmet) + 1)]
-        unmet += [Recipe("aligned", points="shares")] if plan.trials.shares else []
-    large = LARGE if 0 < sum(plan.large) < LARGEST_GROUP * 3 // 2 else ()
+    tryouts = blueprint.tryouts
+    if tryouts and tryouts.telling:
+        points = [recipe for recipe in POINTS if recipe.points != "twins" or recipe.first < 2 * len(tryouts.twins)]
+    if tryouts and tryouts.unmet:
+        unmet = [Recipe("aligned", points="unmet", first=at) for at in range(len(tryouts.unmet) + 1)]
+        unmet += [Recipe("aligned", points="shares")] if tryouts.shares else []
+    large = LARGE if 0 < sum(blueprint.large) < LARGEST_GROUP * 3 // 2 else ()
     called = [*points[:2], *unmet, *large, *points[2:]][:CALLED_FOR]
     if not called:
         return list(RECIPES)
@@ -61,18 +70,18 @@ def recipes_of(plan: Plan) -> list[Recipe]:
 class Maker:
     """Makes one database after a recipe."""
 
-    def __init__(self, plan: Plan, recipe: Recipe, index: int, rng: Random) -> None:
-        self.plan, self.recipe, self.index, self.rng = plan, recipe, index, rng
+    def __init__(self, blueprint: Blueprint, recipe: Recipe, index: int, rng: Random) -> None:
+        self.blueprint, self.recipe, self.index, self.rng = blueprint, recipe, index, rng
         self.serial = 0
-        self.large = recipe.large > 0 and bool(plan.large)
+        self.large = recipe.large > 0 and bool(blueprint.large)
         self.nulls = 0 if self.large else recipe.nulls
         self.sizes = self.group_sizes()
 
     def database(self) -> Database:
-        tables = self.plan.tables
+        tables = self.blueprint.tables
         if self.recipe.empty == "all" or not tables:
             return {}
-        every = self.large or sum(self.sizes) ** self.plan.width <= COMBINATIONS
+        every = self.large or sum(self.sizes) ** self.blueprint.width <= COMBINATIONS
         many = (
             len(tables)
             if every and (self.large or self.recipe.keys == "twisted")
@@ -86,16 +95,16 @@ class Maker:
     def group_sizes(self) -> list[int]:
         """How many rows of a table have key 0, 1, 2 ...: those that HAVING tells apart, else one group the largest."""
         if self.large:
-            return self.plan.large
-        sizes = [*self.plan.sizes, 3, 1, 2][: max(3, len(self.plan.sizes))]
-        sizes += [1 + at % 2 for at in range(self.plan.groups - len(sizes))]
-        if self.recipe.paired and 2 * len(sizes) <= self.plan.cap:
+            return self.blueprint.large
+        sizes = [*self.blueprint.sizes, 3, 1, 2][: max(3, len(self.blueprint.sizes))]
+        sizes += [1 + at % 2 for at in range(self.blueprint.groups - len(sizes))]
+        if self.recipe.paired and 2 * len(sizes) <= self.blueprint.cap:
             return [size for size in sizes for _ in range(2)]
         if self.index and not self.recipe.null_group:
             self.rng.shuffle(sizes)
         return sizes
 
-    def rows(self, table: Table, position: int, many: bool) -> list[Row]:
+    def rows(self, table: TableBlueprint, position: int, many: bool) -> list[ValueRow]:
         """The rows of a table: many a group or one a group, if the recipe sizes them."""
         recipe, groups = self.recipe, len(self.sizes)
         if recipe.keys == "twisted":
@@ -104,7 +113,7 @@ class Maker:
             self.turns = {id(table.columns[at]): turn for turn, at in enumerate(linked)}
         self.shift = position if recipe.keys == "shifted" else 0
         # Some tables lack the last keys, so that those of others stay unmatched.
-        self.reach = max(1, max(self.plan.groups, recipe.keys_used) - self.rng.randrange(3))
+        self.reach = max(1, max(self.blueprint.groups, recipe.keys_used) - self.rng.randrange(3))
         if self.large:
             self.orders = [self.order(at, column) for at, column in enumerate(table.columns)]
         self.halved = [self.is_halved(column) for column in table.columns]
@@ -125,7 +134,7 @@ class Maker:
             self.rng.shuffle(rows)
         return [tuple(row) for row in rows]
 
-    def order(self, at: int, column: Column) -> list[int]:
+    def order(self, at: int, column: ColumnBlueprint) -> list[int]:
         """Whose key each group of a large database has in a column: its own, or where the recipe says so and the column
         is not equated another's, each one's once, or in half of the columns those of some groups several times."""
         groups = range(len(self.sizes))
@@ -137,23 +146,22 @@ class Maker:
             return [self.any_of(few) for _ in groups]
         return self.rng.sample(groups, len(groups))
 
-    def is_halved(self, column: Column) -> bool:
+    def is_halved(self, column: ColumnBlueprint) -> bool:
         """Whether neighbouring groups share the values of a column."""
         if self.recipe.crossed:
             return not column.linked and (self.recipe.crossed == 1 or self.rng.random() < 0.7)
         return self.recipe.paired and not column.joined and self.rng.random() < 0.5
 
     def room(self, rows: Sequence[object]) -> int:
-        return max(0, self.plan.cap - len(rows))
+        return max(0, self.blueprint.cap - len(rows))
 
-    def base_rows(self, table: Table, many: bool) -> list[list[Value]]:
+    def base_rows(self, table: TableBlueprint, many: bool) -> list[list[Value]]:
         if self.recipe.sized or self.large:
             at = self.index % len(table.roles)
             make = partial(self.large_row, table, at) if self.large else partial(self.row, table, table.roles[at])
             return [row for entity, size in enumerate(self.sizes) for row in self.group(make, entity, size, many)]
-        wanted = (
-            self.recipe.base if self.recipe.base < 3 else max(min(self.recipe.base, self.plan.cap), self.plan.groups)
-        )
+        least = max(min(self.recipe.base, self.blueprint.cap), self.blueprint.groups)
+        wanted = self.recipe.base if self.recipe.base < 3 else least
         return [self.row(table, table.roles[at % len(table.roles)], at) for at in range(wanted)]
 
     def group(self, make: Callable[[int], list[Value]], entity: int, size: int, many: bool) -> Iterator[list[Value]]:
@@ -164,10 +172,10 @@ class Maker:
         self.serial = 0
         return islice(cycle(rows), size if many else 1)
 
-    def crossed_rows(self, table: Table) -> list[list[Value]]:
+    def crossed_rows(self, table: TableBlueprint) -> list[list[Value]]:
         """One row a group: each role in turn, then a row that just misses the first."""
         rows = []
-        for entity in range(min(self.plan.cap, CROSSED_GROUPS)):
+        for entity in range(min(self.blueprint.cap, CROSSED_GROUPS)):
             role = entity % (len(table.roles) + 1)
             row = self.row(table, table.roles[role % len(table.roles)], entity)
             if role == len(table.roles) and table.breaks[0]:
@@ -175,7 +183,7 @@ class Maker:
             rows.append(row)
         return rows
 
-    def rows_of_points(self, table: Table) -> Iterator[list[Value]]:
+    def rows_of_points(self, table: TableBlueprint) -> Iterator[list[Value]]:
         """A row of each use of the table for each point of the recipe's kind, all else as every row must be."""
         before = None
         for entity, point in self.points():
@@ -195,32 +203,32 @@ class Maker:
 
     def points(self) -> list[tuple[int, Point]]:
         """The points of the recipe's kind, each with its group."""
-        trials, first = self.plan.trials, self.recipe.first
-        if trials is None:
+        tryouts, first = self.blueprint.tryouts, self.recipe.first
+        if tryouts is None:
             return []
         match self.recipe.points:
             case "pool":
-                most = max(4, min(ROWS_OF_POOLS, int(COMBINATIONS ** (1 / self.plan.width))))
-                found = [trials.base if self.rng.random() < 0.5 else {} for _ in range(most)]
+                most = max(4, min(ROWS_OF_POOLS, int(COMBINATIONS ** (1 / self.blueprint.width))))
+                found = [tryouts.base if self.rng.random() < 0.5 else {} for _ in range(most)]
             case "telling":
-                chosen = trials.telling[first - 1 : first] if first else trials.telling
-                found = [{**trials.base, **point} for point in chosen]
+                chosen = tryouts.telling[first - 1 : first] if first else tryouts.telling
+                found = [{**tryouts.base, **point} for point in chosen]
             case "twins":
-                found = list(chain(*trials.twins[first // 2 : first // 2 + 1]))[:: -1 if first % 2 else 1]
+                found = list(chain(*tryouts.twins[first // 2 : first // 2 + 1]))[:: -1 if first % 2 else 1]
             case "shares":
-                return trials.groups()
+                return tryouts.groups()
             case _:
-                found = trials.missing(first)
-        times = max([*self.plan.sizes, 2]) if self.recipe.sized else 1
+                found = tryouts.missing(first)
+        times = max([*self.blueprint.sizes, 2]) if self.recipe.sized else 1
         return [(entity, point) for entity, point in enumerate(found) for _ in range(times)][:ROWS_OF_POINTS]
 
-    def lone_rows(self, table: Table, position: int) -> list[list[Value]]:
+    def lone_rows(self, table: TableBlueprint, position: int) -> list[list[Value]]:
         """Of the table whose turn it is a row for each change, alone with its key and again beside what it would be in
         each other role; of the others rows of two roles for each key."""
-        turn, chosen = divmod(self.recipe.lone - 1, len(self.plan.tables))
+        turn, chosen = divmod(self.recipe.lone - 1, len(self.blueprint.tables))
         roles, rows = table.roles, list[list[Value]]()
-        skipped = turn * max(1, self.plan.cap // (2 * len(roles) - 1) // len(roles))
-        for entity in range(self.plan.cap):
+        skipped = turn * max(1, self.blueprint.cap // (2 * len(roles) - 1) // len(roles))
+        for entity in range(self.blueprint.cap):
             if position != chosen:
                 rows += [self.row(table, role, entity) for role in roles[:2]]
                 continue
@@ -233,9 +241,9 @@ class Maker:
             if met:
                 beside = roles[(role + met) % len(roles)]
                 rows.append([hits[0] if hits else value for hits, value in zip(beside, row, strict=True)])
-        return rows[: self.plan.cap]
+        return rows[: self.blueprint.cap]
 
-    def near_rows(self, table: Table, count: int) -> list[list[Value]]:
+    def near_rows(self, table: TableBlueprint, count: int) -> list[list[Value]]:
         """Rows of each role in turn with one change, the more telling ones more often."""
         if not any(table.changes) and self.recipe.base:
             return []
@@ -250,7 +258,7 @@ class Maker:
             rows.append(row)
         return rows
 
-    def large_row(self, table: Table, role: int, entity: int) -> list[Value]:
+    def large_row(self, table: TableBlueprint, role: int, entity: int) -> list[Value]:
         """A row of a large database: keys that pass the role's tests, else values that do."""
         row = []
         for at, column in enumerate(table.columns):
@@ -261,7 +269,7 @@ class Maker:
             row.append(key if passes or loose or not hits else self.any_of(hits))
         return row
 
-    def row(self, table: Table, role: Sequence[Sequence[Value]] | None, entity: int) -> list[Value]:
+    def row(self, table: TableBlueprint, role: Sequence[Sequence[Value]] | None, entity: int) -> list[Value]:
         """A row of a role; without one each column takes what it pleases."""
         recipe, random = self.recipe, self.rng.random
         row: list[Value] = []
@@ -287,7 +295,7 @@ class Maker:
         """The number of the pair that a group is in."""
         return (entity + (self.recipe.crossed == 2)) // 2
 
-    def key(self, column: Column, entity: int) -> Value:
+    def key(self, column: ColumnBlueprint, entity: int) -> Value:
         """The key of a group; two groups never share one."""
         if self.recipe.keys == "mixed" and not self.large:
             entity = int(self.rng.random() * self.reach)

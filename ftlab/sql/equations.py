@@ -14,7 +14,7 @@ OTHERS = ((2.0, 2454632.5), (100.0, 2454642.5))
 PASSED_THROUGH = {"CAST", "ROUND", "ABS", "SUM", "AVG", "TOTAL", "MIN", "MAX", "+"}
 MOST_COLUMNS = 6
 
-Point = list[tuple[exp.Column, Value]]
+Assignment = list[tuple[exp.Column, Value]]
 Name = tuple[str, str]
 
 
@@ -22,7 +22,7 @@ class Unsolvable(Exception):
     """An expression that is not arithmetic of columns and numbers."""
 
 
-def points(subject: exp.Expr, wanted: float) -> Iterator[Point]:
+def points(subject: exp.Expr, wanted: float) -> Iterator[Assignment]:
     """Values of all columns of an expression at which it is `wanted`; none where it is not linear in any of them."""
     columns = {key(column): column for column in islice(subject.find_all(exp.Column), MOST_COLUMNS)}
     days = {key(call.expressions[0]) for call in subject.find_all(exp.Anonymous) if is_day(call)}

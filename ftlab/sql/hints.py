@@ -84,18 +84,18 @@ Cell = tuple[Role, str]
 class Cells(list[Cell]):
     """The columns of tables that go into an output; `origin` is what computes it, with the scopes that it is in."""
 
-    origin: "tuple[exp.Expr, list[Scope]] | None" = None
+    origin: "tuple[exp.Expr, list[AliasScope]] | None" = None
 
 
-Source = dict[str, list[Cell]]
-Output = tuple[str, list[Cell]]
+SourceCells = dict[str, list[Cell]]
+OutputCells = tuple[str, list[Cell]]
 
 
 @dataclass
-class Scope:
+class AliasScope:
     """The tables that a SELECT reads, by alias, and the expressions that its outputs' aliases stand for."""
 
-    sources: dict[str, Source]
+    sources: dict[str, SourceCells]
     aliases: dict[str, exp.Expr]
 
 
@@ -162,7 +162,7 @@ class Reader:
 
     # Queries and their sources
 
-    def query(self, node: exp.Expr, scopes: list[Scope], known: dict[str, Source]) -> list[Output]:
+    def query(self, node: exp.Expr, scopes: list[AliasScope], known: dict[str, SourceCells]) -> list[OutputCells]:
         """Read a query; its output columns as (name, columns of tables that go into it)."""
         while isinstance(node, exp.Subquery | exp.Paren):
             self.limit(node)
@@ -179,20 +179,22 @@ class Reader:
         self.limit(node)
         return left
 
-    def common_tables(self, node: exp.Expr, scopes: list[Scope], known: dict[str, Source]) -> dict[str, Source]:
+    def common_tables(
+        self, node: exp.Expr, scopes: list[AliasScope], known: dict[str, SourceCells]
+    ) -> dict[str, SourceCells]:
         with_ = node.args.get("with_")
         for cte in with_.expressions if with_ else ():
-            source: Source = {}
+            source: SourceCells = {}
             known = {**known, cte.alias.lower(): source}
             outputs = self.query(cte.this, scopes, known)
             names = [name.name for name in (cte.args["alias"].args.get("columns") or ())]
             source.update(named(outputs, names))
         return known
 
-    def select(self, node: exp.Select, scopes: list[Scope], known: dict[str, Source]) -> list[Output]:
+    def select(self, node: exp.Select, scopes: list[AliasScope], known: dict[str, SourceCells]) -> list[OutputCells]:
         joins = node.args.get("joins") or []
         from_ = node.args.get("from_")
-        scope = Scope({}, {e.alias.lower(): e.this for e in node.expressions if isinstance(e, exp.Alias)})
+        scope = AliasScope({}, {e.alias.lower(): e.this for e in node.expressions if isinstance(e, exp.Alias)})
         inner = [*scopes, scope]
         for relation in [*([from_.this] if from_ else ()), *(join.this for join in joins)]:
             self.source(relation, scope, scopes, known)
@@ -213,7 +215,7 @@ class Reader:
         self.limit(node)
         return [output for expression in node.expressions for output in self.outputs(expression, inner)]
 
-    def parts(self, node: exp.Select, scopes: list[Scope]) -> None:
+    def parts(self, node: exp.Select, scopes: list[AliasScope]) -> None:
         """Keep the conditions and outputs of a SELECT, for the case that rows are to be tried out on them."""
         resolve = partial(meaning, scopes=scopes)
         joins = [join.args.get("on") for join in node.args.get("joins") or ()]
@@ -222,7 +224,9 @@ class Reader:
         lists = [node.args[clause].expressions for clause in ("group", "order") if node.args.get(clause)]
         self.hints.parts += [(part, False, resolve) for part in chain(node.expressions, *lists)]
 
-    def source(self, relation: exp.Expr, scope: Scope, scopes: list[Scope], known: dict[str, Source]) -> None:
+    def source(
+        self, relation: exp.Expr, scope: AliasScope, scopes: list[AliasScope], known: dict[str, SourceCells]
+    ) -> None:
         """Enter a table or a subquery of FROM into the scope."""
         alias = relation.alias_or_name.lower() or f" {len(scope.sources)}"
         if isinstance(relation, exp.Subquery) and isinstance(relation.this, exp.Table):
@@ -238,7 +242,7 @@ class Reader:
         for join in relation.args.get("joins") or ():
             self.source(join.this, scope, scopes, known)
 
-    def table(self, key: str) -> Source:
+    def table(self, key: str) -> SourceCells:
         """The columns of a table in a new role; those of a view are the outputs of its query."""
         if view := self.schema.views.get(key):
             tree = query_of_view(view.query)
@@ -250,7 +254,7 @@ class Reader:
         self.hints.roles.append(role)
         return {name: [(role, name)] for name in self.schema.tables[key].columns}
 
-    def using(self, join: exp.Expr, scope: Scope) -> None:
+    def using(self, join: exp.Expr, scope: AliasScope) -> None:
         """USING and NATURAL equate columns of one name."""
         names = [name.name.lower() for name in join.args.get("using") or ()]
         if join.args.get("method") == "NATURAL":
@@ -260,7 +264,7 @@ class Reader:
             for cells in found[1:]:
                 self.link(found[0], cells)
 
-    def outputs(self, expression: exp.Expr, scopes: list[Scope]) -> list[Output]:
+    def outputs(self, expression: exp.Expr, scopes: list[AliasScope]) -> list[OutputCells]:
         column = expression.unalias()
         if isinstance(column, exp.Star) or (isinstance(column, exp.Column) and isinstance(column.this, exp.Star)):
             qualifier = column.text("table").lower()
@@ -285,7 +289,7 @@ class Reader:
 
     # Conditions
 
-    def visit(self, node: Any, scopes: list[Scope], known: dict[str, Source], negated: bool = False) -> None:
+    def visit(self, node: Any, scopes: list[AliasScope], known: dict[str, SourceCells], negated: bool = False) -> None:
         """Collect the tests in an expression; `negated` under an odd number of NOTs."""
         while isinstance(node, exp.Connector):
             self.hints.either = self.hints.either or isinstance(node, exp.And) == negated
@@ -328,7 +332,7 @@ class Reader:
         else:
             self.hints.computed = True
 
-    def function(self, node: exp.Anonymous, scopes: list[Scope]) -> None:
+    def function(self, node: exp.Anonymous, scopes: list[AliasScope]) -> None:
         """Note what a function counts as a number and what tells it from others, and plant the texts among its
         arguments."""
         cells = self.cells(node, scopes)
@@ -343,7 +347,7 @@ class Reader:
             if isinstance(text, str) and "%" not in text:
                 self.plant(cells, (text, f"p{text}q"))
 
-    def membership(self, node: exp.In, scopes: list[Scope], known: dict[str, Source], negated: bool) -> None:
+    def membership(self, node: exp.In, scopes: list[AliasScope], known: dict[str, SourceCells], negated: bool) -> None:
         """x IN (a, b) and x IN (SELECT ...)."""
         cells = self.cells(node.this, scopes)
         self.visit(node.this, scopes, known)
@@ -358,7 +362,9 @@ class Reader:
             self.hints.listed.setdefault(ref(cell), set()).update(fitting)
             self.note(cell, inclusion(fitting, negated))
 
-    def compare(self, operator: str, left: Any, right: Any, scopes: list[Scope], known: dict[str, Source]) -> None:
+    def compare(
+        self, operator: str, left: Any, right: Any, scopes: list[AliasScope], known: dict[str, SourceCells]
+    ) -> None:
         value, subject = self.constant(right, scopes), left
         if value is None:
             value, subject = self.constant(left, scopes), right
@@ -392,7 +398,7 @@ class Reader:
         for cell in cells:
             self.hints.planted.setdefault(ref(cell), []).extend(worth)
 
-    def solve(self, subject: exp.Expr, wanted: float, scopes: list[Scope]) -> None:
+    def solve(self, subject: exp.Expr, wanted: float, scopes: list[AliasScope]) -> None:
         """Note values of columns at which an expression of them has a value or misses it by one."""
         for near in (wanted, wanted + 1, wanted - 1):
             for point in points(subject, near):
@@ -402,7 +408,7 @@ class Reader:
                     if len(role.joint) < MOST_POINTS:
                         role.joint.append(own)
 
-    def inner(self, subject: Any, scopes: list[Scope]) -> Any:
+    def inner(self, subject: Any, scopes: list[AliasScope]) -> Any:
         """What an operand comes down to: without parentheses, the output of a scalar subquery, of an alias."""
         for _ in range(8):
             if isinstance(subject, exp.Paren | exp.Collate) or function_name(subject) == "CAST":
@@ -415,7 +421,7 @@ class Reader:
                 break
         return subject
 
-    def compared(self, node: Any, scopes: list[Scope], known: dict[str, Source]) -> list[Cell]:
+    def compared(self, node: Any, scopes: list[AliasScope], known: dict[str, SourceCells]) -> list[Cell]:
         """The columns that an operand takes its value from; a subquery's are its output's."""
         if isinstance(node, exp.Subquery | exp.Paren) and isinstance(node.this, exp.Query):
             shadow = Reader(self.schema)
@@ -423,7 +429,7 @@ class Reader:
             return outputs[0][1] if outputs else []
         return self.cells(node, scopes)
 
-    def cells(self, node: Any, scopes: list[Scope]) -> list[Cell]:
+    def cells(self, node: Any, scopes: list[AliasScope]) -> list[Cell]:
         """The columns of tables in an expression, those of subqueries aside; none go into a count."""
         found: list[Cell] = []
         stack = [node]
@@ -435,7 +441,7 @@ class Reader:
                 stack.extend(node.iter_expressions())
         return found
 
-    def constant(self, node: Any, scopes: list[Scope]) -> Value:
+    def constant(self, node: Any, scopes: list[AliasScope]) -> Value:
         """The literal that an operand is, also "text" that names no column; None where it is none."""
         if isinstance(node, exp.Column):
             free = node.this.args.get("quoted") and not node.table
@@ -468,14 +474,14 @@ def ref(cell: Cell) -> Ref:
     return cell[0].table, cell[1]
 
 
-def named(outputs: list[Output], names: list[str]) -> Source:
+def named(outputs: list[OutputCells], names: list[str]) -> SourceCells:
     """The columns of a subquery by name; `names` are those that a WITH clause gives."""
     return {
         (names[at].lower() if at < len(names) else name): cells for at, (name, cells) in reversed([*enumerate(outputs)])
     }
 
 
-def resolve(column: exp.Column, scopes: list[Scope]) -> list[Cell]:
+def resolve(column: exp.Column, scopes: list[AliasScope]) -> list[Cell]:
     """The columns of tables that a name stands for: in the innermost scope that has it."""
     name, table = column.name.lower(), column.table.lower()
     for scope in reversed(scopes):
@@ -485,7 +491,7 @@ def resolve(column: exp.Column, scopes: list[Scope]) -> list[Cell]:
     return []
 
 
-def is_count(node: Any, scopes: list[Scope]) -> bool:
+def is_count(node: Any, scopes: list[AliasScope]) -> bool:
     """Whether a name is an output, of a view or a subquery, into which no column goes: as a rule one that counts."""
     if not isinstance(node, exp.Column) or resolve(node, scopes):
         return False
@@ -493,7 +499,7 @@ def is_count(node: Any, scopes: list[Scope]) -> bool:
     return any(name in source for scope in scopes for alias, source in scope.sources.items() if table in ("", alias))
 
 
-def meaning(column: exp.Column, scopes: list[Scope]) -> Slot | exp.Expr | str | None:
+def meaning(column: exp.Column, scopes: list[AliasScope]) -> Slot | exp.Expr | str | None:
     """What a column in a formula is: a slot, the expression that an alias stands for, or a quoted text. Of a subquery's
     output it is the expression in slots. Raises NotOfColumns where that has none."""
     cells = resolve(column, scopes)
@@ -507,7 +513,7 @@ def meaning(column: exp.Column, scopes: list[Scope]) -> Slot | exp.Expr | str | 
     return column.name if alias is None and quoted else alias
 
 
-def alias_of(column: exp.Column, scopes: list[Scope]) -> exp.Expr | None:
+def alias_of(column: exp.Column, scopes: list[AliasScope]) -> exp.Expr | None:
     return scopes[-1].aliases.get(column.name.lower()) if scopes and not column.table else None
 
 

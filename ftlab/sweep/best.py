@@ -20,14 +20,14 @@ HEAD = "# @package _global_\n"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ComposedConfig:
     """A configuration, and the groups' options that it was composed of."""
 
     tree: Mapping[str, Any]
     choices: Mapping[str, Any]
 
     @classmethod
-    def of_run(cls, run: Path) -> "Recipe":
+    def of_run(cls, run: Path) -> "ComposedConfig":
         """What a run folder records; without Hydra's record, values alone make the file.
 
         Raises:
@@ -41,7 +41,7 @@ class Recipe:
         return cls(tree, _choices(hydra))
 
     @classmethod
-    def of_overrides(cls, overrides: Sequence[str]) -> "Recipe":
+    def of_overrides(cls, overrides: Sequence[str]) -> "ComposedConfig":
         """What ftlab composes of them now.
 
         Raises:
@@ -51,7 +51,7 @@ class Recipe:
         return cls(found.tree, _choices(found.hydra))
 
 
-def write(folder: Path, recipe: Recipe, comment: str) -> list[str]:
+def write(folder: Path, recipe: ComposedConfig, comment: str) -> list[str]:
     """Write `folder`/experiment/best.yaml; the keys in which what it composes to differs from the recipe: none, unless
     a value is a secret, which is left out.
 

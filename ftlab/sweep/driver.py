@@ -35,8 +35,8 @@ from ftlab.shell import quoted
 from ftlab.summary import Sources
 from ftlab.sweep import samplers
 from ftlab.sweep.identity import configuration, shared
-from ftlab.sweep.join import Order, join
-from ftlab.sweep.probe import check_values
+from ftlab.sweep.join import WorkerOrder, join
+from ftlab.sweep.preflight import check_values
 from ftlab.sweep.rungs import rungs_of
 from ftlab.sweep.salvage import refill
 from ftlab.sweep.space import Space
@@ -183,7 +183,7 @@ def work_on(
     """Have trials run until the study has enough: in this process, in processes here, or through Hydra's launcher."""
     from ftlab.sweep.board import Board
 
-    workers, order = study.cfg.workers, Order.of(study, config_dir(config), rungs_of(cfg))
+    workers, order = study.cfg.workers, WorkerOrder.of(study, config_dir(config), rungs_of(cfg))
     with Board(study, terminal).open() as board:
         if config.hydra.launcher.get("_target_") != BASIC_LAUNCHER:
             Launch(study, order, config, terminal, stop, launcher).work(board.refresh)
@@ -201,7 +201,12 @@ class Crew:
     """
 
     def __init__(
-        self, study: Study, order: Order, numbers: Iterable[int], stopped: Callable[[], str], peers: int | None = None
+        self,
+        study: Study,
+        order: WorkerOrder,
+        numbers: Iterable[int],
+        stopped: Callable[[], str],
+        peers: int | None = None,
     ) -> None:
         self.study, self.order, self.stopped = study, order, stopped
         self.restarts = dict.fromkeys(numbers, RESTARTS)
@@ -278,7 +283,7 @@ class Crew:
 class Job:
     """What a launcher starts, maybe on another machine: a crew of one."""
 
-    order: Order
+    order: WorkerOrder
     workers: int
     host: str  # of the driver: jobs there share its cores and GPUs
     stop_file: Path  # the driver makes it when workers must end
@@ -305,7 +310,7 @@ class Launch:
     def __init__(
         self,
         study: Study,
-        order: Order,
+        order: WorkerOrder,
         config: DictConfig,
         terminal: Terminal,
         stop: StopSignal,
@@ -455,9 +460,9 @@ def conclude(study: Study, cfg: ExperimentConfig, terminal: Terminal) -> None:
         SweepFailed: it did not.
     """
     from ftlab.sweep import tracked
-    from ftlab.sweep.report import report
+    from ftlab.sweep.study_report import report_study
 
-    tracked.record(study, report(study, terminal), cfg.tracker, terminal)
+    tracked.record(study, report_study(study, terminal), cfg.tracker, terminal)
     left = study.left()
     if left and gave_up(study):
         causes = sorted({row.cause or "unknown" for row in study.leaderboard() if row.state == "failed"})

@@ -15,14 +15,14 @@ from ftlab.fast.plan import Setting
 from ftlab.memory import forecast
 from ftlab.run_dir import tree_of
 from ftlab.summary import Summary
-from ftlab.sweep.records import runs
+from ftlab.sweep.run_records import runs
 from ftlab.sweep.study import FINISHED, Study, folder_of
 
 Likeness = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """A run's peak of allocated memory while it trained, in GiB, beside what the closed form says of the setting in
     which it did."""
 
@@ -36,7 +36,7 @@ class Forecast:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.measured: list[Measured] = []
+        self.measured: list[MeasuredRun] = []
         self._read: set[int] = set()
 
     def __call__(self, cfg: ExperimentConfig) -> float:
@@ -56,13 +56,13 @@ class Forecast:
                 if not _taken_up(trial):
                     self.measured += measured(folder_of(self.study, trial))
 
-    def _nearest(self, cfg: ExperimentConfig) -> list[Measured]:
+    def _nearest(self, cfg: ExperimentConfig) -> list[MeasuredRun]:
         """The runs most like `cfg`, several where they are equally so."""
         if not self.measured:
             return []
         features, batch = features_of(cfg, forecast.leanest(cfg)), forecast.parts(cfg).batch
 
-        def likeness(run: Measured) -> Likeness:
+        def likeness(run: MeasuredRun) -> Likeness:
             agree = (float(mine == theirs) for mine, theirs in zip(features, run.features, strict=True))
             return (*agree, -round(abs(math.log(batch / run.estimated.batch)), 6))
 
@@ -85,7 +85,7 @@ def features_of(cfg: ExperimentConfig, setting: Setting) -> tuple[object, ...]:
     )
 
 
-def measured(folder: Path) -> Iterator[Measured]:
+def measured(folder: Path) -> Iterator[MeasuredRun]:
     """What the runs in a trial's folder tell: nothing without a GPU, or where they were tidied away, or where memory
     ran out on the way, whose peak is that of what did not fit."""
     for run in runs(folder):
@@ -95,7 +95,7 @@ def measured(folder: Path) -> Iterator[Measured]:
             with suppress(FtlabError):
                 cfg = typed_from_tree(tree_of(run))
                 taken = Setting(setting.micro, setting.cached, setting.share)
-                yield Measured(features_of(cfg, taken), forecast.parts(cfg, taken), gib)
+                yield MeasuredRun(features_of(cfg, taken), forecast.parts(cfg, taken), gib)
 
 
 def _train_peak(summary: Summary) -> float:

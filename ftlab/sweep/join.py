@@ -21,7 +21,7 @@ ORDER = "FTLAB_SWEEP_ORDER"
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerOrder:
     """All that a worker must know, on whatever host: plain values, absolute paths, no password."""
 
     name: str
@@ -37,7 +37,7 @@ class Order:
     above: list[dict[str, Any]] = field(default_factory=list)  # whose end is the worker's: its driver first
 
     @classmethod
-    def of(cls, study: Study, config_dir: str | None, rungs: list[int] | None = None) -> "Order":
+    def of(cls, study: Study, config_dir: str | None, rungs: list[int] | None = None) -> "WorkerOrder":
         """To join a study that is open here."""
         return cls(
             name=study.name,
@@ -67,7 +67,7 @@ class Order:
 
 def main() -> int:
     """Work until the study has enough; the exit code."""
-    order = Order(**json.loads(os.environ[ORDER]))
+    order = WorkerOrder(**json.loads(os.environ[ORDER]))
     try:
         with StopSignal().caught() as stop:
             end_with(int(order.above[-1]["pid"]))
@@ -78,7 +78,7 @@ def main() -> int:
     return 0
 
 
-def join(order: Order, stop: StopSignal, study: Study, on_event: Listener = unheard) -> None:
+def join(order: WorkerOrder, stop: StopSignal, study: Study, on_event: Listener = unheard) -> None:
     """Run trials of the study as ordered."""
     study.work_under([process for process in map(Process.read, order.above) if process])
     from ftlab.sweep.forecast import Forecast

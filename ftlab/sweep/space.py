@@ -36,10 +36,10 @@ from ftlab.shell import quoted
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-Value = str | int | float | bool | None  # what Optuna stores as a parameter
-Kind = Literal["choice", "int", "float"]
-Order = Literal["up", "down", "shuffled"]
-KINDS, ORDERS = get_args(Kind), get_args(Order)
+ParamValue = str | int | float | bool | None  # what Optuna stores as a parameter
+ParamKind = Literal["choice", "int", "float"]
+GridOrder = Literal["up", "down", "shuffled"]
+KINDS, ORDERS = get_args(ParamKind), get_args(GridOrder)
 
 # The sweep itself gives every trial these.
 RESERVED = ("run_dir", "run_name", "force", "objective", "sweep")
@@ -66,19 +66,19 @@ class Dimension:
     """One key and its values. `choices` are those of a choice; numbers have `low` and `high`, both included."""
 
     key: str
-    kind: Kind
-    choices: tuple[Value, ...] = ()
+    kind: ParamKind
+    choices: tuple[ParamValue, ...] = ()
     texts: tuple[str, ...] = ()  # the choices as Hydra writes them
     low: float = 0
     high: float = 0
     step: float | None = None  # None: every number between
     log: bool = False
-    order: Order = "up"
+    order: GridOrder = "up"
 
-    def grid(self) -> list[Value] | None:
+    def grid(self) -> list[ParamValue] | None:
         """Every value in the order written; None for a continuous dimension."""
         if self.kind == "choice":
-            values: list[Value] = list(self.choices)
+            values: list[ParamValue] = list(self.choices)
         elif self.step is None:
             return None
         else:
@@ -87,11 +87,11 @@ class Dimension:
             random.Random(self.key).shuffle(values)
         return values[::-1] if self.order == "down" else values
 
-    def probes(self) -> list[Value]:
+    def probes(self) -> list[ParamValue]:
         """The values that must make sense for all to: those listed, both ends of numbers between."""
         if self.kind == "choice":
             return self.grid() or []
-        ends: list[Value] = [self.low, self.high]
+        ends: list[ParamValue] = [self.low, self.high]
         if self.kind == "float" and self.step is None:
             ends = [self.low, math.nextafter(self.high, self.low)]  # an interval does not hold its end
         return ends[::-1] if self.order == "down" else ends
@@ -101,7 +101,7 @@ class Dimension:
         known = [text for choice, text in zip(self.choices, self.texts, strict=True) if _same(choice, value)]
         return f"{self.key}={known[0] if known else text_of(value)}"
 
-    def value(self, raw: Any) -> Value:
+    def value(self, raw: Any) -> ParamValue:
         """A plain value (a list, where the choices are lists) as the study stores it.
 
         Raises:
@@ -116,7 +116,7 @@ class Dimension:
             return found[0]
         raise ConfigError(f"{self.key}={text_of(raw)} is not in the space of the sweep, {self.describe()}")
 
-    def snapped(self, value: Value) -> Value:
+    def snapped(self, value: ParamValue) -> ParamValue:
         """A number between two steps, as rounding leaves it, at its step: 0.30000000000000004 is 0.3."""
         if self.kind != "float" or self.step is None or not isinstance(value, int | float):
             return value
@@ -132,10 +132,10 @@ class Dimension:
             return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
-    def suggest(self, trial: Suggests) -> Value:
+    def suggest(self, trial: Suggests) -> ParamValue:
         """The trial's value, drawn or given."""
         if self.kind == "choice":
-            drawn: Value = trial.suggest_categorical(self.key, self.choices)
+            drawn: ParamValue = trial.suggest_categorical(self.key, self.choices)
         elif self.kind == "int":
             drawn = trial.suggest_int(self.key, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         else:
@@ -226,9 +226,9 @@ class Space:
         """Whether all values are listed and none is tagged."""
         return self.size() is not None and not any(dimension.log for dimension in self.dimensions)
 
-    def at(self, index: int) -> dict[str, Value]:
+    def at(self, index: int) -> dict[str, ParamValue]:
         """A point of the grid; the last key runs fastest."""
-        point: dict[str, Value] = {}
+        point: dict[str, ParamValue] = {}
         for dimension in reversed(self.dimensions):
             grid = dimension.grid() or []
             index, place = divmod(index, len(grid))
@@ -247,11 +247,11 @@ class Space:
             index = index * len(grid) + place
         return index
 
-    def first(self) -> dict[str, Value]:
+    def first(self) -> dict[str, ParamValue]:
         """The first value of every key: what is written first, or the lowest."""
         return {dimension.key: dimension.probes()[0] for dimension in self.dimensions}
 
-    def suggest(self, trial: Suggests) -> dict[str, Value]:
+    def suggest(self, trial: Suggests) -> dict[str, ParamValue]:
         """A value for every key, drawn by the trial."""
         return {dimension.key: dimension.suggest(trial) for dimension in self.dimensions}
 
@@ -263,7 +263,7 @@ class Space:
         """The overrides that make a configuration of these parameters."""
         return [dimension.override(params[dimension.key]) for dimension in self.dimensions]
 
-    def values(self, guess: Mapping[str, Any]) -> dict[str, Value]:
+    def values(self, guess: Mapping[str, Any]) -> dict[str, ParamValue]:
         """A guess of some or all keys, as the study stores it.
 
         Raises:
@@ -278,7 +278,7 @@ class Space:
             )
         return {key: known[key].value(raw) for key, raw in guess.items()}
 
-    def params_of(self, overrides: Sequence[str]) -> dict[str, Value]:
+    def params_of(self, overrides: Sequence[str]) -> dict[str, ParamValue]:
         """The parameters that a trial with these overrides has: the inverse of `overrides`.
 
         Raises:
@@ -533,7 +533,7 @@ def _range(key: str, text: str, value: RangeSweep) -> Dimension | str:
     _check_log(text, low, log)
     if log and not (whole and abs(step) == 1):
         raise ConfigError(f"{text}: a log scale has no even steps: write tag(log, interval(a, b)), or choice(...)")
-    order: Order = "shuffled" if value.shuffle else "up" if step > 0 else "down"
+    order: GridOrder = "shuffled" if value.shuffle else "up" if step > 0 else "down"
     kind: Literal["int", "float"] = "int" if whole else "float"
     return Dimension(key, kind, low=low, high=high, step=abs(step), log=log, order=order)
 
@@ -556,7 +556,7 @@ def _choice(key: str, text: str, override: Override) -> Dimension | str:
             raise ConfigError(f"{text}: {text_of(item)} has no logarithm: leave tag(log, ...) out")
         _check_log(text, item, log)
     stored = tuple(t if isinstance(p, list | dict) else p for p, t in zip(plain, texts, strict=True))
-    order: Order = "shuffled" if getattr(value, "shuffle", False) else "up"
+    order: GridOrder = "shuffled" if getattr(value, "shuffle", False) else "up"
     return Dimension(key, "choice", choices=stored, texts=tuple(texts), log=log, order=order)
 
 

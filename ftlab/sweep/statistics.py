@@ -167,7 +167,7 @@ def rho_interval(rho: float | None, pairs: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedSteps:
     """Optimizer steps of finished trials: done, and what they would have been without pruning."""
 
     done: int
@@ -178,7 +178,7 @@ class Saved:
         return 1 - self.done / self.planned if self.planned else 0.0
 
 
-def saved(entries: Sequence[Entry]) -> Saved:
+def saved(entries: Sequence[Entry]) -> SavedSteps:
     """Steps that pruned runs did not take. A pruned trial that does not say what it planned would have done as many
     as the median complete one."""
     finished = [e for e in entries if e.distinct and e.state in ("complete", "pruned") and _steps(e)]
@@ -189,7 +189,7 @@ def saved(entries: Sequence[Entry]) -> Saved:
         done += steps
         fallback = round(median(usual)) if usual else steps
         planned += max(steps, entry.planned or fallback) if entry.state == "pruned" else steps
-    return Saved(done, planned)
+    return SavedSteps(done, planned)
 
 
 def _steps(entry: Entry) -> int:

@@ -20,6 +20,7 @@ from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import optuna
+import psutil  # type: ignore[import-untyped]
 import sqlalchemy.exc
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
@@ -271,15 +272,15 @@ def _locked_only(connection: Any, record: Any) -> None:
     connection.execute("PRAGMA journal_mode=DELETE")
 
 
-def networked(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+def networked(folder: Path) -> str:
     """The kind of network file system that holds a folder; empty on a disk, or where the system does not say."""
     try:
-        lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
-    except OSError:
+        mounts = psutil.disk_partitions(all=True)
+    except (OSError, psutil.Error):
         return ""
-    found = [(place.replace("\\040", " "), kind) for _, place, kind, *_ in lines]
-    holding = [(len(place), kind) for place, kind in found if folder.resolve().is_relative_to(place)]
-    kind = max(reversed(holding), key=lambda pair: pair[0], default=(0, ""))[1]  # of one place the last mount counts
+    holding = [mount for mount in mounts if folder.resolve().is_relative_to(mount.mountpoint)]
+    deepest = max(reversed(holding), key=lambda mount: len(mount.mountpoint), default=None)
+    kind = str(deepest.fstype) if deepest else ""  # of one place the last mount counts
     return kind if kind.removeprefix("fuse.") in NETWORKED else ""
 
 

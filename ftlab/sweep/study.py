@@ -48,7 +48,7 @@ from ftlab.sweep import identity, samplers, storage
 from ftlab.sweep.entry import Rank, best_of, finite, front, rank
 from ftlab.sweep.limits import GRACE_S
 from ftlab.sweep.samplers import failed, own, point_of
-from ftlab.sweep.space import Space, Value
+from ftlab.sweep.space import ParamValue, Space
 from ftlab.sweep.storage import OwnedStorage, owners
 
 CARD = "study.json"
@@ -86,7 +86,7 @@ class TrialRow:
     state: str  # complete, pruned, failed, running, waiting
     value: float | None  # of the first objective
     values: list[float] | None
-    params: dict[str, Value]
+    params: dict[str, ParamValue]
     rungs: dict[int, float]  # sweep.rung_metric by optimizer step
     seconds: float | None  # of the last attempt
     cause: str | None

@@ -9,7 +9,7 @@ from ftlab.redact import redact
 from ftlab.run_dir import SPLITS
 from ftlab.sweep.entry import MARKS, Entry, costs, front, ranked, text
 from ftlab.sweep.figures import Sweep
-from ftlab.sweep.statistics import RungCheck, Saved, against, rung_checks
+from ftlab.sweep.statistics import RungCheck, SavedSteps, against, rung_checks
 from ftlab.terminal import percent, span
 
 LEADERBOARD = "Leaderboard"
@@ -248,7 +248,7 @@ def failures(entries: Sequence[Entry]) -> Table | None:
     return Table("What failed", ["trials", "times", "peak VRAM", "cause"], rows)
 
 
-def pruning(found: Saved) -> str:
+def pruning(found: SavedSteps) -> str:
     """What pruning saved, in a sentence; empty where nothing was pruned."""
     if found.planned <= found.done:
         return ""

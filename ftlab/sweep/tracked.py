@@ -5,8 +5,8 @@ from dataclasses import replace
 from ftlab import trackers
 from ftlab.config import TrackerConfig
 from ftlab.sweep import tables
-from ftlab.sweep.report import Report
 from ftlab.sweep.study import Study
+from ftlab.sweep.study_report import Report
 from ftlab.terminal import Terminal
 
 

@@ -25,7 +25,7 @@ from ftlab.terminal import Terminal
 from ftlab.train.batches import RowOrder
 from ftlab.train.signals import StopSignal
 
-Estimate = Callable[[ExperimentConfig], float]
+Estimator = Callable[[ExperimentConfig], float]
 
 
 def search(
@@ -34,7 +34,7 @@ def search(
     stop: StopSignal | None = None,
     *,
     config_dir: str | None = None,
-    estimate: Estimate = forecast.estimate,
+    estimate: Estimator = forecast.estimate,
     rungs: list[int] | None = None,
 ) -> None:
     """Run trials of experiments until the study needs no more; `work` says what it raises.
@@ -46,12 +46,12 @@ def search(
     Raises:
         ConfigError: trials are evaluated too seldom for `sweep.pruner`.
     """
-    trials = Trials(study, on_event, config_dir=config_dir, estimate=estimate)
+    trials = TrialRunner(study, on_event, config_dir=config_dir, estimate=estimate)
     study.set_pruner(trials.rungs() if rungs is None else rungs)
     work(study, trials, on_event, stop, memory=Memory(trials.bases))
 
 
-class Trials:
+class TrialRunner:
     """Runs the trials of a study in this process, for `work`. The base stays loaded from one trial to the next where
     they agree on it.
 
@@ -64,7 +64,7 @@ class Trials:
         on_event: Listener = unheard,
         *,
         config_dir: str | None = None,
-        estimate: Estimate = forecast.estimate,
+        estimate: Estimator = forecast.estimate,
     ) -> None:
         self.study, self.on_event = study, on_event
         self.config_dir, self.estimate = config_dir, estimate

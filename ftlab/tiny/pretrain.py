@@ -45,7 +45,7 @@ SHAPE = {
     "num_key_value_heads": 10,
 }
 
-Row = dict[str, str]
+PretrainRow = dict[str, str]
 Section = tuple[str, str]
 
 
@@ -62,7 +62,7 @@ class Document:
         return "\n\n".join(f"### {name}:\n{body}" for name, body in self.sections)
 
 
-def wikisql_rows(path: Path) -> list[Row]:
+def wikisql_rows(path: Path) -> list[PretrainRow]:
     """The ``wikisql-converted`` rows of a gzip'd JSON Lines file; the licence of the others must not be inherited."""
     if not path.exists():
         raise SystemExit(
@@ -75,7 +75,7 @@ def wikisql_rows(path: Path) -> list[Row]:
     return [row for row in rows if row["source"] == "wikisql-converted"]
 
 
-def documents(wikisql: Sequence[Row], count: int, seed: int) -> Iterator[Document]:
+def documents(wikisql: Sequence[PretrainRow], count: int, seed: int) -> Iterator[Document]:
     """``count`` documents of all kinds, shuffled. A row gives either its question or its query, never both."""
     rng = Random(f"documents/{seed}")
     synth = sql_synth.generate("train", count // 2, seed=1000 + seed)
@@ -86,14 +86,14 @@ def documents(wikisql: Sequence[Row], count: int, seed: int) -> Iterator[Documen
         yield rng.choice(KINDS)(words.renamed(row, rng) if rng.random() < 0.9 else row, words, rng)
 
 
-def _shard(wikisql: Sequence[Row], count: int, seed: int) -> list[Document]:
+def _shard(wikisql: Sequence[PretrainRow], count: int, seed: int) -> list[Document]:
     return list(documents(wikisql, count, seed))
 
 
 class HeldOut:
     """What no document may hold: rows of test files, and all of the validation and test schemas."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[PretrainRow]) -> None:
         held = [schema for split in ("validation", "test") for schema in sql_synth.schemas(split)]
         self.schemas = {schema.context for schema in held}
         self.tables = {table.sql for schema in held for table in schema.tables}
@@ -128,7 +128,7 @@ class _Words:
     values: tuple[str, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> "_Words":
+    def of(cls, rows: Sequence[PretrainRow]) -> "_Words":
         words = {word.lower() for row in rows for word in re.findall(r"[A-Za-z]{3,10}", row["question"])}
         values = {value for row in rows for value in re.findall(r'"([^"%]+)"', row["answer"])}
         return cls(tuple(sorted(words)), tuple(sorted(value for value in values if len(value) < 25)))
@@ -138,7 +138,7 @@ class _Words:
         a, b = rng.choice(self.words), rng.choice(self.words)
         return _stem(a if rng.random() < 0.4 else a[: len(a) // 2 + 1] + b[len(b) // 2 :])
 
-    def renamed(self, row: Row, rng: Random) -> Row:
+    def renamed(self, row: PretrainRow, rng: Random) -> PretrainRow:
         """``row`` with most words of its table and column names and all its text values replaced, alike everywhere."""
         parts = {_stem(word) for name in _names(row["context"]) for word in name.lower().split("_")}
         stems = sorted(parts - {"id", ""})
@@ -161,26 +161,26 @@ class _Words:
         return {part: pattern.sub(replace, row[part]) for part in ("question", "context", "answer")}
 
 
-def _question(row: Row, words: _Words, rng: Random) -> Document:
+def _question(row: PretrainRow, words: _Words, rng: Random) -> Document:
     asked = ("Question", row["question"])
     if rng.random() < 0.3:
         return Document("question", (asked,))
     return Document("schema and question, copied", (("Schema", row["context"]), asked, asked))
 
 
-def _schema(row: Row, words: _Words, rng: Random) -> Document:
+def _schema(row: PretrainRow, words: _Words, rng: Random) -> Document:
     schema = ("Schema", row["context"])
     return Document("schema, copied", (schema, schema)) if rng.random() < 0.8 else Document("schema", (schema,))
 
 
-def _query(row: Row, words: _Words, rng: Random) -> Document:
+def _query(row: PretrainRow, words: _Words, rng: Random) -> Document:
     schema, query = ("Schema", row["context"]), ("SQL", row["answer"])
     if rng.random() < 0.2:
         return Document("schema and query, copied", (schema, query, query))
     return Document("schema and query", (schema, query))
 
 
-def _links(row: Row, words: _Words, rng: Random) -> Document:
+def _links(row: PretrainRow, words: _Words, rng: Random) -> Document:
     """Words and values in one section, the same as SQL spells them in the next: ``net worth`` -> ``Net_Worth``."""
     names = _names(row["context"])
     pairs = [(_said(name, rng), name) for name in rng.sample(names, min(len(names), rng.randint(1, 4)))]
@@ -193,7 +193,7 @@ def _links(row: Row, words: _Words, rng: Random) -> Document:
     return Document("words, spelt as in the schema", sections)
 
 
-def _bag(row: Row, words: _Words, rng: Random) -> Document:
+def _bag(row: PretrainRow, words: _Words, rng: Random) -> Document:
     """A query after the names and values it uses, shuffled: no wording, no order, no operator, no key of a join."""
     joined = set(re.findall(r"\w+", " ".join(re.findall(r" ON T1\.\w+ = T2\.\w+", row["answer"]))))
     used = set(re.findall(r"\w+", re.sub(r'"[^"]*"', "", row["answer"]))) - joined

@@ -14,8 +14,8 @@ from ftlab.errors import WeightsError
 from ftlab.paths import special
 from ftlab.weights.folder import (
     CONFIG,
-    Located,
     Origin,
+    WeightsFolder,
     What,
     base_files,
     files,
@@ -30,8 +30,8 @@ from ftlab.weights.package import cache, converted, from_package, provenance
 from ftlab.weights.words import named
 
 __all__ = [
-    "Located",
     "Origin",
+    "WeightsFolder",
     "What",
     "base_files",
     "cache",
@@ -51,7 +51,7 @@ __all__ = [
 EMBEDDED = {"embedded:tiny": Path(__file__).resolve().parents[1] / "tiny"}
 
 
-def find(model: ModelConfig, *, what: What = "weights") -> Located:
+def find(model: ModelConfig, *, what: What = "weights") -> WeightsFolder:
     """The folder with `model`'s configuration and tokenizer and, by default, its weights; fetched if need be.
 
     Raises:
@@ -68,7 +68,7 @@ def find(model: ModelConfig, *, what: What = "weights") -> Located:
         return from_package(model, str(reason))
 
 
-def on_disk(model: ModelConfig, *, what: What = "weights") -> Located | None:
+def on_disk(model: ModelConfig, *, what: What = "weights") -> WeightsFolder | None:
     """`find` without a network; None where something would have to be fetched.
 
     Raises:
@@ -83,21 +83,21 @@ def on_disk(model: ModelConfig, *, what: What = "weights") -> Located | None:
     return converted(model) or cached(model, what)
 
 
-def _embedded(model: ModelConfig) -> Located:
+def _embedded(model: ModelConfig) -> WeightsFolder:
     folder = EMBEDDED.get(model.id)
     if folder is None:
         raise WeightsError(f"model.id={model.id} is not embedded; there is {', '.join(EMBEDDED)}")
     flaw = flaw_of(folder, "weights")
     if flaw:
         raise WeightsError(f"model.id={model.id}: {folder} {flaw}; install ftlab again")
-    return Located(folder, "embedded", fingerprint(folder), "shipped inside ftlab")
+    return WeightsFolder(folder, "embedded", fingerprint(folder), "shipped inside ftlab")
 
 
-def _folder(model: ModelConfig, folder: Path, what: What) -> Located:
+def _folder(model: ModelConfig, folder: Path, what: What) -> WeightsFolder:
     flaw = flaw_of(folder, what)
     if flaw:
         raise WeightsError(f"model.id={model.id} {flaw}")
-    return Located(folder, "folder", fingerprint(folder), "a local folder")
+    return WeightsFolder(folder, "folder", fingerprint(folder), "a local folder")
 
 
 def _check_hub_id(model: ModelConfig, folder: Path) -> None:

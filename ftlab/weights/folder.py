@@ -38,7 +38,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True)
-class Located:
+class WeightsFolder:
     """A folder that `from_pretrained` reads: configuration, tokenizer and, where asked for, weights."""
 
     folder: Path

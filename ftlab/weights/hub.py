@@ -19,7 +19,7 @@ from ftlab.weights.folder import (
     CONFIG,
     TOKENIZER_FILES,
     WEIGHT_FILES,
-    Located,
+    WeightsFolder,
     What,
     flaw_of,
     without_safetensors,
@@ -67,11 +67,11 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         raise TimeoutError(str(error) or f"no answer within {seconds:g} s") from None
 
 
-def cached(model: ModelConfig, what: What) -> Located | None:
+def cached(model: ModelConfig, what: What) -> WeightsFolder | None:
     folder = snapshot_of(model)
     if folder is None or flaw_of(folder, what):
         return None
-    return Located(folder, "cache", folder.name, f"Hub cache of {model.id}, revision {model.revision or 'main'}")
+    return WeightsFolder(folder, "cache", folder.name, f"Hub cache of {model.id}, revision {model.revision or 'main'}")
 
 
 def snapshot_of(model: ModelConfig) -> Path | None:
@@ -82,7 +82,7 @@ def snapshot_of(model: ModelConfig) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def from_hub(model: ModelConfig, what: What) -> Located:
+def from_hub(model: ModelConfig, what: What) -> WeightsFolder:
     """The repository's files in the Hub cache, under the revision's name, so that they are found offline."""
     from huggingface_hub import snapshot_download
 
@@ -105,7 +105,7 @@ def from_hub(model: ModelConfig, what: What) -> Located:
     if flaw:
         raise WeightsError(f"model.id={model.id}: the download {flaw}")
     note = f"downloaded from {endpoint()}, revision {model.revision or 'main'}"
-    return Located(folder, "hub", folder.name, redact(note))
+    return WeightsFolder(folder, "hub", folder.name, redact(note))
 
 
 def _listing(model: ModelConfig) -> dict[str, int]:

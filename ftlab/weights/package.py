@@ -15,7 +15,7 @@ from typing import Any
 from ftlab.config import ModelConfig
 from ftlab.errors import WeightsError
 from ftlab.redact import redact
-from ftlab.weights.folder import CONFIG, Located, fingerprint, flaw_of
+from ftlab.weights.folder import CONFIG, WeightsFolder, fingerprint, flaw_of
 from ftlab.weights.hub import endpoint, reason
 from ftlab.weights.words import REMEDY, say
 
@@ -30,11 +30,11 @@ def cache() -> Path:
     return Path(os.environ.get("FTLAB_CACHE") or "~/.cache/ftlab").expanduser() / "weights"
 
 
-def converted(model: ModelConfig) -> Located | None:
+def converted(model: ModelConfig) -> WeightsFolder | None:
     folder = _converted_folder(model)
     if folder is None or not folder.is_dir() or flaw_of(folder, "weights"):
         return None
-    return Located(folder, "converted", fingerprint(folder), _provenance_note(folder))
+    return WeightsFolder(folder, "converted", fingerprint(folder), _provenance_note(folder))
 
 
 def _converted_folder(model: ModelConfig) -> Path | None:
@@ -44,7 +44,7 @@ def _converted_folder(model: ModelConfig) -> Path | None:
     return cache() / f"{model.id}@{model.package}".replace("/", "--").replace("==", "-")
 
 
-def from_package(model: ModelConfig, reason: str) -> Located:
+def from_package(model: ModelConfig, reason: str) -> WeightsFolder:
     """Weights that a wheel carries as GGUF, turned into safetensors once and cached."""
     target = _converted_folder(model)
     if not model.package or target is None:
@@ -58,7 +58,7 @@ def from_package(model: ModelConfig, reason: str) -> Located:
             f"model.id={model.id}: {target.parent} cannot be filled ({error}): set FTLAB_CACHE=FOLDER to a "
             "writable folder with 1 GB free"
         ) from None
-    return Located(target, "package", fingerprint(target), _provenance_note(target))
+    return WeightsFolder(target, "package", fingerprint(target), _provenance_note(target))
 
 
 def _convert_once(model: ModelConfig, package: str, target: Path) -> None:

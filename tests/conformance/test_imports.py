@@ -4,6 +4,7 @@ Imports inside functions count: what may not be known may not be known later eit
 """
 
 import ast
+from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -90,7 +91,7 @@ MAY_IMPORT = {
     | {"ftlab.stages", "ftlab.stages.stage"},
     "ftlab.commands.score": BASICS | SQL | {"ftlab.commands", "ftlab.lines", "ftlab.terminal"},
     "ftlab.commands.compare": BASICS
-    | {"ftlab.commands", "ftlab.lines", "ftlab.metrics", "ftlab.report", "ftlab.run_dir", "ftlab.sql.intervals"}
+    | {"ftlab.commands", "ftlab.lines", "ftlab.metrics", "ftlab.run_report", "ftlab.run_dir", "ftlab.sql.intervals"}
     | {"ftlab.tasks", "ftlab.tasks.task", "ftlab.terminal"},
 }
 
@@ -183,6 +184,34 @@ def test_a_cycle_is_told_in_the_order_of_its_imports() -> None:
         [("b", "c"), ("c", "a"), ("a", "b")],
         [("c", "a"), ("a", "b"), ("b", "c")],
     )
+
+
+# What two parts each have their own of, and names of the language of `data/sql_synth.py`, of a schema and of a report.
+SAME_NAMES = {"attention", "folder", "hub", "step", "Column", "Schema", "Table", "Metrics", "Scores"}
+
+
+def typed(name: str) -> bool:
+    """Whether a module has its name from a word that users type: a command, or an option of a group."""
+    return any(below(name, package) for package in ("ftlab.commands", "ftlab.tasks", "ftlab.stages", "ftlab.trackers"))
+
+
+def public_types(name: str) -> set[str]:
+    """Public classes and type aliases of a module."""
+    body = ast.parse(MODULES[name].read_text(encoding="utf-8")).body
+    classes = {node.name for node in body if isinstance(node, ast.ClassDef)}
+    targets = [node.targets[0] for node in body if isinstance(node, ast.Assign)]
+    aliases = {target.id for target in targets if isinstance(target, ast.Name) and not target.id.isupper()}
+    return {found for found in classes | aliases if found[0].isupper()}
+
+
+def test_a_name_of_a_class_a_type_or_a_module_stands_for_one_thing() -> None:
+    places = defaultdict[str, list[str]](list)
+    for name in MODULES:
+        named_here = public_types(name) | ({name.rpartition(".")[2]} if not typed(name) else set())
+        for found in named_here:
+            places[found].append(name)
+    several = {found: names for found, names in places.items() if len(names) > 1 and found not in SAME_NAMES}
+    assert several == {}
 
 
 @pytest.mark.parametrize("part", MAY_IMPORT)

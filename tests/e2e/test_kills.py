@@ -27,7 +27,7 @@ EVERY = int(os.environ.get("FTLAB_SOAK_EVERY", "1"))
 
 FORKS = """
 import json, os, subprocess, sys
-import ftlab.experiment, ftlab.data, ftlab.provenance, ftlab.report, ftlab.run_dir, ftlab.terminal
+import ftlab.experiment, ftlab.data, ftlab.provenance, ftlab.run_report, ftlab.run_dir, ftlab.terminal
 from ftlab.__main__ import main
 
 for line in sys.stdin:

@@ -9,7 +9,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 
 from ftlab.fast import generator as module
 from ftlab.fast.decoder import Decoder
-from ftlab.fast.generator import Batch, Generator
+from ftlab.fast.generator import DecodeBatch, Generator
 
 pytestmark = [
     pytest.mark.gpu,
@@ -112,23 +112,23 @@ def test_a_graph_says_what_steps_without_one_say(make: Any, size: int, monkeypat
     model, prompts = make(torch.bfloat16), some_prompts()
     end = end_marker(model, prompts)
     with_graph = fast(model, prompts, size, end)
-    monkeypatch.setattr(Batch, "_capture", Batch._decode)
+    monkeypatch.setattr(DecodeBatch, "_capture", DecodeBatch._decode)
     assert fast(model, prompts, size, end) == with_graph
 
 
 def test_the_last_rows_go_through_a_smaller_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SMALL_GRAPH_STEPS", 1)
     captured: list[int] = []
-    capture = Batch._capture
+    capture = DecodeBatch._capture
 
-    def watched(self: Batch, width: int) -> None:
+    def watched(self: DecodeBatch, width: int) -> None:
         captured.append(width)
         capture(self, width)
 
     model, prompts = llama(torch.float32), some_prompts()
     end = end_marker(model, prompts)
     wanted = fast(model, prompts, 32, end)
-    monkeypatch.setattr(Batch, "_capture", watched)
+    monkeypatch.setattr(DecodeBatch, "_capture", watched)
     assert same(fast(model, prompts, 64, end), wanted) >= 0.95
     assert captured == [64, 16]
 
@@ -171,13 +171,13 @@ def test_little_memory_makes_smaller_batches_and_the_same_answers(monkeypatch: p
     model, prompts = llama(torch.float32), some_prompts()
     wanted = fast(model, prompts, 100, VOCABULARY)
     slots: list[int] = []
-    allocate = Batch.allocate
+    allocate = DecodeBatch.allocate
 
-    def watched(self: Batch) -> None:
+    def watched(self: DecodeBatch) -> None:
         slots.append(self.slots)
         allocate(self)
 
-    monkeypatch.setattr(Batch, "allocate", watched)
+    monkeypatch.setattr(DecodeBatch, "allocate", watched)
     held = filled()
     room = torch.cuda.memory_reserved() + 48 * 2**20  # the cache alone of 100 rows takes 70 MiB
     torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)

@@ -23,7 +23,7 @@ from ftlab.sweep.events import Event
 from ftlab.sweep.limits import Memory
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
-from ftlab.sweep.trial import Trials
+from ftlab.sweep.trial import TrialRunner
 from ftlab.sweep.worker import work
 from ftlab.train.loop import Trainer
 
@@ -140,7 +140,7 @@ def searched(study: Study) -> Told:
         told.loads += 1
         return load(*args, **more)
 
-    trials = Trials(study, on_event)
+    trials = TrialRunner(study, on_event)
     study.optuna.pruner = Hopeless()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "load_base", counted)

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertLMHeadModel
 from ftlab.config import ModelConfig, QuantConfig
 from ftlab.errors import WeightsError
 from ftlab.models import check_runs, load_base, skeleton
-from ftlab.weights import Located
+from ftlab.weights import WeightsFolder
 
 QUANTS = {
     "none": QuantConfig(),
@@ -24,8 +24,8 @@ QUANTS = {
 }
 
 
-def located(folder: Path) -> Located:
-    return Located(folder, "folder", None, "")
+def located(folder: Path) -> WeightsFolder:
+    return WeightsFolder(folder, "folder", None, "")
 
 
 def load(folder: Path, quant: str = "none") -> Any:

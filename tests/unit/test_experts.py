@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from ftlab.config import LoraConfig, ModelConfig, QuantConfig
 from ftlab.errors import ConfigError, Stopped
 from ftlab.models import add_adapter, check_adapter, find_targets, load_adapter, load_base, save_result, skeleton
-from ftlab.weights import Located
+from ftlab.weights import WeightsFolder
 
 IDS = torch.arange(20).reshape(2, 10)
 MakeKind = Callable[..., Path]
@@ -24,11 +24,11 @@ EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 def base_of(folder: Path, quant: str = "none") -> Any:
     settings = QuantConfig(load_in_4bit=quant == "nf4")
     model = ModelConfig(name="x", id=str(folder), dtype="float32", attn_implementation="eager")
-    return load_base(Located(folder, "folder", None, ""), model, settings, device=torch.device("cpu"), full=False)
+    return load_base(WeightsFolder(folder, "folder", None, ""), model, settings, device=torch.device("cpu"), full=False)
 
 
 def bare(folder: Path) -> Any:
-    return skeleton(Located(folder, "folder", None, ""), False)
+    return skeleton(WeightsFolder(folder, "folder", None, ""), False)
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -12,13 +12,13 @@ from ftlab.composition import compose
 from ftlab.errors import ConfigError, WeightsError
 from ftlab.models import carries_state, check_rows, load_base, settled, skeleton
 from ftlab.models.fit import positions
-from ftlab.weights import Located
+from ftlab.weights import WeightsFolder
 
 MakeKind = Callable[..., Path]
 
 
 def bare(folder: Path) -> Any:
-    return skeleton(Located(folder, "folder", None, ""), False)
+    return skeleton(WeightsFolder(folder, "folder", None, ""), False)
 
 
 def config(*overrides: str) -> Any:
@@ -35,7 +35,9 @@ def test_an_attention_that_a_model_does_not_have_is_replaced_and_told(kind: str,
     (line,) = [line for line in settled(bare(folder), cfg) if "attn" in line]
     assert line.startswith("model.attn_implementation=sdpa: ")
     assert line.endswith(" does not have it, so eager is used")
-    base = load_base(Located(folder, "folder", None, ""), cfg.model, cfg.quant, device=torch.device("cpu"), full=False)
+    base = load_base(
+        WeightsFolder(folder, "folder", None, ""), cfg.model, cfg.quant, device=torch.device("cpu"), full=False
+    )
     assert base.config._attn_implementation == "eager"
 
 
@@ -112,7 +114,9 @@ def test_rows_and_answers_beyond_absolute_positions_are_refused(
     assert answer.startswith("eval.max_new_tokens=6: ")
     assert "the longest prompt takes 91 of them: set eval.max_new_tokens=5 or less" in answer
     cfg.model.attn_implementation = "eager"
-    base = load_base(Located(folder, "folder", None, ""), cfg.model, cfg.quant, device=torch.device("cpu"), full=False)
+    base = load_base(
+        WeightsFolder(folder, "folder", None, ""), cfg.model, cfg.quant, device=torch.device("cpu"), full=False
+    )
     base(input_ids=torch.ones(1, 96, dtype=torch.long))
     with pytest.raises((IndexError, RuntimeError)):
         base(input_ids=torch.ones(1, 97, dtype=torch.long))

@@ -80,7 +80,18 @@ def test_it_is_answered_at_once_and_without_torch(words: list[str], code: int, s
 
 
 # What no answer about configurations needs, however many launchers are installed.
-HEAVY = ("torch", "transformers", "optuna", "sqlalchemy", "ray", "submitit", "joblib", "cloudpickle", "asyncio")
+HEAVY = (
+    "torch",
+    "transformers",
+    "optuna",
+    "sqlalchemy",
+    "ray",
+    "submitit",
+    "joblib",
+    "cloudpickle",
+    "asyncio",
+    "filelock",
+)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--hydra-help"], ["--cfg", "job"]], ids=" ".join)
@@ -374,14 +385,14 @@ def test_a_signal_after_the_results_are_written_changes_nothing(
 ) -> None:
     import ftlab.experiment.records
 
-    shown = ftlab.experiment.records.report
+    shown = ftlab.experiment.records.report_run
 
     def signalled(*arguments: Any) -> None:
         os.kill(os.getpid(), number)
         shown(*arguments)
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(ftlab.experiment.records, "report", signalled)
+    monkeypatch.setattr(ftlab.experiment.records, "report_run", signalled)
     code, out, _ = cli(*small, "run_dir=r")
     assert code == 0
     assert "everything is in r/" in out

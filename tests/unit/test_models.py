@@ -36,7 +36,7 @@ from ftlab.models import (
     skeleton,
     switch_activation_checkpointing,
 )
-from ftlab.weights import Located
+from ftlab.weights import WeightsFolder
 
 CPU = torch.device("cpu")
 QUANTS = {
@@ -48,8 +48,8 @@ QUANTS = {
 IDS = torch.arange(20).reshape(2, 10)
 
 
-def located(folder: Path) -> Located:
-    return Located(folder, "folder", None, "")
+def located(folder: Path) -> WeightsFolder:
+    return WeightsFolder(folder, "folder", None, "")
 
 
 def base_of(folder: Path, quant: str = "none", full: bool = False) -> Any:

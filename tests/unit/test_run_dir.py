@@ -1,6 +1,7 @@
 """The run folder: one process at a time, one configuration, no secret, nothing half-written."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 
-from ftlab import run_dir as module
 from ftlab.composition import composition
 from ftlab.disk import write_atomic
 from ftlab.errors import RunDirError
@@ -78,16 +78,16 @@ def test_a_lock_file_removed_by_its_last_holder_is_not_taken_for_the_folders_loc
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder may leave between another's opening of the file and its locking."""
-    flock, first = module.fcntl.flock, [True]
+    flock, first = fcntl.flock, [True]
 
     def late(handle: int, operation: int) -> None:
         if first.pop() if first else False:
             (tmp_path / ".lock").unlink()
         flock(handle, operation)
 
-    monkeypatch.setattr(module.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with RunDir(tmp_path).claim():
-        monkeypatch.setattr(module.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         with pytest.raises(RunDirError, match="in use"), RunDir(tmp_path).claim():
             pass
 

@@ -534,7 +534,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 @pytest.fixture(scope="module")
 def converted(
     packaged: tuple[Path, dict[str, np.ndarray]], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[weights.Located, Path]:
+) -> tuple[weights.WeightsFolder, Path]:
     """The package's weights, converted once for all tests, and the cache that holds them."""
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
@@ -547,7 +547,7 @@ def converted(
         return weights.find(base(package="some-package==1.0", revision="main"), what="tokenizer"), cache
 
 
-def test_a_package_stands_in_for_the_hub(converted: tuple[weights.Located, Path]) -> None:
+def test_a_package_stands_in_for_the_hub(converted: tuple[weights.WeightsFolder, Path]) -> None:
     located, cache = converted
     assert located.origin == "package"
     assert "some.Q8_0.gguf of some-package==1.0" in located.note
@@ -562,7 +562,7 @@ def test_a_package_stands_in_for_the_hub(converted: tuple[weights.Located, Path]
 
 
 def test_converted_weights_are_found_offline_without_the_package(
-    converted: tuple[weights.Located, Path], monkeypatch: pytest.MonkeyPatch
+    converted: tuple[weights.WeightsFolder, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FTLAB_CACHE", str(converted[1]))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -571,7 +571,7 @@ def test_converted_weights_are_found_offline_without_the_package(
 
 
 def test_converted_weights_are_the_packages_in_bfloat16(
-    converted: tuple[weights.Located, Path], packaged: tuple[Path, dict[str, np.ndarray]]
+    converted: tuple[weights.WeightsFolder, Path], packaged: tuple[Path, dict[str, np.ndarray]]
 ) -> None:
     import torch
     from safetensors.torch import load_file
@@ -586,7 +586,7 @@ def test_converted_weights_are_the_packages_in_bfloat16(
 
 
 def test_the_converted_tokenizer_keeps_its_markers_and_splits_digits(
-    converted: tuple[weights.Located, Path],
+    converted: tuple[weights.WeightsFolder, Path],
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -605,7 +605,7 @@ def test_the_converted_tokenizer_keeps_its_markers_and_splits_digits(
 
 
 def test_remains_of_a_killed_conversion_are_replaced(
-    converted: tuple[weights.Located, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    converted: tuple[weights.WeightsFolder, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A half-filled folder of the final name and of the temporary one."""
     name = converted[0].folder.name

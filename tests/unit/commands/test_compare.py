@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ftlab.commands.compare import Comparison, Row, compare
+from ftlab.commands.compare import PairedRow, ScoreComparison, compare
 from ftlab.sql.intervals import mcnemar
 from ftlab.sql.rates import recorded
 from ftlab.sql.verdict import Verdict
@@ -93,12 +93,12 @@ def test_a_gain_of_a_few_rows_is_noise(cli: Cli, tmp_path: Path) -> None:
     assert line(cli("compare", a, b)[1], "exec")[-2:] == ["0.250", "noise"]
 
 
-def pairs(only_a: int, only_b: int, both: int, size: int) -> list[Row]:
+def pairs(only_a: int, only_b: int, both: int, size: int) -> list[PairedRow]:
     """Rows in clusters of `size`, those that part A and B first."""
     verdicts = [Verdict(hit, hit, hit, hit, None, False, 0, "") for hit in (True, False)]
     right, wrong = (TASK.judged(recorded(verdict), "") for verdict in verdicts)
     sides = [(right, wrong)] * only_a + [(wrong, right)] * only_b + [(right, right)] * both
-    return [Row(a, b, i // size) for i, (a, b) in enumerate(sides)]
+    return [PairedRow(a, b, i // size) for i, (a, b) in enumerate(sides)]
 
 
 def test_rows_of_few_schemas_are_weak_evidence_whatever_mcnemar_says() -> None:
@@ -120,7 +120,7 @@ def test_rows_of_few_schemas_are_weak_evidence_whatever_mcnemar_says() -> None:
     ],
 )
 def test_better_means_both_tests_say_so(low: float, high: float, p: float, words: str) -> None:
-    assert Comparison(10, 1, 2, low, high, 0, 1, p).words == words
+    assert ScoreComparison(10, 1, 2, low, high, 0, 1, p).words == words
 
 
 def test_rows_that_say_nothing_of_execution_in_either_are_left_out_of_it(cli: Cli, tmp_path: Path) -> None:

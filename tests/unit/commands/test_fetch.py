@@ -8,7 +8,7 @@ from ftlab import weights
 from ftlab.commands import fetch
 from ftlab.composition import compose
 from ftlab.errors import WeightsError
-from ftlab.weights import Located
+from ftlab.weights import WeightsFolder
 
 
 def lines(output: str) -> dict[str, str]:
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def found_at(monkeypatch: pytest.MonkeyPatch, folder: Path, origin: weights.Origin) -> None:
-    located = Located(folder, origin, "abc123", "from where it was")
+    located = WeightsFolder(folder, origin, "abc123", "from where it was")
     monkeypatch.setattr(weights, "find", lambda model: located)
 
 

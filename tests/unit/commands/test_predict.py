@@ -146,7 +146,9 @@ def test_questions_go_the_fast_path_and_are_answered_as_by_plain_generation(
     assert slow[2].endswith("slower path, the layers are of another kind\n")
 
 
-@pytest.mark.parametrize(("where", "phase"), [("models.result.load_base", "load"), ("fast.scoring.answers", "predict")])
+@pytest.mark.parametrize(
+    ("where", "phase"), [("models.result_folder.load_base", "load"), ("fast.scoring.answers", "predict")]
+)
 @pytest.mark.parametrize("command", ["predict", "eval"])
 def test_too_little_memory_is_one_message(
     cli: Any, finished: Path, monkeypatch: pytest.MonkeyPatch, where: str, phase: str, command: str

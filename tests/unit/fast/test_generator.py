@@ -22,7 +22,7 @@ from transformers import (
 from ftlab.errors import DataError
 from ftlab.fast import generator as module
 from ftlab.fast.decoder import Decoder
-from ftlab.fast.generator import Batch, Generator
+from ftlab.fast.generator import DecodeBatch, Generator
 
 VOCABULARY = 83
 NEW = 14
@@ -145,16 +145,16 @@ class Enough(Exception):
 
 def test_what_progress_raises_ends_the_work_and_frees_the_cache(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     caches: list[weakref.ref[torch.Tensor]] = []
-    allocate = Batch.allocate
+    allocate = DecodeBatch.allocate
 
-    def watched(self: Batch) -> None:
+    def watched(self: DecodeBatch) -> None:
         allocate(self)
         caches.extend(weakref.ref(cache) for cache in self.keys + self.values)
 
     def stop(done: int) -> None:
         raise Enough
 
-    monkeypatch.setattr(Batch, "allocate", watched)
+    monkeypatch.setattr(DecodeBatch, "allocate", watched)
     with pytest.raises(Enough) as caught:
         Generator(case.decoder, end=case.end, max_new_tokens=NEW, batch_size=4).run(case.prompts, stop)
     gc.collect()
@@ -173,16 +173,16 @@ def test_nothing_of_the_model_changes(case: Case) -> None:
 
 
 def test_a_cache_that_does_not_fit_is_halved_and_answers_are_kept(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, sizes = Batch.step, list[int]()
+    step, sizes = DecodeBatch.step, list[int]()
 
-    def small_gpu(self: Batch) -> None:
+    def small_gpu(self: DecodeBatch) -> None:
         sizes.append(self.slots)
         if self.slots > 2 and len(sizes) > 10:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         step(self)
 
     heard: list[int] = []
-    monkeypatch.setattr(Batch, "step", small_gpu)
+    monkeypatch.setattr(DecodeBatch, "step", small_gpu)
     made = Generator(case.decoder, end=case.end, max_new_tokens=NEW, batch_size=8)
     assert made.run(case.prompts, heard.append) == case.wanted
     assert list(dict.fromkeys(sizes)) == [8, 4, 2]
@@ -190,10 +190,10 @@ def test_a_cache_that_does_not_fit_is_halved_and_answers_are_kept(case: Case, mo
 
 
 def test_one_row_that_does_not_fit_is_an_error(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_gpu(self: Batch) -> None:
+    def no_gpu(self: DecodeBatch) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Batch, "allocate", no_gpu)
+    monkeypatch.setattr(DecodeBatch, "allocate", no_gpu)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         case.fast(4)
 
@@ -204,13 +204,13 @@ def test_one_row_that_does_not_fit_is_an_error(case: Case, monkeypatch: pytest.M
 def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of every step that is made from now on."""
     seen: list[int] = []
-    decode = Batch._decode
+    decode = DecodeBatch._decode
 
-    def watched(self: Batch, width: int) -> None:
+    def watched(self: DecodeBatch, width: int) -> None:
         seen.append(width)
         decode(self, width)
 
-    monkeypatch.setattr(Batch, "_decode", watched)
+    monkeypatch.setattr(DecodeBatch, "_decode", watched)
     return seen
 
 
@@ -225,7 +225,7 @@ def test_on_a_cpu_a_step_computes_only_rows_that_go_on(case: Case, monkeypatch: 
 class Replay:
     """Stands in for a CUDA graph."""
 
-    def __init__(self, batch: Batch, width: int) -> None:
+    def __init__(self, batch: DecodeBatch, width: int) -> None:
         self.batch, self.width = batch, width
 
     def replay(self) -> None:
@@ -239,19 +239,19 @@ class Replay:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Batches work as on CUDA: fixed widths, news one step late, ended rows kept until there are enough of them."""
     captured: list[int] = []
-    made = Batch.__init__
+    made = DecodeBatch.__init__
 
-    def on_cuda(self: Batch, *arguments: Any) -> None:
+    def on_cuda(self: DecodeBatch, *arguments: Any) -> None:
         made(self, *arguments)
         self.cuda = True
 
-    def capture(self: Batch, width: int) -> None:
+    def capture(self: DecodeBatch, width: int) -> None:
         captured.append(width)
         self._decode(width)
         self.graphs[width] = Replay(self, width)
 
-    monkeypatch.setattr(Batch, "__init__", on_cuda)
-    monkeypatch.setattr(Batch, "_capture", capture)
+    monkeypatch.setattr(DecodeBatch, "__init__", on_cuda)
+    monkeypatch.setattr(DecodeBatch, "_capture", capture)
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *device: None)
     return captured
@@ -273,7 +273,7 @@ def test_slots_without_a_row_attend_to_nothing(case: Case, graphs: list[int], mo
 
 def test_slots_that_no_longer_go_on_stay_inside_the_cache(case: Case, graphs: list[int]) -> None:
     made = Generator(case.decoder, end=case.end, max_new_tokens=3, batch_size=2)
-    batch = Batch(made, 2, 8, 100)
+    batch = DecodeBatch(made, 2, 8, 100)
     with torch.no_grad():
         batch.allocate()
         batch.fill([(0, [1, 2, 3, 4, 5]), (1, [6])])

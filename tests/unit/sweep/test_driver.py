@@ -12,11 +12,11 @@ from ftlab import compose
 from ftlab.config import SweepConfig, known_keys
 from ftlab.errors import InputError
 from ftlab.sweep import driver
-from ftlab.sweep.join import Order
+from ftlab.sweep.join import WorkerOrder
 from ftlab.sweep.rungs import rungs_of
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
-from ftlab.sweep.trial import Trials
+from ftlab.sweep.trial import TrialRunner
 from ftlab.sweep.worker import work
 from ftlab.terminal import Terminal
 
@@ -40,8 +40,8 @@ def warned(study: Study, launcher: str, node: Mapping[str, object]) -> str:
 def test_a_worker_is_told_the_rungs_that_it_would_find(every: str, tmp_path: Path) -> None:
     fixed = ["experiment=quickstart", "trainer.max_steps=20", f"eval.every={every}"]
     study, told = study_of(tmp_path, fixed), rungs_of(compose(fixed))
-    assert told == Trials(study).rungs()
-    assert Order.of(study, None, told).rungs == told
+    assert told == TrialRunner(study).rungs()
+    assert WorkerOrder.of(study, None, told).rungs == told
 
 
 def test_rungs_of_epochs_are_for_the_data_to_say() -> None:

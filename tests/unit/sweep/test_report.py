@@ -23,8 +23,8 @@ from ftlab.sweep import tables
 from ftlab.sweep.best import kept
 from ftlab.sweep.entry import Answer, Entry, Parameter, front
 from ftlab.sweep.figures import Sweep
-from ftlab.sweep.report import Report, gathered, report
 from ftlab.sweep.statistics import against, importance, mover, over_seeds, rung_checks, saved, spearman, student
+from ftlab.sweep.study_report import Report, gathered, report_study
 from ftlab.sweep.svg import axis
 from ftlab.terminal import Terminal
 
@@ -115,7 +115,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Maker
 
 def told(made: Maker) -> tuple[Report, str]:
     out = io.StringIO()
-    found = report(made.study, Terminal(out))
+    found = report_study(made.study, Terminal(out))
     assert_whole(made.study.folder / "report.html")
     return found, out.getvalue()
 

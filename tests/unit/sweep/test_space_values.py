@@ -7,8 +7,8 @@ import pytest
 
 from ftlab.composition import composition
 from ftlab.errors import ConfigError
-from ftlab.sweep import probe
-from ftlab.sweep.probe import check_values
+from ftlab.sweep import preflight
+from ftlab.sweep.preflight import check_values
 from ftlab.sweep.space import Space
 
 FIXED = ["experiment=quickstart", "quant=none"]
@@ -74,7 +74,7 @@ def test_values_are_tried_one_at_a_time_not_all_combinations() -> None:
 
 
 def test_no_space_takes_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MOST", 5)
+    monkeypatch.setattr(preflight, "MOST", 5)
     space, _ = Space.read([f"lora.r={','.join(map(str, range(1, 40)))}", "seed=range(0,1000)"], {})
     composer = Composer()
     check_values(space, composer)

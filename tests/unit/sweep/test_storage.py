@@ -14,9 +14,9 @@ from optuna.storages._rdb.models import SCHEMA_VERSION
 from ftlab.config import SweepConfig
 from ftlab.errors import InputError
 from ftlab.sweep import storage
-from ftlab.sweep.report import _storage
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
+from ftlab.sweep.study_report import _storage
 from ftlab.sweep.worker import work
 
 ODD = ["what?x", "per%20cent", "a#b", "{SCHEMA_VERSION}", "{0", "a b&c=d", "sqlite:///x", "ü"]

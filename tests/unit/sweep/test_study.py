@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -25,7 +26,7 @@ from ftlab.errors import ConfigError, FtlabError, InputError
 from ftlab.process import Process
 from ftlab.sweep import identity, samplers, storage
 from ftlab.sweep import study as study_module
-from ftlab.sweep.join import Order
+from ftlab.sweep.join import WorkerOrder
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study, folder_name
 
@@ -483,7 +484,7 @@ def test_a_worker_is_told_no_password(tail: str, opened: Callable[..., Study], m
     assert os.environ[storage.PASSWORD] == "hunter22"
     study = opened()
     study.cfg.storage = f"postgresql://{tail}"  # as a caller may who does not go through the command line
-    assert "hunter22" not in json.dumps(asdict(Order.of(study, None)))
+    assert "hunter22" not in json.dumps(asdict(WorkerOrder.of(study, None)))
 
 
 def test_one_file_is_left_of_the_database(opened: Callable[..., Study], tmp_path: Path) -> None:
@@ -498,10 +499,9 @@ def test_one_file_is_left_of_the_database(opened: Callable[..., Study], tmp_path
 def test_over_a_network_there_is_no_shared_log(
     kind: str, journal: str, opened: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/home {tmp_path} {kind} rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\n")
-    networked = storage.networked
-    monkeypatch.setattr(storage, "networked", lambda folder: networked(folder, mounts))
+    mounts = [("/", "ext4"), (str(tmp_path), "tmpfs"), (str(tmp_path), kind), ("/dev/shm", "tmpfs")]
+    found = [SimpleNamespace(mountpoint=place, fstype=fstype) for place, fstype in mounts]
+    monkeypatch.setattr(storage.psutil, "disk_partitions", lambda all: found)
     opened("grid").close()
     with closing(sqlite3.connect(tmp_path / "toy" / "study.db")) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == (journal,)

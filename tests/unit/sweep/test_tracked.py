@@ -7,9 +7,9 @@ import pytest
 
 from ftlab.config import SweepConfig, TrackerConfig
 from ftlab.sweep import tracked
-from ftlab.sweep.report import report
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
+from ftlab.sweep.study_report import report_study
 
 
 class Recorder:
@@ -56,7 +56,7 @@ def test_a_study_is_recorded_once_for_what_it_holds(
     study = Study.open("s", tmp_path / "s", SweepConfig(), space, ["eval/sql_exact_match"], [])
     study.optuna.optimize(lambda trial: space.suggest(trial)["lora.r"] / 8, n_trials=2)  # type: ignore[operator]
     cfg = TrackerConfig(name="wandb", tags=["mine"])
-    found = report(study, Terminal())
+    found = report_study(study, Terminal())
     for _ in range(2):
         tracked.record(study, found, cfg, terminal)
     ((used, tracker, run_id),) = opened

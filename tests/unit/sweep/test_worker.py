@@ -27,7 +27,7 @@ from ftlab.sweep.events import Event
 from ftlab.sweep.limits import Memory, Overdue, time_limit
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
-from ftlab.sweep.trial import Trials, search
+from ftlab.sweep.trial import TrialRunner, search
 from ftlab.sweep.worker import work
 from ftlab.train.signals import StopSignal
 
@@ -679,7 +679,7 @@ def test_a_signal_in_a_trial_leaves_its_checkpoint_to_the_next_start(sweep: Open
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # a trial asked for by hand
 def test_a_trial_killed_after_its_last_step_is_not_trained_again(sweep: Open) -> None:
     found = sweep("lora.r=choice(2,4)", n_trials=1)
-    trials = Trials(found)
+    trials = TrialRunner(found)
     ended = found.optuna.ask()
     value = trials(ended)  # and the worker dies before it tells
     found.stopped(ended)

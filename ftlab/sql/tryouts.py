@@ -40,7 +40,7 @@ LARGEST_SUM = 300
 
 
 @dataclass(frozen=True)
-class Trials:
+class Tryouts:
     """What the formulas of two queries tell.
 
     base: values that fulfil what every row must. telling: points at which formulas of the two part, or at which a
@@ -98,7 +98,7 @@ def merged(points: Iterable[Point]) -> Point:
     return {slot: value for point in points for slot, value in point.items()}
 
 
-def try_out(both: Sequence[Hints], schema: Schema) -> Trials | None:
+def try_out(both: Sequence[Hints], schema: Schema) -> Tryouts | None:
     """Trials of two queries; None where neither computes anything nor has a condition inside an aggregate."""
     if not any(hints.computed or hints.conditional for hints in both):
         return None
@@ -108,7 +108,7 @@ def try_out(both: Sequence[Hints], schema: Schema) -> Trials | None:
     tables = {key: table for key, table in schema.tables.items() if key not in schema.views}
     with closing(Engine(Schema(tables))) as engine:
         engine.fill(columns_side_by_side(pools, schema))
-        trial = Trial(engine, [found for text, found in gold.items() if found.must and text in pred])
+        trial = Tryout(engine, [found for text, found in gold.items() if found.must and text in pred])
         conditions = [*gold.values(), *(found for text, found in pred.items() if text not in gold)]
         conditions = [found for found in conditions if found.condition and not joins(found)]
         conditional = any(hints.conditional for hints in both)
@@ -120,7 +120,7 @@ def try_out(both: Sequence[Hints], schema: Schema) -> Trials | None:
         ]
         alone = {text: found for text, found in {**gold, **pred}.items() if (text in gold) != (text in pred)}
         pairs = list(islice(versions(gold, pred, set(alone)), MOST_PAIRS))
-        return Trials(
+        return Tryouts(
             trial.base(),
             list(trial.telling(pairs, list(alone.values()), conditions)),
             [twins for pair in pairs if not pair[0].condition for twins in trial.twins(*pair)],
@@ -161,7 +161,7 @@ def read(hints: Hints) -> dict[str, Formula]:
     return found
 
 
-class Trial:
+class Tryout:
     """An engine whose tables hold the pools of columns side by side, and the conditions that both queries make."""
 
     def __init__(self, engine: Engine, musts: Sequence[Formula]) -> None:

@@ -14,8 +14,8 @@ from ftlab.errors import ConfigError, RunDirError
 from ftlab.process import Process
 from ftlab.redact import redact
 from ftlab.sweep import best as best_file
-from ftlab.sweep import page, records, tables
-from ftlab.sweep.best import Recipe
+from ftlab.sweep import page, run_records, tables
+from ftlab.sweep.best import ComposedConfig
 from ftlab.sweep.entry import Entry, Parameter, State, best_of, front, text
 from ftlab.sweep.figures import Sweep
 from ftlab.sweep.page import Page
@@ -105,7 +105,11 @@ class Report:
         value = tables.number(best.values[0], self.sweep.objectives[0])
         comment = f"trial {best.number} of the sweep {self.name}: {self.sweep.objectives[0]} {value}"
         try:
-            recipe = Recipe.of_run(best.folder) if best.folder else Recipe.of_overrides([*self.fixed, *self.chosen])
+            recipe = (
+                ComposedConfig.of_run(best.folder)
+                if best.folder
+                else ComposedConfig.of_overrides([*self.fixed, *self.chosen])
+            )
             off = best_file.write(self.folder, recipe, comment)
         except ConfigError as error:  # what ftlab ships has changed since, or an option lay outside of it
             return [f"experiment/best.yaml composes to nothing: {'; '.join(error.problems)}"]
@@ -183,7 +187,7 @@ class Report:
 # --- reading a study ------------------------------------------------------------------------------------------
 
 
-def report(study: "Study", terminal: Terminal, rows: int | None = ROWS) -> Report:
+def report_study(study: "Study", terminal: Terminal, rows: int | None = ROWS) -> Report:
     """Show a study as it stands, with at most `rows` trials, and write its report into its folder.
 
     Raises:
@@ -260,7 +264,7 @@ def _entries(study: "Study") -> list[Entry]:
 def _entry(study: "Study", row: "TrialRow", trial: "FrozenTrial", rows: Mapping[int, "TrialRow"]) -> Entry:
     attrs = row.user_attrs
     same_as: int | None = attrs.get("same_as")
-    runs = records.runs(Path(rows.get(-1 if same_as is None else same_as, row).folder))
+    runs = run_records.runs(Path(rows.get(-1 if same_as is None else same_as, row).folder))
     ran = row.distinct and trial.datetime_start is not None
     values = tuple(row.values or ())
     entry = Entry(
@@ -281,7 +285,7 @@ def _entry(study: "Study", row: "TrialRow", trial: "FrozenTrial", rows: Mapping[
     )
     deviations = attrs.get("deviation")
     deviation = deviations[0] if deviations else None
-    return records.completed(entry, runs, study.objectives[0], study.cfg.seeds, deviation)
+    return run_records.completed(entry, runs, study.objectives[0], study.cfg.seeds, deviation)
 
 
 def _worker(owner: Process | None) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ftlab.errors import ConfigError
-from ftlab.sweep.space import Dimension, Space, Value
+from ftlab.sweep.space import Dimension, ParamValue, Space
 
 MOST = 64  # compositions, of a tenth of a second each; values beyond them are left to their trials
 
-Point = dict[str, Value]
+Combination = dict[str, ParamValue]
 
 
 def check_values(space: Space, compose: Callable[[list[str]], Any]) -> None:
@@ -20,7 +20,7 @@ def check_values(space: Space, compose: Callable[[list[str]], Any]) -> None:
     """
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
-    def problems(point: Point) -> tuple[str, ...]:
+    def problems(point: Combination) -> tuple[str, ...]:
         overrides = space.overrides(point)
         key = tuple(overrides)
         if key not in known and len(known) < MOST:
@@ -38,7 +38,7 @@ def check_values(space: Space, compose: Callable[[list[str]], Any]) -> None:
         raise ConfigError(*told)
 
 
-def _around(space: Space, dimension: Dimension, value: Value) -> Iterator[Point]:
+def _around(space: Space, dimension: Dimension, value: ParamValue) -> Iterator[Combination]:
     """Points with the value: the first ones of all other keys, then one of those another."""
     point = {**space.first(), dimension.key: value}
     yield point

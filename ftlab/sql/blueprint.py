@@ -9,7 +9,7 @@ from ftlab.sql import parse
 from ftlab.sql.hints import Hints, Ref, Role, Test, read_hints, tables_in
 from ftlab.sql.recipes import FREE
 from ftlab.sql.schema import Kind, Schema
-from ftlab.sql.trials import Trials, try_out
+from ftlab.sql.tryouts import Tryouts, try_out
 from ftlab.sql.values import Value, fit
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ KEYS: dict[Kind, tuple[Value, ...]] = {
 
 
 @dataclass
-class Column:
+class ColumnBlueprint:
     """A column of a table of either query: the pool of its values, by domain; its keys if it is grouped or equated,
     `joined` if other columns have them too, `linked` if a query equates it with them; values that tell functions of it
     apart; values that fulfil or just miss its tests; values that were tried out."""
@@ -55,14 +55,14 @@ class Column:
 
 
 @dataclass
-class Table:
+class TableBlueprint:
     """A table of either query, which no query uses more than `uses` times. A role is the fulfilling values of each
     column, () where it has no test; beside it stand its tests and the changes, each of one or more (column, value),
     that may break it; `breaks` are the same, those first that surely do."""
 
     name: str
     names: list[str]
-    columns: list[Column]
+    columns: list[ColumnBlueprint]
     uses: int = 1
     roles: list[list[tuple[Value, ...]]] = field(default_factory=list)
     tests: list[list[list[Test]]] = field(default_factory=list)
@@ -71,28 +71,28 @@ class Table:
 
 
 @dataclass
-class Plan:
+class Blueprint:
     """What all databases of a pair share. `sizes`: group sizes to build; `groups`: how many at least; `cap`: rows of a
     table at most, where no size or limit asks for more; `width`: how many tables are joined; `large`: sizes of the
-    groups of the databases that have more rows than the rest, if the queries ask for them; `trials`: what trying out
+    groups of the databases that have more rows than the rest, if the queries ask for them; `tryouts`: what trying out
     values found, if it was worth it."""
 
-    tables: list[Table]
+    tables: list[TableBlueprint]
     sizes: list[int]
     groups: int
     cap: int
     width: int
     large: list[int]
-    trials: Trials | None
+    tryouts: Tryouts | None
 
 
-def make_plan(gold: str, pred: str, schema: Schema) -> Plan:
+def make_blueprint(gold: str, pred: str, schema: Schema) -> Blueprint:
     both = [hints_of(text, schema) for text in (gold, pred)]
     names = list(dict.fromkeys(role.table for hints in both for role in hints.roles))
     tests = tests_by_column(both)
     classes = classes_of(both, names, schema)
-    trials = try_out(both, schema)
-    tables = [plan_table(name, both, schema, tests, classes, trials) for name in names]
+    tryouts = try_out(both, schema)
+    tables = [table_blueprint(name, both, schema, tests, classes, tryouts) for name in names]
     bounds = sorted(set().union(*(hints.sizes for hints in both)))
     sizes = [size for bound in bounds if bound <= LARGEST_GROUP for size in (bound + 1, bound, bound - 1) if size > 0]
     limits = set().union(*(hints.limits for hints in both))
@@ -101,7 +101,7 @@ def make_plan(gold: str, pred: str, schema: Schema) -> Plan:
     usual = [min(limit, LARGEST_LIMIT) for limit in limits if limit <= LARGEST_LIMIT or width > 1]
     groups = min(max(usual, default=0) + 2, max(3, cap))
     large = large_sizes(bounds, limits, width, cap)
-    return Plan(tables, list(dict.fromkeys(sizes)), groups, max(3, min(LARGEST_TABLE, cap)), width, large, trials)
+    return Blueprint(tables, list(dict.fromkeys(sizes)), groups, max(3, min(LARGEST_TABLE, cap)), width, large, tryouts)
 
 
 def large_sizes(bounds: Sequence[int], limits: set[int], width: int, cap: int) -> list[int]:
@@ -169,17 +169,19 @@ def classes_of(both: Sequence[Hints], names: Sequence[str], schema: Schema) -> d
     return {ref: found for found in members.values() for ref in found}
 
 
-def plan_table(
+def table_blueprint(
     name: str,
     both: Sequence[Hints],
     schema: Schema,
     tests: dict[Ref, list[Test]],
     classes: dict[Ref, list[Ref]],
-    trials: Trials | None,
-) -> Table:
+    tryouts: Tryouts | None,
+) -> TableBlueprint:
     columns = schema.tables[name].columns
-    table = Table(
-        name, list(columns), [plan_column((name, column), both, schema, tests, classes, trials) for column in columns]
+    table = TableBlueprint(
+        name,
+        list(columns),
+        [column_blueprint((name, column), both, schema, tests, classes, tryouts) for column in columns],
     )
     table.uses = max(sum(role.table == name for role in hints.roles) for hints in both)
     either = any(hints.either for hints in both)
@@ -188,11 +190,11 @@ def plan_table(
         key = frozenset((column, test.name) for column, test in role.all_tests())
         if key not in seen:
             seen.add(key)
-            json = trials.json if trials else set[Ref]()
+            json = tryouts.json if tryouts else set[Ref]()
             own = [role.tests.get(column, []) if (name, column) not in json else [] for column in columns]
             breaks = breaks_of(own)
             table.tests.append(own)
-            base = [trials.base.get((name, role.use, column)) if trials else None for column in columns]
+            base = [tryouts.base.get((name, role.use, column)) if tryouts else None for column in columns]
             table.roles.append([led_by(value, fulfilling(found)) for value, found in zip(base, own, strict=True)])
             table.changes.append(changes_of(own, table.columns, breaks, either))
             table.breaks.append(breaks)
@@ -204,20 +206,20 @@ def plan_table(
     return table
 
 
-def plan_column(
+def column_blueprint(
     ref: Ref,
     both: Sequence[Hints],
     schema: Schema,
     tests: dict[Ref, list[Test]],
     classes: dict[Ref, list[Ref]],
-    trials: Trials | None,
-) -> Column:
+    tryouts: Tryouts | None,
+) -> ColumnBlueprint:
     kind = schema.tables[ref[0]].columns[ref[1]].kind
-    tried = trials.pools.get(ref, ()) if trials else ()
-    if trials and ref in trials.json:
+    tried = tryouts.pools.get(ref, ()) if tryouts else ()
+    if tryouts and ref in tryouts.json:
         texts = known_of(tried)
         domains = {"unique": texts, "small": texts[:3], "constant": texts[:1], "mirror": texts}
-        return Column("json", domains, shaped=tuple(texts), near=[*texts[:NEAR_VALUES], None], tried=tried)
+        return ColumnBlueprint("json", domains, shaped=tuple(texts), near=[*texts[:NEAR_VALUES], None], tried=tried)
     own = tests.get(ref, [])
     numeric = any(ref in hints.numeric for hints in both) or any(
         isinstance(test.name[1], int | float) for test in own if test.name[0] != "in"
@@ -234,7 +236,7 @@ def plan_column(
     known = known_of(near)
     late = known_of([*extra, *telling])[: max(PLANTED_VALUES, NEAR_VALUES - len(known))]
     known = known[: NEAR_VALUES - len(late)]
-    column = Column(
+    column = ColumnBlueprint(
         pool,
         FREE[pool],
         tried=tried,
@@ -309,7 +311,7 @@ def breaks_of(tests: Sequence[Sequence[Test]]) -> list[Change]:
 
 
 def changes_of(
-    tests: Sequence[Sequence[Test]], columns: Sequence[Column], breaks: Sequence[Change], either: bool
+    tests: Sequence[Sequence[Test]], columns: Sequence[ColumnBlueprint], breaks: Sequence[Change], either: bool
 ) -> list[Change]:
     """The changes of a role: the most telling value of each tested column, then the next ones; and misses of several
     columns, which come first where `either` of two tests may do."""

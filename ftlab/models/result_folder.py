@@ -14,7 +14,7 @@ from ftlab.config import ExperimentConfig
 from ftlab.errors import WeightsError
 from ftlab.models.adapters import load_adapter
 from ftlab.models.load import load_base, load_tokenizer
-from ftlab.weights import Located, find
+from ftlab.weights import WeightsFolder, find
 
 
 def save_result(model: nn.Module, folder: Path, base_id: str) -> None:
@@ -65,7 +65,7 @@ def load_result(run: Path, cfg: ExperimentConfig, device: torch.device) -> tuple
     result = run / ("model" if full else "adapter")
     if not result.is_dir():
         raise WeightsError(f"run={run} holds no {result.name}/: the run has not finished (the same command resumes it)")
-    beside = Located(result, "folder", None, "the run's own")
+    beside = WeightsFolder(result, "folder", None, "the run's own")
     tokenizer = load_tokenizer(beside, cfg.model.trust_remote_code)
     located = beside if full else find(cfg.model)
     base = load_base(located, cfg.model, cfg.quant, device=device, full=False)

@@ -15,7 +15,7 @@ from ftlab.terminal import Terminal
 def report_finished(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
     """Say that there is nothing left to do, and show the result again."""
     terminal.note(f"{folder.path} holds this run, finished; force=true runs it again")
-    report(folder, summary, terminal)
+    report_run(folder, summary, terminal)
 
 
 def report_pruned(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
@@ -25,7 +25,7 @@ def report_pruned(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
     terminal.note(f"{folder.path} holds this run, {where}; force=true runs it to its end")
 
 
-def report(folder: RunDir, summary: Summary, terminal: Terminal, tracker_line: str | None = None) -> None:
+def report_run(folder: RunDir, summary: Summary, terminal: Terminal, tracker_line: str | None = None) -> None:
     """Answers, scores and what to do next."""
     task = task_of(folder)
     terminal.predictions(folder.read_rows("predictions.jsonl"), right(task) if task else ())
