@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from ftlab import stages, tasks
-from ftlab.metrics import RUN, SPLITS, Metric, name_of
+from ftlab.metrics import RUN, Metric, name_of
 from ftlab.tasks import Task
 
 
@@ -62,7 +62,7 @@ def markdown() -> str:
     lines = ["| key | what | unit | better |", "| --- | --- | --- | --- |"]
     better = {"maximize": "more", "minimize": "less", None: ""}
     for metric in known():
-        keys = [f"`{split}/{metric.name}`" for split in SPLITS] if metric.of_split else [f"`{metric.name}`"]
+        keys = [f"`{key}`" for key in metric.keys]
         keys += [f"`eval/{metric.name}/KIND`"] if metric.by_bucket else []
         lines.append(f"| {', '.join(keys)} | {metric.help} | {metric.unit} | {better[metric.direction]} |")
     return "\n".join(lines)

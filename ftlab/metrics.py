@@ -40,6 +40,11 @@ class Metric:
         return "/" not in self.name
 
     @property
+    def keys(self) -> list[str]:
+        """Its keys, without those by kind of row."""
+        return [f"{split}/{self.name}" for split in SPLITS] if self.of_split else [self.name]
+
+    @property
     def is_rate(self) -> bool:
         """Whether it is a share or a mean between 0 and 1."""
         return self.unit == "rate"

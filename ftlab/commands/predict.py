@@ -1,53 +1,62 @@
 """python -m ftlab predict run=DIR context=TEXT question=TEXT: SQL from a tuned run, alone on stdout."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ftlab import lines
+from ftlab import lines, tasks
 from ftlab.commands import allowed_code, check_keys
 from ftlab.composition import typed_from_tree
 from ftlab.config import ExperimentConfig
+from ftlab.data.splits import Example
+from ftlab.data.table import Role
 from ftlab.errors import InputError
 from ftlab.run_dir import RunDir, find_run, tree_of
 from ftlab.shortage import within_memory
+from ftlab.tasks import Task
 
 SHOWN = 5  # questions that a warning names
-KEYS = ("run", "question", "context", "max_new_tokens", "input", "model.trust_remote_code")
+KEYS = ("run", "max_new_tokens", "input", "model.trust_remote_code")  # beside the columns that the task asks for
 
 
 def main(arguments: dict[str, str]) -> int:
-    """Print one answer a question. `input=FILE` reads JSON lines of {question, context} instead.
+    """Print one answer a question. `input=FILE` reads JSON lines of the task's columns (question, context) instead.
 
     Raises:
         InputError: a missing argument, a file that cannot be used, or a folder without a finished run.
         TrainingError: too little GPU memory.
     """
-    check_keys("predict", arguments, KEYS)
-    code = allowed_code(arguments)
     if "run" not in arguments:
         raise InputError("predict needs a run: python -m ftlab predict run=DIR question=TEXT context=TEXT")
+    code = allowed_code(arguments)
     folder = find_run(arguments["run"])
     cfg = typed_from_tree(tree_of(folder), code)
+    task = tasks.get(cfg.data.task)
+    check_keys("predict", arguments, (*KEYS, *(role.name for role in _asking(task))))
     folder.check_result("adapter" if cfg.lora.r else "model")
     new_tokens = _positive(arguments, "max_new_tokens", cfg.eval.max_new_tokens)
     cfg = replace(cfg, eval=replace(cfg.eval, max_new_tokens=new_tokens))
-    asked = _asked(arguments, "{context}" in cfg.data.prompt)
+    asked = _asked(arguments, task, cfg.data.prompt)
     for number, fields in enumerate(asked, start=1):
         _check_size(number, fields, cfg.data.max_field_bytes)
-    answers = _answers(folder, cfg, asked)
+    answers = _answers(folder, cfg, task, [task.ask(fields, str(i)) for i, fields in enumerate(asked)])
     if "input" in arguments:  # a line a question, whatever the model says
         answers = [" ".join(answer.splitlines()) for answer in answers]
     print("\n".join(answers))
     return 0
 
 
-def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]) -> list[str]:
+def _asking(task: Task) -> list[Role]:
+    """The columns of a question: all that the prompt may show."""
+    return [role for role in task.roles if role.in_prompt != "never"]
+
+
+def _answers(folder: RunDir, cfg: ExperimentConfig, task: Task, asked: list[Example]) -> list[str]:
     print(f"loading {cfg.model.id} as tuned in {folder.path}", file=sys.stderr, flush=True)
     from ftlab import models
-    from ftlab.data.prompts import PromptTokenizer
     from ftlab.evaluate import answer, ready
     from ftlab.experiment import base_differs, load_finished, make_accelerator, quiet
     from ftlab.terminal import Terminal
@@ -60,13 +69,13 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]
         print(differs, file=sys.stderr)
     if reason:
         print(f"slower path, {reason}", file=sys.stderr)
-    reader = PromptTokenizer(tokenizer, cfg.data.prompt)
-    prompts = reader.prompts(asked)
+    tokens = task.render(asked, tokenizer, cfg.data)
+    prompts, unescaped = [row.prompt for row in tokens], [i for i, row in enumerate(tokens) if row.unescaped]
     _check_length(prompts, getattr(model.config, "max_position_embeddings", None))
-    if reader.unescaped:
-        numbers = ", ".join(str(i + 1) for i in sorted(reader.unescaped)[:SHOWN])
+    if unescaped:
+        numbers = ", ".join(str(i + 1) for i in unescaped[:SHOWN])
         print(
-            f"{len(reader.unescaped):,} questions spell a control token, which this tokenizer cannot read as text "
+            f"{len(unescaped):,} questions spell a control token, which this tokenizer cannot read as text "
             f"(question {numbers})",
             file=sys.stderr,
         )
@@ -79,21 +88,24 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, asked: list[tuple[str, str]]
         return answer(model, fast, tokenizer, prompts, cfg.eval, lambda done: bar.update(done, {}), note=told)
 
 
-def _asked(arguments: dict[str, str], needs_context: bool) -> list[tuple[str, str]]:
+def _asked(arguments: dict[str, str], task: Task, prompt: str) -> list[dict[str, str]]:
+    """The columns of each question, by name; those that the prompt does not show may be absent."""
     if "input" in arguments:
-        return _questions(Path(arguments["input"]).expanduser())
-    missing = [key for key in ("question", *(["context"] if needs_context else [])) if not arguments.get(key)]
+        return _questions(Path(arguments["input"]).expanduser(), task)
+    names = [role.name for role in _asking(task)]
+    missing = [role.name for role in _asking(task) if role.needed(prompt) and not arguments.get(role.name)]
     if missing:
+        sample = " ".join(f'{name}="{text}"' for name, text in task.sample.items())
         raise InputError(
-            f"predict needs {' and '.join(key + '=TEXT' for key in missing)}, or input=FILE (JSON lines with question "
-            'and context): python -m ftlab predict run=DIR context="CREATE TABLE t (a INT)" question="How many rows?"'
+            f"predict needs {' and '.join(name + '=TEXT' for name in missing)}, or input=FILE (JSON lines with "
+            f"{' and '.join(names)}): python -m ftlab predict run=DIR {sample}"
         )
-    return [(arguments["question"], arguments.get("context", ""))]
+    return [{name: arguments.get(name, "") for name in names}]
 
 
-def _check_size(number: int, fields: tuple[str, str], limit: int) -> None:
+def _check_size(number: int, fields: dict[str, str], limit: int) -> None:
     """Reading a text as tokens takes hundreds of times its size in memory."""
-    for name, text in zip(("question", "context"), fields, strict=True):
+    for name, text in fields.items():
         size = len(text.encode(errors="surrogatepass"))
         if size > limit:
             raise InputError(
@@ -113,13 +125,16 @@ def _check_length(prompts: Sequence[Sequence[int]], window: int | None) -> None:
         )
 
 
-def _questions(file: Path) -> list[tuple[str, str]]:
+def _questions(file: Path, task: Task) -> list[dict[str, str]]:
     asked = []
+    needs = [role.name for role in _asking(task) if role.in_prompt == "always"]
+    more = [role.name for role in _asking(task) if role.in_prompt == "may"]
+    wanted = " and ".join(map(json.dumps, needs)) + (f" (and {' and '.join(map(json.dumps, more))})" if more else "")
     for number, row in lines.read(file):
-        question, context = row.get("question"), row.get("context", "")
-        if not isinstance(question, str) or not isinstance(context, str):
-            raise InputError(f'{file}:{number}: needs "question" (and "context"), each a text')
-        asked.append((question, context))
+        fields = {**{name: row.get(name) for name in needs}, **{name: row.get(name, "") for name in more}}
+        if not all(isinstance(text, str) for text in fields.values()):
+            raise InputError(f"{file}:{number}: needs {wanted}, each a text")
+        asked.append({name: str(text) for name, text in fields.items()})
     if not asked:
         raise InputError(f"input={file} holds no question")
     return asked

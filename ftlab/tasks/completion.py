@@ -61,6 +61,10 @@ class CompletionTask:
         group = (context or question) if group in (None, "") else str(group)
         return Example(id, question, context, row[columns.answer].strip(), group)
 
+    def ask(self, fields: Mapping[str, str], id: str) -> Example:
+        """A question, maybe over a context."""
+        return Example(id, fields["question"], fields.get("context", ""), "", "")
+
     def render(
         self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", cfg: DataConfig
     ) -> list[Tokens]:

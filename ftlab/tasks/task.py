@@ -97,6 +97,9 @@ class Task(Protocol):
     def parse(self, row: Mapping[str, Any], cfg: DataConfig, id: str) -> Example | Fault:
         """A row of a file as an example, or what is wrong with it."""
 
+    def ask(self, fields: Mapping[str, str], id: str) -> Example:
+        """An example without an answer, of the columns that the prompt may show."""
+
     def render(
         self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", cfg: DataConfig
     ) -> list[Tokens]:

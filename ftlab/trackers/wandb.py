@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
+from ftlab import declared
 from ftlab.config import TrackerConfig
 from ftlab.redact import known, redact, redact_tree
 
@@ -205,6 +206,10 @@ class WandbTracker:
         """Charts run over the optimizer step, whatever row of the record a value lies in."""
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
+        for metric in (metric for metric in declared.known() if metric.of_split and metric.direction):
+            for key in metric.keys:
+                best = "max" if metric.rises else "min"  # what tables of runs show beside the last value
+                self._run.define_metric(key, step_metric="step", summary=f"{best},last")
 
     def _recorded(self, parts: list[Path]) -> tuple[dict[str, int], int]:
         """The last step of each key that the resumed record really holds, and the row to go on with.

@@ -78,7 +78,7 @@ MAY_IMPORT = {
     | SHARED
     | {"ftlab.declared", "ftlab.process", "ftlab.fast.flat", "ftlab.fast.plan", "ftlab.fast.adam"},
     "ftlab.fast": BASICS | SHARED,
-    "ftlab.trackers": BASICS,
+    "ftlab.trackers": BASICS | {"ftlab.declared"},
     "ftlab.generate": BASICS,
     "ftlab.terminal": BASICS | {"ftlab.declared", "ftlab.metrics"},
     "ftlab.allowlist": {"ftlab.errors"},

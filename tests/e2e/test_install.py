@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SHIPPED = ("ftlab", "conf", "sweeps", "hydra_plugins", "pyproject.toml", "README.md", "LICENSE")
+SHIPPED = ("ftlab", "conf", "sweeps", "hydra_plugins", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")

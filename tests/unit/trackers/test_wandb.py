@@ -412,3 +412,16 @@ def test_trackers_write_the_file_whatever_the_tracker(tmp_path: Path) -> None:
     assert both.close(1) == "closed 1"
     assert memory.seen == [({"a": 1.0}, 3)]
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["a"] == 1.0
+
+
+def test_the_summary_keeps_the_best_of_each_score_by_its_declared_direction(run_dir: Path, heard: Heard) -> None:
+    tracker = wandb_tracker.WandbTracker(TrackerConfig("wandb", mode="offline"), run_dir, "best", {}, warn=heard)
+    defined: dict[str, dict[str, Any]] = {}
+    tracker._run.define_metric = lambda key, **how: defined.update({key: how})
+    tracker._define_axis()
+    tracker.close()
+    assert defined["eval/loss"]["summary"] == "min,last"
+    assert defined["test/sql_exec_match"]["summary"] == "max,last"
+    assert "summary" not in defined["*"]
+    assert not {"eval/sql_gold_broken", "train/loss"} & defined.keys()  # neither is a score of which one is the best
+    assert heard == []
