@@ -36,7 +36,7 @@ class Objective:
 
 
 @dataclass
-class Intervals:
+class ScoreIntervals:
     """95 % intervals of metrics by key, of the base's scores and of the tuned model's."""
 
     base: dict[str, Interval] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Summary:
     objective: Objective = field(default_factory=Objective)
     base: Metrics = field(default_factory=dict)
     tuned: Metrics = field(default_factory=dict)
-    intervals: Intervals = field(default_factory=Intervals)
+    intervals: ScoreIntervals = field(default_factory=ScoreIntervals)
     tracker_id: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     vram: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from ftlab.models.adapters import (
     planned_parameters,
 )
 from ftlab.models.bases import Bases, base_key, leaves_base
-from ftlab.models.fit import carries_state, check_rows, settled
+from ftlab.models.compatibility import carries_state, check_rows, settled
 from ftlab.models.load import (
     check_runs,
     count,

@@ -12,7 +12,7 @@ from ftlab.composition import typed_from_tree
 from ftlab.config import ExperimentConfig
 from ftlab.errors import FtlabError
 from ftlab.fast.plan import Setting
-from ftlab.memory import forecast
+from ftlab.memory import estimate
 from ftlab.run_dir import tree_of
 from ftlab.summary import Summary
 from ftlab.sweep.run_records import runs
@@ -27,7 +27,7 @@ class MeasuredRun:
     which it did."""
 
     features: tuple[object, ...]
-    estimated: forecast.Estimate
+    estimated: estimate.Estimate
     gib: float
 
 
@@ -47,7 +47,7 @@ class Forecast:
             WeightsError: the architecture is not to be found.
         """
         self._learn()
-        return forecast.estimate(cfg, [(run.estimated, run.gib) for run in self._nearest(cfg)])
+        return estimate.estimate(cfg, [(run.estimated, run.gib) for run in self._nearest(cfg)])
 
     def _learn(self) -> None:
         for trial in self.study.trials():
@@ -60,7 +60,7 @@ class Forecast:
         """The runs most like `cfg`, several where they are equally so."""
         if not self.measured:
             return []
-        features, batch = features_of(cfg, forecast.leanest(cfg)), forecast.parts(cfg).batch
+        features, batch = features_of(cfg, estimate.leanest(cfg)), estimate.parts(cfg).batch
 
         def likeness(run: MeasuredRun) -> Likeness:
             agree = (float(mine == theirs) for mine, theirs in zip(features, run.features, strict=True))
@@ -95,7 +95,7 @@ def measured(folder: Path) -> Iterator[MeasuredRun]:
             with suppress(FtlabError):
                 cfg = typed_from_tree(tree_of(run))
                 taken = Setting(setting.micro, setting.cached, setting.share)
-                yield MeasuredRun(features_of(cfg, taken), forecast.parts(cfg, taken), gib)
+                yield MeasuredRun(features_of(cfg, taken), estimate.parts(cfg, taken), gib)
 
 
 def _train_peak(summary: Summary) -> float:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 
@@ -12,13 +12,12 @@ from ftlab import declared, run_dir
 from ftlab.composition import Composition, flatten
 from ftlab.config import DataConfig, SweepConfig
 from ftlab.errors import ConfigError
+from ftlab.metrics import Direction
 from ftlab.redact import redact, redact_tree
 from ftlab.run_dir import FREE_KEYS, FREE_NODES, SPLITS, defaults
 from ftlab.summary import Sources
 from ftlab.sweep.space import Space
 from ftlab.versions import versions
-
-Direction = Literal["maximize", "minimize"]
 
 PACKAGES = ("ftlab", "optuna", "torch", "transformers", "peft", "bitsandbytes")
 # Pairs of seeds below which Wilcoxon's test cannot be sure (1/16 < 0.1 takes four), and one more to save.

@@ -12,7 +12,7 @@ from ftlab.composition import Composition, composition
 from ftlab.config import ExperimentConfig
 from ftlab.errors import Pruned
 from ftlab.experiment.parts import OnEvaluation
-from ftlab.memory import forecast
+from ftlab.memory import estimate as memory
 from ftlab.models import Bases
 from ftlab.shell import quoted
 from ftlab.summary import Metrics
@@ -34,7 +34,7 @@ def search(
     stop: StopSignal | None = None,
     *,
     config_dir: str | None = None,
-    estimate: Estimator = forecast.estimate,
+    estimate: Estimator = memory.estimate,
     rungs: list[int] | None = None,
 ) -> None:
     """Run trials of experiments until the study needs no more; `work` says what it raises.
@@ -64,7 +64,7 @@ class TrialRunner:
         on_event: Listener = unheard,
         *,
         config_dir: str | None = None,
-        estimate: Estimator = forecast.estimate,
+        estimate: Estimator = memory.estimate,
     ) -> None:
         self.study, self.on_event = study, on_event
         self.config_dir, self.estimate = config_dir, estimate

@@ -14,8 +14,8 @@ from ftlab.errors import WeightsError
 from ftlab.paths import special
 from ftlab.weights.folder import (
     CONFIG,
-    Origin,
     WeightsFolder,
+    WeightsOrigin,
     What,
     base_files,
     files,
@@ -30,8 +30,8 @@ from ftlab.weights.package import cache, converted, from_package, provenance
 from ftlab.weights.words import named
 
 __all__ = [
-    "Origin",
     "WeightsFolder",
+    "WeightsOrigin",
     "What",
     "base_files",
     "cache",

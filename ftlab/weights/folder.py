@@ -15,7 +15,7 @@ from ftlab.errors import FtlabError, WeightsError, first_line
 from ftlab.paths import special
 
 What = Literal["weights", "tokenizer"]
-Origin = Literal["embedded", "folder", "converted", "cache", "hub", "package"]
+WeightsOrigin = Literal["embedded", "folder", "converted", "cache", "hub", "package"]
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = ("model*.safetensors", INDEX)
@@ -42,7 +42,7 @@ class WeightsFolder:
     """A folder that `from_pretrained` reads: configuration, tokenizer and, where asked for, weights."""
 
     folder: Path
-    origin: Origin
+    origin: WeightsOrigin
     revision: str | None  # the Hub's commit, or 12 hex digits of configuration, file names and sizes
     note: str  # one sentence on where the files come from
 

@@ -6,11 +6,11 @@ from transformers import AutoConfig
 from ftlab import compose
 from ftlab.fast.plan import Setting
 from ftlab.memory import batch as batch_memory
-from ftlab.memory import forecast
+from ftlab.memory import estimate as closed_form
 
 
 def estimate(small: list[str], *overrides: str) -> float:
-    return forecast.estimate(compose([*small, "run_dir=x", *overrides]))
+    return closed_form.estimate(compose([*small, "run_dir=x", *overrides]))
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_what_saves_memory_lowers_the_estimate(smaller: str, small: list[str]) -
 def test_activation_checkpointing_saves_memory_in_a_deep_model() -> None:
     deep = ["model=tiny", "data=sql_synth", "run_dir=x"]
     plain, checkpointed = (
-        forecast.estimate(compose([*deep, f"trainer.activation_checkpointing={on}"])) for on in ("false", "true")
+        closed_form.estimate(compose([*deep, f"trainer.activation_checkpointing={on}"])) for on in ("false", "true")
     )
     assert checkpointed < plain
 
@@ -42,12 +42,12 @@ def test_the_estimate_is_that_of_the_leanest_setting(small: list[str]) -> None:
 def test_a_setting_is_estimated_by_its_rows_and_its_unpacked_weights(small: list[str]) -> None:
     cfg = compose([*small, "run_dir=x", "quant=nf4"])
     lean, rows, cached = (
-        forecast.parts(cfg, one) for one in (Setting(1, False, 0.0), Setting(4, False, 0.0), Setting(1, True, 0.0))
+        closed_form.parts(cfg, one) for one in (Setting(1, False, 0.0), Setting(4, False, 0.0), Setting(1, True, 0.0))
     )
     assert rows.batch == pytest.approx(4 * lean.batch, rel=1e-2)
     assert (rows.fixed, cached.batch) == (lean.fixed, lean.batch)
     unpacked = cached.fixed - lean.fixed
-    whole = forecast.parts(compose([*small, "run_dir=x"]), Setting(1, False, 0.0)).fixed
+    whole = closed_form.parts(compose([*small, "run_dir=x"]), Setting(1, False, 0.0)).fixed
     assert lean.fixed < whole < lean.fixed + unpacked  # the 4-bit form stays beside
 
 
@@ -62,6 +62,8 @@ def test_architectures_with_other_names_are_estimated_too(kind: str) -> None:
 
 def test_peaks_of_other_runs_correct_the_batchs_part(small: list[str]) -> None:
     cfg = compose([*small, "run_dir=x"])
-    mine = forecast.parts(cfg)
-    assert forecast.estimate(cfg, [(mine, mine.fixed + 3 * mine.batch)]) == pytest.approx(mine.fixed + 3 * mine.batch)
-    assert forecast.estimate(cfg, [(mine, mine.fixed / 2)]) == pytest.approx(mine.total)
+    mine = closed_form.parts(cfg)
+    assert closed_form.estimate(cfg, [(mine, mine.fixed + 3 * mine.batch)]) == pytest.approx(
+        mine.fixed + 3 * mine.batch
+    )
+    assert closed_form.estimate(cfg, [(mine, mine.fixed / 2)]) == pytest.approx(mine.total)

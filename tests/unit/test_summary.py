@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ftlab.summary import BaseModel, Intervals, Objective, StepSetting, Summary
+from ftlab.summary import BaseModel, Objective, ScoreIntervals, StepSetting, Summary
 
 
 def whole() -> Summary:
@@ -16,7 +16,7 @@ def whole() -> Summary:
         objective=Objective("eval/loss", 0.5),
         base={"eval/loss": 1.0},
         tuned={"eval/loss": 0.5},
-        intervals=Intervals(tuned={"eval/sql_exact_match": (0.1, 0.4)}),
+        intervals=ScoreIntervals(tuned={"eval/sql_exact_match": (0.1, 0.4)}),
         model=BaseModel("m", sha256={"config.json": "00"}),
         setting=StepSetting(4, False, 0.5),
         step=10,

@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found_at(monkeypatch: pytest.MonkeyPatch, folder: Path, origin: weights.Origin) -> None:
+def found_at(monkeypatch: pytest.MonkeyPatch, folder: Path, origin: weights.WeightsOrigin) -> None:
     located = WeightsFolder(folder, origin, "abc123", "from where it was")
     monkeypatch.setattr(weights, "find", lambda model: located)
 

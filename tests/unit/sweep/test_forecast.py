@@ -15,7 +15,7 @@ from ftlab.composition import composition
 from ftlab.config import ExperimentConfig, SweepConfig
 from ftlab.errors import Stopped, WeightsError
 from ftlab.fast.plan import Chooser, Setting
-from ftlab.memory import forecast as closed_form
+from ftlab.memory import estimate as closed_form
 from ftlab.memory import meter as meter_module
 from ftlab.run_dir import RunDir
 from ftlab.summary import Summary

@@ -11,7 +11,7 @@ import torch
 from ftlab.composition import compose
 from ftlab.errors import ConfigError, WeightsError
 from ftlab.models import carries_state, check_rows, load_base, settled, skeleton
-from ftlab.models.fit import positions
+from ftlab.models.compatibility import positions
 from ftlab.weights import WeightsFolder
 
 MakeKind = Callable[..., Path]
