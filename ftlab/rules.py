@@ -77,6 +77,13 @@ def _unknown_parts(cfg: ExperimentConfig) -> Iterator[str]:
     ):
         if value not in names:
             yield f"{key}={value} is not known.{nearest(value, names)} There are: {', '.join(names)}"
+            return
+    needs, gives = stages.get(cfg.trainer.stage).needs, sorted(tasks.get(cfg.data.task).gives)
+    if needs not in gives:
+        yield (
+            f"trainer.stage={cfg.trainer.stage} trains on rows of kind {needs}, which data.task={cfg.data.task} does "
+            f"not give: it gives {', '.join(gives)}"
+        )
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -304,6 +311,9 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
 
 def _objectives(cfg: ExperimentConfig) -> tuple[str, ...]:
     """Keys of what the configuration's task and stage measure on validation, the headline first."""
+    stage = stages.get(cfg.trainer.stage)
+    if not stage.answers:  # nothing for the task to judge
+        return tuple(f"eval/{metric.name}" for metric in stage.metrics if metric.objective)
     head = f"eval/{tasks.get(cfg.data.task).headline}"
     return tuple(dict.fromkeys([head, *declared.objectives(cfg.data.task, cfg.trainer.stage)]))
 

@@ -5,7 +5,7 @@ indices, never by comparing with the padding id, which in many tokenizers is the
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -34,7 +34,7 @@ class Sample(Protocol):
 
     @property
     def trained(self) -> int:
-        """How many of them carry loss; for a loss that is no sum over tokens, by how much the sample counts."""
+        """How many of them carry loss: what a step's mean loss is divided by."""
 
     @property
     def rows(self) -> "Sequence[Encoded]":
@@ -65,6 +65,16 @@ class Tokens:
     def prompt(self) -> list[int]:
         """Token ids to which the model is asked to give the last span."""
         return self.ids[: self.spans[-1][0]]
+
+    @property
+    def answer(self) -> list[int]:
+        """Token ids of the last span."""
+        return self.ids[self.spans[-1][0] :]
+
+    def answered(self, answer: list[int]) -> "Tokens":
+        """The same prompt with another answer, which alone carries loss."""
+        prompt = self.prompt
+        return replace(self, ids=prompt + answer, spans=((len(prompt), len(prompt) + len(answer)),))
 
 
 @dataclass(frozen=True)

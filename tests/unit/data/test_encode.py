@@ -160,3 +160,9 @@ def test_what_may_not_be_cut_is_kept_or_the_row_is_dropped() -> None:
 def test_the_first_token_is_never_trained() -> None:
     assert fit([Tokens("t", [1, 2, 3], ((0, 3),), cut=(0, 0))], 8, "completion").rows[0].spans == ((1, 3),)
     assert fit([Tokens("t", [1, 2, 3, 4], ((1, 4),), cut=(0, 2))], 2, "completion").rows[0].spans == ((1, 2),)
+
+
+def test_another_answer_takes_the_last_ones_place() -> None:
+    other = TURNS.answered([7, 7, 7])
+    assert (other.prompt, other.answer, TURNS.answer) == (TURNS.prompt, [7, 7, 7], [8, 9])
+    assert fit([other], 8, "completion").rows[0].input_ids == [0, 4, 5, 6, 7, 7, 7, 7]
