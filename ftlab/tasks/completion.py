@@ -11,7 +11,7 @@ from ftlab.data.splits import Example
 from ftlab.data.table import Role
 from ftlab.metrics import Metric
 from ftlab.tasks.scores import score
-from ftlab.tasks.task import Judgement, Kind, NoOptions, Scored, Source
+from ftlab.tasks.task import Judgement, NoOptions, Scored, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,7 @@ class CompletionTask:
     headline: str
     recorded: tuple[str, ...]
     sample: Mapping[str, str]
-    gives: frozenset[Kind] = frozenset({"completion", "prompt"})
+    gives: frozenset[str] = frozenset({"completion", "prompt"})
     options: type = NoOptions
     buckets: tuple[str, ...] = ()
     roles: tuple[Role, ...] = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ftlab.config import DataConfig, ExperimentConfig
 from ftlab.data.encode import Tokens
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Source = Callable[[DataConfig], Parts]
-Kind = Literal["completion", "prompt"]  # what rows can be made into: prompts with an answer, prompts alone
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class Task(Protocol):
         """The name of the metric that counts, and that is the objective unless another is named."""
 
     @property
-    def gives(self) -> frozenset[Kind]:
-        """What its rows can be made into."""
+    def gives(self) -> frozenset[str]:
+        """What a stage may make of its rows: `completion` (a prompt with its answer), `prompt`."""
 
     @property
     def options(self) -> type:

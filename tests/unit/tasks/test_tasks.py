@@ -1,0 +1,122 @@
+"""Tasks and stages are found by name, and a configuration that names another is refused with the nearest."""
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ftlab.tasks
+from ftlab import compose, declared, tasks
+from ftlab.composition import composition, typed_from_tree
+from ftlab.config import DataConfig, ExperimentConfig
+from ftlab.data.splits import Example
+from ftlab.errors import ConfigError
+from ftlab.run_dir import RunDir
+from ftlab.tasks.sql import TASK as SQL
+
+OTHER = """
+from ftlab.metrics import Metric
+from ftlab.tasks.completion import CompletionTask
+
+
+class Shout(CompletionTask):
+    name = "shout"
+    title = "shouting"
+    headline = "shout_loud"
+    metrics = (
+        Metric("shout_loud", "loud", "answers in capitals", "maximize", "rate", True, True, field="loud"),
+    )
+    recorded = ("loud",)
+    gives = frozenset({"prompt"})
+
+    def judge(self, examples, answers, cfg, on_row=lambda: None):
+        return [self.judged({"loud": answer.isupper()}, "") for answer in answers]
+
+
+TASK = Shout()
+"""
+
+
+@pytest.fixture
+def shout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A task in a folder of its own."""
+    (tmp_path / "shout.py").write_text(OTHER)
+    monkeypatch.setattr(ftlab.tasks, "__path__", [*ftlab.tasks.__path__, str(tmp_path)])
+    yield
+    sys.modules.pop("ftlab.tasks.shout", None)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.task=sqll", "data.task=sqll is not known. Did you mean: sql? There are:"),
+        ("data.task=translate", "data.task=translate is not known. There are: "),
+        ("trainer.stage=sf", "trainer.stage=sf is not known. Did you mean: sft? There are: sft"),
+    ],
+)
+def test_an_unknown_part_is_answered_with_the_nearest(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([override])
+    assert said in str(caught.value)
+
+
+@pytest.mark.usefixtures("shout")
+def test_a_task_in_a_module_of_its_own_is_there_with_its_metrics() -> None:
+    assert "shout" in tasks.names()
+    assert declared.of("test/shout_loud").title == "loud"
+    assert declared.task_of("eval/shout_loud") is tasks.get("shout")
+    assert set(declared.objectives("shout", "sft")) == {"eval/shout_loud", "eval/loss"}
+    assert "`eval/shout_loud`, `test/shout_loud`" in declared.markdown()
+
+
+def test_a_task_that_is_gone_is_not_remembered() -> None:
+    assert "shout" not in tasks.names()
+    assert declared.of("test/shout_loud").title == "shout_loud"
+
+
+@pytest.mark.usefixtures("shout")
+def test_a_stage_is_refused_the_rows_that_its_task_does_not_give() -> None:
+    with pytest.raises(ConfigError, match=r"trainer.stage=sft needs rows of the kind completion, and data.task=shout"):
+        compose(["data.task=shout", "objective=eval/shout_loud", "data=jsonl", "data.path=x"])
+
+
+def test_options_of_a_task_that_has_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data.options.pattern is no option of data.task=sql. It has none"):
+        compose(["data=sql_synth", "data.options.pattern=x"])
+
+
+def test_an_older_run_without_a_task_and_a_stage_is_of_the_defaults(tmp_path: Path) -> None:
+    composed = composition(["experiment=quickstart", f"run_dir={tmp_path}"])
+    older: dict[str, Any] = copy.deepcopy(composed.tree)
+    del older["data"]["task"], older["data"]["options"], older["trainer"]["stage"]
+    assert typed_from_tree(older) == composed.config
+    folder = RunDir(tmp_path)
+    folder.record(composition(["experiment=quickstart", f"run_dir={tmp_path}"]))
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(
+        "".join(
+            line for line in text.splitlines(True) if line.strip() not in ("task: sql", "options: {}", "stage: sft")
+        )
+    )
+    assert "task:" not in (tmp_path / "config.yaml").read_text()
+    folder.check_same(composed.tree)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"),
+    [("SELECT a FROM t WHERE a > 1", 1.0), ("select a from t where 1 < a", 1.0), ("SELECT a FROM t", 0.0), ("", 0.0)],
+)
+def test_the_reward_of_a_query_is_whether_it_is_right(answer: str, reward: float) -> None:
+    row = Example("1", "?", "CREATE TABLE t (a INT)", "SELECT a FROM t WHERE a > 1", "d")
+    assert SQL.reward(row, answer, ExperimentConfig(data=DataConfig("x", "table"))) == reward
+
+
+def test_what_predict_asks_for_is_what_the_prompt_shows() -> None:
+    for name in tasks.names():
+        task = tasks.get(name)
+        shown = {role.name for role in task.roles if role.in_prompt != "never"}
+        assert set(task.sample) == shown
+        assert task.ask(task.sample, "1").question == task.sample["question"]
