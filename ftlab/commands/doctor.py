@@ -10,7 +10,6 @@ Every check imports what it needs, so a missing or broken package costs one line
 """
 
 import importlib.metadata
-import netrc
 import os
 import platform
 import re
@@ -25,7 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from ftlab.commands.finding import Line, Mark
 from ftlab.errors import ConfigError, FtlabError, InputError
@@ -422,6 +420,8 @@ def _unreachable(address: str) -> str | None:
 
 def tracker() -> Iterator[Line]:
     """Whether W&B would record online or offline; the key itself is never shown."""
+    from ftlab.trackers.wandb_key import has_key
+
     try:
         version = importlib.metadata.version("wandb")
     except importlib.metadata.PackageNotFoundError:
@@ -430,24 +430,11 @@ def tracker() -> Iterator[Line]:
     mode = os.environ.get("WANDB_MODE", "").lower()
     if mode in ("offline", "dryrun", "disabled"):
         yield Line("ok", "tracker", f"wandb {version}, {mode} by WANDB_MODE")
-    elif _wandb_key():
+    elif has_key():
         yield Line("ok", "tracker", f"wandb {version}, a key is set: runs are recorded online")
     else:
         text = f"wandb {version}, no key: runs are recorded offline (`wandb login` or WANDB_API_KEY: online)"
         yield Line("ok", "tracker", text)
-
-
-def _wandb_key() -> bool:
-    """Whether W&B would find a key, without importing it."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    for path in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
-        try:
-            return netrc.netrc(os.path.expanduser(path)).authenticators(host) is not None
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
 
 
 def embedded() -> Iterator[Line]:

@@ -23,6 +23,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from ftlab import declared
+from ftlab.composition import flatten
 from ftlab.config import known_keys
 from ftlab.errors import InputError
 from ftlab.summary import Summary
@@ -89,7 +90,7 @@ def read(path: Path, root: Path) -> FoundRun:
     run = FoundRun(path)
     run.config = _load(run, "config.yaml", _yaml)
     run.summary = Summary.of(_load(run, "summary.json", json.loads))
-    run.values = {**_flat(run.config), **_scores(run, "tuned"), **_columns(run, root)}
+    run.values = {**flatten(run.config), **_scores(run, "tuned"), **_columns(run, root)}
     return run
 
 
@@ -122,13 +123,6 @@ def _yaml(text: str) -> Any:
     import yaml
 
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the one in C is ten times faster
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _part(tree: dict[str, Any], key: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ftlab import declared
 from ftlab.sweep.entry import best_of
 from ftlab.sweep.events import Event
 from ftlab.sweep.space import text_of
 from ftlab.sweep.study import Study, TrialRow
+from ftlab.sweep.tables import number
 from ftlab.terminal import Terminal
 
 SHOWN = 12  # rows of the live table
@@ -70,7 +70,7 @@ class Board:
         if before[0] != row.state and row.state == "running":
             yield f"{name} {self._params(row)}"
         for step, value in list(row.rungs.items())[before[1] :]:
-            yield f"{name} step {step}  {self.study.cfg.rung_metric} {number(self.study.cfg.rung_metric, value)}"
+            yield f"{name} step {step}  {self.study.cfg.rung_metric} {number(value, self.study.cfg.rung_metric)}"
         if before[0] != row.state and row.state in ENDED:
             yield f"{name} {self._end(row)}  {self._standing(rows)}"
 
@@ -87,7 +87,7 @@ class Board:
 
     def _values(self, row: TrialRow) -> str:
         pairs = zip(self.study.objectives, row.values or [], strict=False)
-        return "  ".join(f"{name} {number(name, value)}" for name, value in pairs)
+        return "  ".join(f"{name} {number(value, name)}" for name, value in pairs)
 
     def _standing(self, rows: list[TrialRow]) -> str:
         """How far the sweep is, and the best so far."""
@@ -96,7 +96,7 @@ class Board:
         parts = [f"{finished}/{self.study.target} finished"]
         parts += [f"{counts[name]} {name}" for name in ("pruned", "failed") if counts[name]]
         if best and best.values:
-            parts.append(f"best {number(self.study.objectives[0], best.values[0])} (trial {best.number})")
+            parts.append(f"best {number(best.values[0], self.study.objectives[0])} (trial {best.number})")
         if eta := self._eta(finished):
             parts.append(f"eta {eta}")
         return ", ".join(parts)
@@ -121,16 +121,11 @@ class Board:
         table.add_column("state", overflow="ellipsis")
         for row in chosen:
             last = list(row.rungs.items())[-1:]
-            rung = f"{last[0][0]}: {number(self.study.cfg.rung_metric, last[0][1])}" if last else ""
+            rung = f"{last[0][0]}: {number(last[0][1], self.study.cfg.rung_metric)}" if last else ""
             params = [short(row.params.get(key, "")) for key in self.study.space.keys]
             state = row.cause if row.state == "failed" else row.state
             table.add_row(*map(Text, (str(row.number), *params, rung, self._values(row) or "", str(state))))
         return table
-
-
-def number(metric: str, value: float) -> str:
-    """A value of a metric as people read it."""
-    return f"{100 * value:.1f} %" if declared.of(metric).is_rate else f"{value:.4g}"
 
 
 def short(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Weights & Biases: one W&B run a run folder, recorded below `run_dir/wandb`; its trouble ends no run."""
 
 import json
-import netrc
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from ftlab import declared
 from ftlab.config import TrackerConfig
 from ftlab.redact import known, redact, redact_tree
+from ftlab.trackers.wandb_key import has_key
 
 # Error reports to the vendor hold the process for 20 s at its end when the server hangs.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -175,7 +175,7 @@ class WandbTracker:
             return "disabled"
         if asked & {"offline", "dryrun"}:
             return "offline"
-        if _has_key():
+        if _logged_in():
             return "online"
         if "online" in asked:
             self._warn("W&B: no key is set for mode online (WANDB_API_KEY, or wandb login); recording offline")
@@ -306,18 +306,10 @@ def _settings() -> wandb.Settings:
     return wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
 
 
-def _has_key() -> bool:
-    """Whether W&B has a key, from what lies on this machine: no call, no prompt."""
+def _logged_in() -> bool:
+    """Whether W&B has a key: one that it knows itself, or one that lies on this machine."""
     settings = wandb.setup(wandb.Settings(silent=True, quiet=True)).settings
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.api_key:
-        return True
-    host = urlsplit(settings.base_url).netloc
-    for path in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
-        try:
-            return netrc.netrc(os.path.expanduser(path)).authenticators(host) is not None
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+    return bool(settings.api_key) or has_key(settings.base_url)
 
 
 def _commit() -> str | None:

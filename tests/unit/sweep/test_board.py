@@ -68,7 +68,7 @@ def test_rungs_that_follow_slowly_are_shown_at_once(study: Study, monkeypatch: p
 
 def test_the_end_of_a_trial_says_how_far_the_sweep_is(study: Study) -> None:
     lines, _ = shown(study, io.StringIO())
-    assert [line for line in lines if line.endswith("2/2 finished, best 4 (trial 0)")]
+    assert [line for line in lines if line.endswith("2/2 finished, best 4.0000 (trial 0)")]
 
 
 def test_a_terminal_has_a_table_of_trials(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
