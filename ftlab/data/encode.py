@@ -120,24 +120,6 @@ class EncodedSet(Generic[S]):
         return [row for sample in self.rows for row in sample.rows]
 
 
-def encode(
-    examples: Sequence[Example],
-    tokenizer: "PreTrainedTokenizerBase",
-    prompt: str,
-    max_length: int,
-    loss_on: str,
-    name: str = "train",
-) -> EncodedSet[Encoded]:
-    """Tokenise the `examples` of the split `name` and make them fit `max_length` tokens. `loss_on`: completion or all.
-
-    Raises WeightsError for a tokenizer without end marker, DataError if no row is left.
-    """
-    tokens = tokenise(examples, tokenizer, prompt)
-    fitted = fit(tokens, max_length, loss_on)
-    refuse_nothing(fitted, tokens, max_length, name)
-    return fitted
-
-
 def tokenise(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[Tokens]:
     """Prompt and answer of each example apart from each other, of whatever length."""
     eos: Any = tokenizer.eos_token_id

@@ -78,8 +78,8 @@ class Stage(Protocol):
         """The samples that rows as tokens make, those of one split; what does not fit `data.max_length` is counted."""
 
     def evaluate(self, loaded: LoadedModel, samples: "Sequence[Sample]") -> dict[str, float]:
-        """The stage's metrics by name, for a model in evaluation: `loaded.decoder` is there only where it can be asked
-        as it is."""
+        """The stage's metrics by name. `loaded.decoder` is there only where it can be asked as it is. A stage calls
+        `loaded.model` in evaluation mode and inside `loaded.accelerator.autocast()`."""
 
     def fit(
         self,

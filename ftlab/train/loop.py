@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -265,8 +265,7 @@ class Trainer:
     def _profiler(self, steps: int) -> Iterator[Callable[[], Any]]:
         """A torch trace of so many steps after one warm-up step, for chrome://tracing or Perfetto."""
         if not steps or not self.ranks.first:
-            with nullcontext():
-                yield lambda: None
+            yield lambda: None
             return
         from torch.profiler import profile, schedule
 

@@ -1,6 +1,7 @@
 """Stages: what `trainer.stage` names is found, and one from outside trains, resumes and is swept like the first."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,16 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_a_stage_is_a_module_of_the_folder(margin: list[str]) -> None:
     assert stages.names() == ["margin", "sft"]
     assert stages.get("margin").needs == "completion"
+
+
+def test_stages_are_looked_up_without_torch(root: Path) -> None:
+    """Whoever asks for help does not wait for it."""
+    code = (
+        "import sys; from ftlab import stages; import ftlab.stages.stage; stages.get('sft'); print(sys.modules.keys())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert "'ftlab.stages.sft'" in ran.stdout
+    assert "'torch'" not in ran.stdout
 
 
 def test_an_unknown_stage_is_refused_with_the_nearest_name(small: list[str]) -> None:

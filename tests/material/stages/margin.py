@@ -51,7 +51,8 @@ class Margin:
     @torch.no_grad()
     def evaluate(self, loaded: Any, pairs: Sequence[Pair]) -> dict[str, float]:
         loaded.model.eval()
-        return {"margin": margins(loaded.model, pairs, loaded.accelerator.device).mean().item()}
+        with loaded.accelerator.autocast():
+            return {"margin": margins(loaded.model, pairs, loaded.accelerator.device).mean().item()}
 
     def fit(self, loaded: Any, pairs: Sequence[Pair], cfg: Any, hooks: Any, resume: Any) -> Any:
         return train(loaded, pairs, cfg, hooks, resume, loss)

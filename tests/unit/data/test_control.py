@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoding import encode
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
@@ -15,7 +16,7 @@ from ftlab import data
 from ftlab.config import DataConfig
 from ftlab.data import Example
 from ftlab.data.control import text_ids
-from ftlab.data.encode import encode, tokenise, warnings_of
+from ftlab.data.encode import tokenise, warnings_of
 from ftlab.data.prompts import PromptTokenizer, pieces, render
 from ftlab.generate import decoded
 from ftlab.tasks.sql import TASK

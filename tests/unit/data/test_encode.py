@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoding import encode
 
 from ftlab import data
 from ftlab.config import DataConfig
 from ftlab.data import Example
-from ftlab.data.encode import Tokens, encode, fit
+from ftlab.data.encode import Tokens, fit
 from ftlab.data.prompts import PromptTokenizer
 from ftlab.errors import DataError, WeightsError
 from ftlab.tasks.sql import TASK

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from encoding import encode
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ftlab import compose
 from ftlab.config import OPTIMIZERS
-from ftlab.data.encode import Encoded, encode
+from ftlab.data.encode import Encoded
 from ftlab.data.prompts import PromptTokenizer
 from ftlab.data.splits import Example
 from ftlab.errors import Stopped, TrainingError
