@@ -42,11 +42,13 @@ PROMISED = {
 def typed(group: str, option: str) -> ExperimentConfig:
     """The defaults with one option replaced; what the option cannot stand beside is taken away."""
     needs = {
-        ("data", "jsonl"): ["data.path=rows.jsonl"],
         ("lora", "none"): ["quant=none"],
         ("lora", "pissa"): ["quant=none"],
     }
-    return compose([f"{group}={option}", *needs.get((group, option), [])])
+    text = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8")
+    own_rows = group == "data" and "source: table" in text and "hub_id" not in text
+    path = ["data.path=rows.jsonl"] if own_rows else []
+    return compose([f"{group}={option}", *path, *needs.get((group, option), [])])
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda part: str(part))
