@@ -84,7 +84,7 @@ def test_a_task_that_is_gone_is_not_remembered() -> None:
 def test_a_stage_is_refused_the_rows_that_its_task_does_not_give() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"trainer.stage=sft trains on rows of kind completion, which data.task=shout does not give: it gives prompt",
+        match=r"trainer.stage=sft trains on rows of kind completion, which data.task=shout does not give",
     ):
         compose(["data.task=shout", "objective=eval/shout_loud", "data=jsonl", "data.path=x"])
 
