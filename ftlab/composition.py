@@ -32,7 +32,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, ValidationError
 from omegaconf.errors import OmegaConfBaseException
 
-from ftlab import config, rules
+from ftlab import config, rules, tasks
 from ftlab.allowlist import guarded
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
@@ -315,13 +315,16 @@ def normalise(overrides: Sequence[str]) -> list[str]:
 
     `~` of a path value is the home folder (Hydra's grammar has another use for that character). Another
     `model.id` is not the model that the option names: its label follows the id, and the option's package holds
-    other weights. `trainer.epochs` on the command line wins over an experiment's `trainer.max_steps`.
+    other weights. The objective of a `data.task` is its headline. `trainer.epochs` on the command line wins over an
+    experiment's `trainer.max_steps`.
     """
     given = {text.partition("=")[0].lstrip("+"): text.partition("=")[2] for text in overrides}
     implied = []
     if "model.id" in given:
         label = Path(given["model.id"].strip("'\"")).name or "model"
         implied = [f"model.name={quoted(label)}", "model.package=null"]
+    if (task := given.get("data.task", "").strip("'\"")) in tasks.names():
+        implied.append(f"objective=eval/{tasks.get(task).headline}")
     if "trainer.epochs" in given:
         implied.append("trainer.max_steps=null")
     overrides = [_open(text) for text in map(_with_home, overrides)]

@@ -59,7 +59,6 @@ def check(cfg: ExperimentConfig) -> ExperimentConfig:
 
     for problem in _unknown_parts(cfg):  # other rules ask them
         raise ConfigError(*problems, problem)
-    _check_parts(cfg, rule)
     _check_model(cfg, rule, one_of)
     _check_lora(cfg, rule, one_of)
     _check_data(cfg, rule, one_of)
@@ -85,16 +84,6 @@ def _unknown_parts(cfg: ExperimentConfig) -> Iterator[str]:
             f"trainer.stage={cfg.trainer.stage} trains on rows of kind {needs}, which data.task={cfg.data.task} does "
             f"not give: it gives {', '.join(gives)}"
         )
-
-
-def _check_parts(cfg: ExperimentConfig, rule: Any) -> None:
-    task, stage = tasks.get(cfg.data.task), stages.get(cfg.trainer.stage)
-    rule(
-        stage.needs in task.gives,
-        "trainer.stage",
-        stage.name,
-        f"needs rows of the kind {stage.needs}, and data.task={task.name} gives {' and '.join(sorted(task.gives))}",
-    )
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -236,7 +236,7 @@ def _remarks(
 ) -> Iterator[str]:
     clusters = len({row.cluster for row in rows})
     yield f"{_counted(len(rows))} in both, " + (
-        f"drawn as {_counted(clusters, 'schema')}"
+        f"drawn as {_counted(clusters, a.task.cluster)}"
         if clustered
         else "each drawn on its own: no contexts are known (name the file that was scored: rows=IN.jsonl)"
     )

@@ -33,9 +33,10 @@ def main(cfg: ExperimentConfig, tokenizer: "PreTrainedTokenizerBase") -> int:
     Raises DataError for data that cannot be used and, after showing it all, if no row to train
     on fits `data.max_length`.
     """
-    splits = data.load(cfg.data, tasks.get(cfg.data.task))
+    task = tasks.get(cfg.data.task)
+    splits = data.load(cfg.data, task)
     found = {
-        name: measure(rows, tokenizer, cfg.data, cfg.trainer.loss_on)
+        name: measure(task.render(rows, tokenizer, cfg.data), cfg.data.max_length, cfg.trainer.loss_on)
         for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
     train, max_length = found["train"], cfg.data.max_length

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftlab.config import DataConfig
-from ftlab.data.encode import Encoded, EncodedSet, Tokens, fit, tokenise
-from ftlab.data.splits import Example
+from ftlab.data.encode import Encoded, EncodedSet, Tokens, fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from transformers import PreTrainedTokenizerBase
 
 PERCENTILES = (50, 90, 99)
 # Okabe and Ito's palette: told apart with any colour vision, https://jfly.uni-koeln.de/color/
@@ -36,15 +33,9 @@ class Measured:
         return found
 
 
-def measure(
-    rows: Sequence[Example],
-    tokenizer: "PreTrainedTokenizerBase",
-    cfg: DataConfig,
-    loss_on: str,
-) -> Measured:
-    """Tokenise a split once and make it fit. Raises WeightsError for a tokenizer without end marker."""
-    tokens = tokenise(rows, tokenizer, cfg.prompt)
-    return Measured(tokens, fit(tokens, cfg.max_length, loss_on), sorted(map(len, tokens)))
+def measure(tokens: list[Tokens], max_length: int, loss_on: str) -> Measured:
+    """Rows as the task renders them, made to fit."""
+    return Measured(tokens, fit(tokens, max_length, loss_on), sorted(map(len, tokens)))
 
 
 def percentile(lengths: Sequence[int], percent: int) -> int:

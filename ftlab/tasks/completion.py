@@ -29,6 +29,7 @@ class CompletionTask:
     headline: str
     recorded: tuple[str, ...]
     sample: Mapping[str, str]
+    cluster: str = "context"
     gives: frozenset[str] = frozenset({"completion", "prompt"})
     options: type = NoOptions
     buckets: tuple[str, ...] = ()

@@ -30,13 +30,13 @@ def score(
 
 
 def mean(name: str, rows: Sequence[Judgement]) -> tuple[float, tuple[float, float]]:
-    """The mean of a rate over rows, and its 95 % interval: Wilson's where each row is a hit or a miss, else that of a
+    """The mean of a rate over rows, and its 95 % interval: Wilson's where each row is right or wrong, else that of a
     bootstrap over clusters of rows."""
     from ftlab.sql.intervals import clustered_bootstrap, wilson
 
     values = [row.hits[name] for row in rows]
     total = sum(values)
-    if all(isinstance(value, bool) for value in values):
+    if all(value in (0, 1) for value in values):
         return total / max(1, len(values)), wilson(int(total), len(values))
     low, high = clustered_bootstrap([0.0] * len(rows), values, [row.cluster for row in rows], RESAMPLES)
     return total / len(values), (max(0.0, low), min(1.0, high))

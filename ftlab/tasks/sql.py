@@ -30,6 +30,7 @@ class SqlTask(CompletionTask):
 
     name = "sql"
     title = "text-to-SQL"
+    cluster = "schema"
     headline = "sql_exact_match"
     metrics = (
         rate(

@@ -80,6 +80,10 @@ class Task(Protocol):
         """The columns of a judgement in predictions.jsonl, in order."""
 
     @property
+    def cluster(self) -> str:
+        """What rows of one cluster share, in a word."""
+
+    @property
     def sample(self) -> Mapping[str, str]:
         """What a command that shows how to ask a model of this task asks, by column."""
 

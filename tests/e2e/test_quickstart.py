@@ -87,3 +87,14 @@ def test_wandb_offline_is_recorded_without_a_key(ftlab: Ftlab, small: list[str],
     assert top == records | {".hydra", "adapter", "checkpoints", "wandb"}
     assert json.loads((run / "summary.json").read_text())["tracker_id"]
     assert sorted(os.listdir(tmp_path)) == ["r"]
+
+
+@needs_tiny
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_quickstart_teaches_the_embedded_base_to_look_things_up(ftlab: Ftlab, tmp_path: Path) -> None:
+    done = ftlab("experiment=quickstart", "data=match_synth", "run_dir=run", **OFFLINE, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    for key in ("eval/match_exact", "test/match_exact"):
+        assert summary["tuned"][key] >= summary["base"][key] + 0.20

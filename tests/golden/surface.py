@@ -51,8 +51,11 @@ OF_OUTCOME = (
     "outcome.summary['base']['eval/loss']",
     "outcome.summary['tuned']['test/sql_exact_match']",
 )
+OWN_ROWS = ("jsonl", "match")  # options of data that read files of the user
 # What an option needs beside itself to compose.
-WITH = {"lora=none": ["quant=none"], "lora=pissa": ["quant=none"], "data=jsonl": ["data.path=rows"]}
+WITH = {"lora=none": ["quant=none"], "lora=pissa": ["quant=none"]} | {
+    f"data={own}": ["data.path=rows"] for own in OWN_ROWS
+}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*|[a-z][a-z_./]*(?==)")
 
 

@@ -664,7 +664,7 @@ def test_a_trials_answers_are_those_of_the_weights_it_keeps(
         found = whole(self, *arguments)
         answers.append([f"{answer} {len(answers)}" for answer in found.answers])
         metrics = {**found.metrics, "eval/loss": next(losses)}
-        return Scores(metrics, found.intervals, answers[-1], found.verdicts)
+        return Scores(metrics, found.intervals, answers[-1], found.judgements)
 
     whole = Split.score
     monkeypatch.setattr(Split, "score", score)
@@ -734,7 +734,7 @@ def test_an_evaluation_that_is_no_number_is_an_error_and_not_pruned(
 ) -> None:
     def score(self: Any, *arguments: Any) -> Any:
         found = whole(self, *arguments)
-        return Scores({**found.metrics, "eval/loss": math.nan}, found.intervals, found.answers, found.verdicts)
+        return Scores({**found.metrics, "eval/loss": math.nan}, found.intervals, found.answers, found.judgements)
 
     whole = Split.score
     monkeypatch.setattr(Split, "score", score)

@@ -15,6 +15,9 @@ from ftlab.config import DataConfig, ExperimentConfig
 from ftlab.data.splits import Example
 from ftlab.errors import ConfigError
 from ftlab.run_dir import RunDir
+from ftlab.sql.intervals import wilson
+from ftlab.tasks import Judgement
+from ftlab.tasks.scores import mean
 from ftlab.tasks.sql import TASK as SQL
 
 OTHER = """
@@ -79,7 +82,10 @@ def test_a_task_that_is_gone_is_not_remembered() -> None:
 
 @pytest.mark.usefixtures("shout")
 def test_a_stage_is_refused_the_rows_that_its_task_does_not_give() -> None:
-    with pytest.raises(ConfigError, match=r"trainer.stage=sft needs rows of the kind completion, and data.task=shout"):
+    with pytest.raises(
+        ConfigError,
+        match=r"trainer.stage=sft trains on rows of kind completion, which data.task=shout does not give",
+    ):
         compose(["data.task=shout", "objective=eval/shout_loud", "data=jsonl", "data.path=x"])
 
 
@@ -120,3 +126,19 @@ def test_what_predict_asks_for_is_what_the_prompt_shows() -> None:
         shown = {role.name for role in task.roles if role.in_prompt != "never"}
         assert set(task.sample) == shown
         assert task.ask(task.sample, "1").question == task.sample["question"]
+
+
+def test_a_task_that_is_named_brings_its_headline_unless_another_objective_is() -> None:
+    assert compose(["data.task=sql"]).objective == "eval/sql_exact_match"
+    assert compose(["data.task=sql", "objective=eval/loss"]).objective == "eval/loss"
+
+
+def test_the_mean_of_values_between_wrong_and_right_has_the_interval_of_a_bootstrap() -> None:
+    rows = [Judgement({}, {"f1": value}, cluster=str(i)) for i, value in enumerate([0.0, 0.5, 1.0] * 20)]
+    value, (low, high) = mean("f1", rows)
+    assert value == pytest.approx(0.5)
+    assert 0.35 < low < 0.42
+    assert 0.58 < high < 0.65
+    assert mean("f1", rows[:1] * 20) == (0.0, wilson(0, 20))
+    alike = [Judgement({}, {"f1": value}, cluster="one") for value in (0.0, 0.5)]
+    assert mean("f1", alike) == (0.25, (0.0, 1.0))  # one cluster says nothing of others

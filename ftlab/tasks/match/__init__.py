@@ -1,0 +1,136 @@
+"""Question and answer: a short answer is right where it matches the row's, as text or as a number."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from ftlab.config import ExperimentConfig
+from ftlab.data.splits import Example
+from ftlab.metrics import Metric
+from ftlab.tasks import options
+from ftlab.tasks.completion import CompletionTask, cluster_of
+from ftlab.tasks.match import judge, labels, synth
+from ftlab.tasks.task import Judgement, Scored, Source
+
+
+@dataclass
+class MatchOptions:
+    """How an answer is read."""
+
+    pattern: str | None = None  # a regular expression with one group: the answer is what it holds in its last match
+    tolerance: float = 0.0  # numbers are equal within this share of the right one
+
+
+def rate(name: str, title: str, help: str, **more: Any) -> Metric:
+    """A score of which more is better."""
+    return Metric(name, title, help, direction="maximize", unit="rate", **more)
+
+
+class MatchTask(CompletionTask):
+    """Answers that are a name, a number, a label or a few words."""
+
+    name = "match"
+    title = "question and answer"
+    headline = "match_exact"
+    metrics = (
+        rate(
+            "match_exact",
+            "exact match (headline)",
+            "share of answers that are the right one: equal in lower case, without punctuation and articles, or as "
+            "numbers",
+            interval=True,
+            objective=True,
+            short="exact",
+            field="exact",
+        ),
+        rate(
+            "match_f1",
+            "token F1",
+            "mean F1 of the words that the answer has in common with the right one",
+            interval=True,
+            objective=True,
+            short="F1",
+            field="f1",
+        ),
+        rate(
+            "match_macro_f1",
+            "macro F1 of labels",
+            "mean F1 over the labels, where the split's right answers are at most 20 labels",
+        ),
+        rate(
+            "match_label_precision",
+            "precision",
+            "share of right ones among the answers that are this label",
+            by_bucket=True,
+        ),
+        rate("match_label_f1", "F1", "F1 of this label; answers that are no label are wrong", by_bucket=True),
+    )
+    recorded = ("exact", "f1", "extracted", "label", "said", "reason")
+    options = MatchOptions
+    sample = MappingProxyType({"context": "age of Ann: 40, age of Tom: 55", "question": "What is the age of Tom?"})
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """Look-ups in small tables, and arithmetic."""
+        return {"match_synth": synth.load}
+
+    def check(self, cfg: ExperimentConfig) -> list[str]:
+        """The pattern has one group, and the tolerance is a share."""
+        wanted = options.of(self, cfg.data)
+        problems = [] if wanted.pattern is None else judge.faults(wanted.pattern)
+        if not 0 <= wanted.tolerance < 1:
+            problems.append(f"data.options.tolerance={wanted.tolerance} must lie in [0, 1)")
+        return problems
+
+    def judge(
+        self,
+        examples: Sequence[Example],
+        answers: Sequence[str],
+        cfg: ExperimentConfig,
+        on_row: Callable[[], None] = lambda: None,
+    ) -> list[Judgement]:
+        """Each answer as it is, or what `data.options.pattern` takes out of it."""
+        wanted = options.of(self, cfg.data)
+        found = []
+        for example, answer in zip(examples, answers, strict=True):
+            on_row()
+            record = compared(example.answer, answer, wanted)
+            found.append(self.judged(record, cluster_of(example)))
+        return found
+
+    def score(self, prefix: str, judgements: Sequence[Judgement]) -> Scored:
+        """The rates and, where the right answers are labels, those of each."""
+        metrics, intervals = super().score(prefix, judgements)
+        records = [judgement.record for judgement in judgements]
+        found = labels.by_label([record["label"] for record in records], [record["said"] for record in records])
+        if found:
+            metrics[f"{prefix}/match_macro_f1"] = sum(one.f1 for one in found.values()) / len(found)
+        for label, one in found.items():
+            name = re.sub(r"\W+", "_", label)
+            metrics[f"{prefix}/match_label_precision/{name}"] = one.precision
+            metrics[f"{prefix}/match_label_f1/{name}"] = one.f1
+        return metrics, intervals
+
+    def reward(self, example: Example, answer: str, cfg: ExperimentConfig) -> float:
+        """1 for an exact match, else 0."""
+        return float(compared(example.answer, answer, options.of(self, cfg.data))["exact"])
+
+
+def compared(gold: str, answer: str, wanted: MatchOptions) -> dict[str, Any]:
+    """The columns of one answer: what was taken out of it, and how it compares with the right one."""
+    said, reason = judge.taken_out(answer, wanted.pattern)
+    exact, equal = judge.same(gold, said, wanted.tolerance)
+    label = judge.normalised(gold)
+    return {
+        "exact": exact,
+        "f1": 1.0 if exact else judge.f1(gold, said),
+        "extracted": said,
+        "label": label,
+        "said": label if exact else judge.normalised(said),
+        "reason": reason or equal,
+    }
+
+
+TASK = MatchTask()
