@@ -29,6 +29,8 @@ def main(arguments: dict[str, str]) -> int:
         InputError: a missing argument, a file that cannot be used, or a folder without a finished run.
         TrainingError: too little GPU memory.
     """
+    every = {role.name for name in tasks.names() for role in _asking(tasks.get(name))}
+    check_keys("predict", arguments, (*KEYS, *sorted(every)))
     if "run" not in arguments:
         raise InputError("predict needs a run: python -m ftlab predict run=DIR question=TEXT context=TEXT")
     code = allowed_code(arguments)

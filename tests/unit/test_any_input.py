@@ -21,6 +21,7 @@ from ftlab import data
 from ftlab.composition import composition
 from ftlab.config import DataConfig, known_keys
 from ftlab.errors import InputError
+from ftlab.tasks.sql import TASK
 
 QUICK, SOAK = 25, 500
 Cli = Callable[..., tuple[int, str, str]]
@@ -109,7 +110,7 @@ def load_it(folder: Path, content: bytes, suffix: str) -> None:
     file.write_bytes(content)
     for path in (file, folder):
         cfg = DataConfig(name="any", source="table", path=str(path), validation=1, test_size=1)
-        assert said(partial(data.load, cfg))
+        assert said(partial(data.load, cfg, TASK))
     file.unlink()
 
 
