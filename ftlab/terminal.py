@@ -71,7 +71,7 @@ class Output(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        if not self.lost:
+        if not self.lost and not self.file.closed:  # as it is flushed once more when it is freed
             try:
                 self.file.flush()
             except (OSError, ValueError) as error:

@@ -23,8 +23,8 @@ class Evaluations:
         self._reported: set[int] = set()  # steps of those that the sweep knows
 
     def of_base(self, base: LoadedModel, before_kept: Callable[[], None]) -> Scores:
-        """The base's answers on test and their verdicts; those of an interrupted run are used again. `before_kept` may
-        refuse before new ones are put on record."""
+        """The base's answers on test and how they are judged; those of an interrupted run are used again.
+        `before_kept` may refuse before new ones are put on record."""
         folder, known, test = self.run.folder, self.records.summary.base, self.prepared.test
         rows = folder.read_rows("predictions.jsonl")
         written = scores_of_base(test.task, rows) if test.stage.answers else Scores({}, {})

@@ -1,11 +1,13 @@
 """What is shown fits, aligns, can be copied, and shows data as it is."""
 
+import gc
 import io
 import math
 import os
 import re
 import shlex
 import time
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -335,6 +337,18 @@ def test_without_its_reader_nothing_is_shown_and_all_goes_on(capsys: pytest.Capt
         assert other.lost == "Broken pipe"
     assert terminal.lost == "Broken pipe"
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_terminal_freed_after_its_file_was_closed_says_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As that of a trial, whose output.txt is closed before the traceback of a failure lets go of it."""
+    with open(tmp_path / "output.txt", "w", encoding="utf-8") as file:
+        terminal = Terminal(file)
+        terminal.note("a line")
+    del terminal
+    gc.collect()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_file_that_is_closed_is_no_error() -> None:
