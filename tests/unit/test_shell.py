@@ -22,9 +22,10 @@ def test_a_typed_value_is_read_back(name: str) -> None:
 def test_the_commands_after_a_run_name_its_folder(name: str, tmp_path: Path, terminal: "object") -> None:
     from ftlab.run_dir import RunDir
     from ftlab.run_report import report_run
+    from ftlab.summary import Summary
 
     folder = tmp_path / name / name
-    report_run(RunDir(folder), {"base": {}, "tuned": {}, "intervals": {}}, terminal)  # type: ignore[arg-type]
+    report_run(RunDir(folder), Summary(), terminal)  # type: ignore[arg-type]
     predict, evaluate, runs = (shlex.split(command) for command in terminal.commands)  # type: ignore[attr-defined]
     assert predict[:5] == ["python", "-m", "ftlab", "predict", f"run={folder}"]
     assert evaluate == ["python", "-m", "ftlab", "eval", f"run={folder}", "split=validation"]
