@@ -32,7 +32,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, ValidationError
 from omegaconf.errors import OmegaConfBaseException
 
-from ftlab import config, rules, tasks
+from ftlab import config, rules, stages, tasks
 from ftlab.allowlist import guarded
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
@@ -315,8 +315,9 @@ def normalise(overrides: Sequence[str]) -> list[str]:
 
     `~` of a path value is the home folder (Hydra's grammar has another use for that character). Another
     `model.id` is not the model that the option names: its label follows the id, and the option's package holds
-    other weights. The objective of a `data.task` is its headline. `trainer.epochs` on the command line wins over an
-    experiment's `trainer.max_steps`.
+    other weights. The objective of a `data.task` is its headline. What a `trainer.stage` measures in place of a loss is
+    `sweep.rung_metric`, and where the model answers nothing the objective. `trainer.epochs` on the command line wins
+    over an experiment's `trainer.max_steps`.
     """
     given = {text.partition("=")[0].lstrip("+"): text.partition("=")[2] for text in overrides}
     implied = []
@@ -325,10 +326,22 @@ def normalise(overrides: Sequence[str]) -> list[str]:
         implied = [f"model.name={quoted(label)}", "model.package=null"]
     if (task := given.get("data.task", "").strip("'\"")) in tasks.names():
         implied.append(f"objective=eval/{tasks.get(task).headline}")
+    implied += _of_stage(given.get("trainer.stage", "").strip("'\""))
     if "trainer.epochs" in given:
         implied.append("trainer.max_steps=null")
     overrides = [_open(text) for text in map(_with_home, overrides)]
     return [*overrides, *(text for text in implied if text.partition("=")[0] not in given)]
+
+
+def _of_stage(name: str) -> list[str]:
+    """What naming a stage implies that measures no loss: its first metric that may be an objective."""
+    if name not in stages.names():
+        return []
+    stage = stages.get(name)
+    own = [f"eval/{metric.name}" for metric in stage.metrics if metric.objective]
+    if not own or "eval/loss" in own:
+        return []
+    return [f"sweep.rung_metric={own[0]}", *([] if stage.answers else [f"objective={own[0]}"])]
 
 
 def _open(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ftlab import data, tasks
+from ftlab import data, stages, tasks
 from ftlab.config import ExperimentConfig
 from ftlab.data.encode import Encoded, refuse_nothing, warnings_of, whole_step
 from ftlab.data.lengths import COLOURS, PERCENTILES, Measured, bins, figure, measure, percentile
@@ -33,10 +34,10 @@ def main(cfg: ExperimentConfig, tokenizer: "PreTrainedTokenizerBase") -> int:
     Raises DataError for data that cannot be used and, after showing it all, if no row to train
     on fits `data.max_length`.
     """
-    task = tasks.get(cfg.data.task)
+    task, stage = tasks.get(cfg.data.task), stages.get(cfg.trainer.stage)
     splits = data.load(cfg.data, task)
     found = {
-        name: measure(task.render(rows, tokenizer, cfg.data), cfg.data.max_length, cfg.trainer.loss_on)
+        name: measure(task.render(rows, tokenizer, cfg.data), partial(stage.encode, cfg=cfg))
         for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
     }
     train, max_length = found["train"], cfg.data.max_length
@@ -47,7 +48,7 @@ def main(cfg: ExperimentConfig, tokenizer: "PreTrainedTokenizerBase") -> int:
     console.print(_table(found))
     for line in _remarks(splits, found, max_length):
         console.print(line, soft_wrap=True)
-    _show_samples(console, train.fitted.rows, tokenizer)
+    _show_samples(console, train.fitted.encoded, tokenizer)
     _show_lengths(console, train.lengths, max_length)
     console.print(_plot(cfg, train), soft_wrap=True)
     refuse_nothing(train.fitted, train.tokens, max_length)

@@ -1,10 +1,10 @@
 """How long the rows of a split are in tokens, and what `data.max_length` makes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftlab.data.encode import Encoded, EncodedSet, Tokens, fit
+from ftlab.data.encode import EncodedSet, Tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,21 +21,21 @@ class Measured:
     """One split as tokens, whole (`tokens`) and made to fit (`fitted`); `lengths` are sorted, nothing cut."""
 
     tokens: list[Tokens]
-    fitted: EncodedSet[Encoded]
+    fitted: EncodedSet[Any]
     lengths: list[int]
 
     def by_fate(self) -> dict[str, list[int]]:
         """Lengths of the rows that stay whole, are truncated, and are dropped."""
-        fate = {row.id: "truncated" if row.truncated else "whole" for row in self.fitted.rows}
+        fate = {row.id: "truncated" if row.truncated else "whole" for row in self.fitted.encoded}
         found: dict[str, list[int]] = {name: [] for name in COLOURS}
         for row in self.tokens:
             found[fate.get(row.id, "dropped")].append(len(row))
         return found
 
 
-def measure(tokens: list[Tokens], max_length: int, loss_on: str) -> Measured:
-    """Rows as the task renders them, made to fit."""
-    return Measured(tokens, fit(tokens, max_length, loss_on), sorted(map(len, tokens)))
+def measure(tokens: list[Tokens], encode: Callable[[list[Tokens]], EncodedSet[Any]]) -> Measured:
+    """Rows as the task renders them, and the samples that `encode` (of the stage) makes of them."""
+    return Measured(tokens, encode(tokens), sorted(map(len, tokens)))
 
 
 def percentile(lengths: Sequence[int], percent: int) -> int:

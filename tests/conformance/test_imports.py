@@ -82,7 +82,7 @@ MAY_IMPORT = {
     "ftlab.generate": BASICS,
     "ftlab.terminal": BASICS | {"ftlab.declared", "ftlab.metrics"},
     "ftlab.allowlist": {"ftlab.errors"},
-    "ftlab.composition": BASICS | {"ftlab.allowlist", "ftlab.rules", "ftlab.tasks"},
+    "ftlab.composition": BASICS | {"ftlab.allowlist", "ftlab.rules", "ftlab.stages", "ftlab.tasks"},
     "ftlab.run_dir": BASICS | {"ftlab.composition"},
     "ftlab.lines": {"ftlab.errors", "ftlab.content"},
     "ftlab.evaluate": BASICS

@@ -21,7 +21,7 @@ from ftlab.sweep.trial import search
 from ftlab.train.loop import Trainer
 
 Fit = Callable[..., Any]
-MARGIN = ["trainer.stage=margin", "objective=eval/margin", "sweep.rung_metric=eval/margin"]
+MARGIN = ["trainer.stage=margin"]
 
 
 @pytest.fixture

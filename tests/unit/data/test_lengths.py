@@ -1,4 +1,5 @@
 import random
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import pytest
 
 from ftlab.config import DataConfig
 from ftlab.data import Example
+from ftlab.data.encode import fit
 from ftlab.data.lengths import bins, figure, measure, percentile
 from ftlab.tasks.sql import TASK
 
@@ -47,7 +49,7 @@ def test_the_plot_tells_whole_truncated_and_dropped_rows_apart(tokenizer: Any, t
     pytest.importorskip("matplotlib")
     rows = [Example(str(i), "How many? " * (i // 8), "CREATE TABLE t " * (i + 1), "SELECT 1", "g") for i in range(40)]
     cfg = DataConfig(name="x", source="table", max_length=max_length)
-    measured = measure(TASK.render(rows, tokenizer, cfg), max_length, "completion")
+    measured = measure(TASK.render(rows, tokenizer, cfg), partial(fit, max_length=max_length, loss_on="completion"))
     fate = {name: len(lengths) for name, lengths in measured.by_fate().items()}
     assert fate["truncated"] == measured.fitted.truncated
     assert fate["dropped"] == measured.fitted.dropped
