@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 from ftlab import stages, tasks
+from ftlab.errors import ConfigError
 from ftlab.metrics import RUN, Metric, name_of
 from ftlab.tasks import Task
 
@@ -33,7 +35,8 @@ def objectives(task: str | None = None, stage: str | None = None) -> dict[str, M
     all of them."""
     parts: list[Iterable[Metric]] = [tasks.get(name).metrics for name in ([task] if task else tasks.names())]
     parts += [stages.get(name).metrics for name in ([stage] if stage else stages.names())]
-    return {f"eval/{metric.name}": metric for part in parts for metric in part if metric.objective}
+    names = [metric.name for part in parts for metric in part if metric.objective]
+    return {f"eval/{name}": _by_name()[name] for name in names}
 
 
 def costs() -> dict[str, Metric]:
@@ -62,21 +65,31 @@ def markdown() -> str:
     lines = ["| key | what | unit | better |", "| --- | --- | --- | --- |"]
     better = {"maximize": "more", "minimize": "less", None: ""}
     for metric in known():
-        keys = [f"`{key}`" for key in metric.keys]
+        alone = metric.by_bucket and not metric.field  # given by kind of row alone
+        keys = [] if alone else [f"`{key}`" for key in metric.keys]
         keys += [f"`eval/{metric.name}/KIND`"] if metric.by_bucket else []
         lines.append(f"| {', '.join(keys)} | {metric.help} | {metric.unit} | {better[metric.direction]} |")
     return "\n".join(lines)
 
 
 def _by_name() -> dict[str, Metric]:
-    return _collected(tuple(tasks.names()), tuple(stages.names()))
+    return _collected(tuple(map(tasks.get, tasks.names())), tuple(map(stages.get, stages.names())))
 
 
 @lru_cache(maxsize=16)
-def _collected(task_names: Sequence[str], stage_names: Sequence[str]) -> dict[str, Metric]:
-    parts: list[Iterable[Metric]] = [RUN, *(stages.get(name).metrics for name in stage_names)]
-    parts += [tasks.get(name).metrics for name in task_names]
-    return {metric.name: metric for part in parts for metric in part}
+def _collected(known_tasks: Sequence[Task], known_stages: Sequence[Any]) -> dict[str, Metric]:
+    parts: dict[str, Iterable[Metric]] = {"every run": RUN}
+    parts |= {f"trainer.stage={stage.name}": stage.metrics for stage in known_stages}
+    parts |= {f"data.task={task.name}": task.metrics for task in known_tasks}
+    found: dict[str, Metric] = {}
+    owner: dict[str, str] = {}
+    for part, metrics in parts.items():
+        for metric in metrics:
+            if found.setdefault(metric.name, metric) != metric:
+                other = owner[metric.name]
+                raise ConfigError(f"{part} declares the metric {metric.name} otherwise than {other}: rename it")
+            owner.setdefault(metric.name, part)
+    return found
 
 
 if __name__ == "__main__":

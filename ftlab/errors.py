@@ -49,7 +49,7 @@ class TrainingError(FtlabError):
 
 
 class Pruned(FtlabError):
-    """What a run's watch raises to give the run up. It never leaves `experiment.run`."""
+    """What `Trial.on_evaluation` raises to give a run up. It never leaves `experiment.run`."""
 
 
 class Stopped(FtlabError):

@@ -20,12 +20,13 @@ from ftlab.config import (
     SAMPLERS,
     SCHEDULES,
     TARGET_SETS,
+    EvalConfig,
     ExperimentConfig,
     known_keys,
 )
 from ftlab.data import TABLE
 from ftlab.errors import ConfigError
-from ftlab.tasks import options
+from ftlab.tasks import Task, options
 
 # Numbers beyond these mean nothing, and end deep inside a library: of any key, and of some.
 MOST_WHOLE = 2**31 - 1
@@ -88,7 +89,7 @@ def _unknown_parts(cfg: ExperimentConfig) -> Iterator[str]:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """` Did you mean: …?` with the names most like one; empty where none is."""
-    near = difflib.get_close_matches(str(name), list(names), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name).lower(), list(names), n=3, cutoff=0.5)
     return f" Did you mean: {', '.join(near)}?" if near else ""
 
 
@@ -182,6 +183,11 @@ def _check_lora(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
 
 def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
     data, task = cfg.data, tasks.get(cfg.data.task)
+    there = [field.name for field in fields(data.columns)]
+    for role in task.roles:
+        if role.name not in there:
+            raise ConfigError(f"data.task={task.name} reads a column {role.name}; data.columns has {', '.join(there)}")
+    _check_eval_keys(cfg, task, rule)
     one_of("data.source", data.source, (*task.sources, TABLE))
     names = {name for _, name, _, _ in _template_fields(data.prompt)}
     columns = data.columns
@@ -228,6 +234,15 @@ def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
             data.path,
             "must name a file or folder: data.path=FILE (or data.hub_id=ORG/NAME for a Hub data set)",
         )
+
+
+def _check_eval_keys(cfg: ExperimentConfig, task: Task, rule: Any) -> None:
+    """What the judge of another task reads means nothing here."""
+    own = {key: name for name in tasks.names() for key in tasks.get(name).eval_keys}
+    for key in own.keys() - set(task.eval_keys):
+        value = getattr(cfg.eval, key)
+        default = getattr(EvalConfig, key)
+        rule(value == default, f"eval.{key}", value, f"is read by data.task={own[key]} alone: leave it out")
 
 
 def _template_fields(template: str) -> list[Any]:
@@ -296,7 +311,7 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         patience,
         "needs evaluations during training: set eval.every=STEPS",
     )
-    one_of("objective", cfg.objective, _objectives(cfg))
+    one_of("objective", cfg.objective, objectives(cfg))
     one_of("tracker.name", cfg.tracker.name, ("wandb", "none"))
     one_of("tracker.mode", cfg.tracker.mode, ("auto", "online", "offline"))
     name = Path(cfg.run_name)
@@ -309,7 +324,7 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
     )
 
 
-def _objectives(cfg: ExperimentConfig) -> tuple[str, ...]:
+def objectives(cfg: ExperimentConfig) -> tuple[str, ...]:
     """Keys of what the configuration's task and stage measure on validation, the headline first."""
     stage = stages.get(cfg.trainer.stage)
     if not stage.answers:  # nothing for the task to judge
@@ -319,7 +334,7 @@ def _objectives(cfg: ExperimentConfig) -> tuple[str, ...]:
 
 
 def _check_sweep(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
-    sweep, keys = cfg.sweep, _objectives(cfg)
+    sweep, keys = cfg.sweep, objectives(cfg)
     one_of("sweep.sampler", sweep.sampler, SAMPLERS)
     one_of("sweep.pruner", sweep.pruner, PRUNERS)
     one_of("sweep.rung_metric", sweep.rung_metric, keys)

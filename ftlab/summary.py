@@ -6,6 +6,7 @@ of another type is at its default, and `damage` says what is wrong with a record
 
 import json
 import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -244,4 +245,5 @@ def _dict(hint: Any, value: Any) -> tuple[Any, bool]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

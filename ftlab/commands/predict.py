@@ -1,4 +1,4 @@
-"""python -m ftlab predict run=DIR context=TEXT question=TEXT: SQL from a tuned run, alone on stdout."""
+"""python -m ftlab predict run=DIR context=TEXT question=TEXT: a tuned run's answer, alone on stdout."""
 
 import json
 import sys

@@ -209,8 +209,10 @@ class Records:
     def _close_tracker(self, rows: list[dict[str, Any]], step: int) -> str | None:
         if self.tracker is None:
             return None
-        shown = [metric.field for metric in rates(tasks.get(self.cfg.data.task))]
-        columns = ["question", "gold", "base_pred", "pred", *shown, *(f"base_{name}" for name in shown), "reason"]
+        task = tasks.get(self.cfg.data.task)
+        shown = [metric.field for metric in rates(task)]
+        columns = ["question", "gold", "base_pred", "pred", *shown, *(f"base_{name}" for name in shown)]
+        columns += ["reason"] if "reason" in task.recorded else []
         if not self.run.trial:
             self.tracker.table("predictions", columns, [[row[c] for c in columns] for row in rows], step)
         numbers = {f"base/{key}": value for key, value in self.summary.base.items()}

@@ -25,8 +25,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.exceptions import StorageInternalError
 
-from ftlab import provenance
-from ftlab.composition import composition
+from ftlab import declared, provenance, rules
+from ftlab.composition import Composition, composition
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError, FtlabError, InputError, Stopped, TrainingError
 from ftlab.process import this_host
@@ -79,10 +79,14 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
             config.sweep.storage = cfg.sweep.storage
     name, folder = place(arguments, cfg, config)
     refuse_ignored(cfg, fixed, folder)
+
+    def compose(more: Sequence[str]) -> Composition:
+        return composition([*fixed, *more], config_dir=config_dir(config))
+
     if not (folder / CARD).is_file():  # afterwards the space is known to be the study's own
-        check_values(space, lambda overrides: composition([*fixed, *overrides], config_dir=config_dir(config)))
-    objectives = cfg.sweep.objectives or [cfg.objective]
-    composed = configuration(lambda more: composition([*fixed, *more], config_dir=config_dir(config)), space)
+        check_values(space, lambda overrides: check_measured(compose(overrides).config, cfg))
+    objectives = objectives_of(cfg)
+    composed = configuration(compose, space)
     sources = sources_now(cfg, composed, known=(folder / CARD).is_file(), terminal=terminal)
     opened = Study.open(
         name,
@@ -105,6 +109,27 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
             with StopSignal().caught() as stop, suppress(TrainingError):  # too many failures: the conclusion says so
                 work_on(study, cfg, config, terminal, stop, launcher)
         conclude(study, cfg, terminal)
+
+
+def objectives_of(cfg: ExperimentConfig) -> list[str]:
+    """What a sweep aims at."""
+    return cfg.sweep.objectives or [cfg.objective]
+
+
+def check_measured(trial: ExperimentConfig, sweep: ExperimentConfig) -> None:
+    """A trial measures what its sweep aims at and prunes by.
+
+    Raises:
+        ConfigError: it does not, since its task or its stage is another.
+    """
+    measured = {*rules.objectives(trial), *declared.costs()}
+    for key, names in (("objective", objectives_of(sweep)), ("sweep.rung_metric", [sweep.sweep.rung_metric])):
+        missing = [name for name in names if name not in measured]
+        if missing:
+            raise ConfigError(
+                f"does not measure the sweep's {key}={','.join(missing)}: name one that all trials measure "
+                f"({', '.join(rules.objectives(trial))})"
+            )
 
 
 def sources_now(

@@ -29,6 +29,7 @@ class CompletionTask:
     headline: str
     recorded: tuple[str, ...]
     sample: Mapping[str, str]
+    eval_keys: tuple[str, ...] = ()
     cluster: str = "context"
     gives: frozenset[str] = frozenset({"completion", "prompt"})
     options: type = NoOptions
@@ -93,8 +94,10 @@ class CompletionTask:
         return Judgement(record, hits, buckets, cluster, str(record.get("reason", "")))
 
     def read(self, row: Mapping[str, Any], prefix: str = "") -> Judgement:
-        """The judgement in a row of predictions.jsonl; rows of one context are a cluster."""
-        record = {name: row[prefix + name] for name in self.recorded}
+        """The judgement in a row of predictions.jsonl; rows of one context are a cluster. Of scores that are newer than
+        the row it says nothing."""
+        right = next(metric.field for metric in self.metrics if metric.name == self.headline)
+        record = {name: row[prefix + name] if name == right else row.get(prefix + name) for name in self.recorded}
         return self.judged(record, str(row.get("context") or row.get("id", "")))
 
     def score(self, prefix: str, judgements: Sequence[Judgement]) -> Scored:

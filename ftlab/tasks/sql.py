@@ -30,6 +30,7 @@ class SqlTask(CompletionTask):
 
     name = "sql"
     title = "text-to-SQL"
+    eval_keys = ("databases", "extract_sql", "rows_dir")
     cluster = "schema"
     headline = "sql_exact_match"
     metrics = (

@@ -80,6 +80,10 @@ class Task(Protocol):
         """The columns of a judgement in predictions.jsonl, in order."""
 
     @property
+    def eval_keys(self) -> Sequence[str]:
+        """Keys below `eval` that its judge alone reads; set for another task they are refused."""
+
+    @property
     def cluster(self) -> str:
         """What rows of one cluster share, in a word."""
 
@@ -121,7 +125,7 @@ class Task(Protocol):
         """The judgement that a row of predictions.jsonl holds, without buckets; its columns' names begin with `prefix`.
 
         Raises:
-            KeyError: the row holds none; names the column.
+            KeyError: the row holds none: it lacks the column of the headline, which is named.
         """
 
     def score(self, prefix: str, judgements: Sequence[Judgement]) -> Scored:

@@ -56,9 +56,9 @@ MAY_IMPORT = {
     "ftlab.sql": set(),
     "ftlab.config": set(),
     "ftlab.metrics": set(),
-    "ftlab.registry": set(),
+    "ftlab.registry": {"ftlab.errors"},
     "ftlab.stages": BASICS | STAGE_TYPES | {"ftlab.fast.scoring", "ftlab.fit", "ftlab.metrics", "ftlab.registry"},
-    "ftlab.declared": DECLARED,
+    "ftlab.declared": DECLARED | {"ftlab.errors"},
     "ftlab.rules": BASICS | DECLARED | {"ftlab.data", "ftlab.tasks.options"},
     # A task knows its own scores; what only one of them needs, it imports inside functions.
     "ftlab.tasks": BASICS

@@ -14,7 +14,7 @@ NEW: dict[str, dict[str, str]] = {
 CHANGED: dict[str, dict[str, str]] = {
     "summary.json": {},
     "metrics.jsonl": {},
-    "surface": {},
+    "surface": {"commands: predict: first": "it answers whatever the run's task asks, not SQL alone"},
 }
 
 

@@ -67,6 +67,7 @@ def test_a_finished_record_without_a_part_is_not_relied_on(part: str) -> None:
         ("tuned", []),
         ("tuned", {"eval/loss": "low"}),
         ("seconds", {"train": None, "total": "x"}),
+        ("seconds", {"train": 10**400}),
         ("vram", {"train": 3}),
         ("step", "ten"),
         ("step", True),

@@ -255,7 +255,6 @@ def test_a_real_run_can_be_compared(cli: Cli, finished: Path, tmp_path: Path) ->
         (["a.jsonl", "a.jsonl", "rows=context.jsonl"], "id 3: its context differs"),
         (["a.jsonl", "twice.jsonl"], "twice.jsonl:101: id 3 occurs twice"),
         (["a.jsonl", "bare.jsonl"], "bare.jsonl holds no verdicts"),
-        (["a.jsonl", "half.jsonl"], "half.jsonl: id 0 has no valid"),
         (["a.jsonl", "broken.jsonl"], "broken.jsonl:1: broken JSON"),
         (["a.jsonl", "noid.jsonl"], "noid.jsonl:1: no id (the row has context"),
         (["a.jsonl", "unfinished"], "unfinished holds no answers on test with verdicts"),
@@ -270,13 +269,23 @@ def test_what_cannot_be_compared_is_one_message(cli: Cli, tmp_path: Path, words:
     write(tmp_path / "context.jsonl", [{**row, "context": "x" if row["id"] == 3 else row["context"]} for row in good])
     write(tmp_path / "twice.jsonl", [*good, good[3]])
     write(tmp_path / "bare.jsonl", good, *RIGHT)
-    write(tmp_path / "half.jsonl", good, "valid")
     write(tmp_path / "noid.jsonl", good, "id")
     (tmp_path / "broken.jsonl").write_text("{")
     run(tmp_path / "unfinished", [{**row, **dict.fromkeys(RIGHT)} for row in good])
     code, out, err = cli("compare", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+def test_a_score_that_one_of_the_two_lacks_is_left_out(cli: Cli, tmp_path: Path) -> None:
+    """As a run of an older ftlab lacks a newer score."""
+    write(tmp_path / "a.jsonl", rows(40))
+    write(tmp_path / "older.jsonl", rows(40), "valid")
+    code, out, _ = cli("compare", "a.jsonl", "older.jsonl")
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert code == 0
+    assert "no row to compare" in lines["valid"]
+    assert "no row to compare" not in lines["AST"]
 
 
 def test_it_needs_no_torch(tmp_path: Path) -> None:

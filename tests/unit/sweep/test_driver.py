@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from ftlab import compose
 from ftlab.config import SweepConfig, known_keys
-from ftlab.errors import InputError
+from ftlab.errors import ConfigError, InputError
 from ftlab.sweep import driver
+from ftlab.sweep.driver import check_measured
 from ftlab.sweep.join import WorkerOrder
 from ftlab.sweep.rungs import rungs_of
 from ftlab.sweep.space import Space
@@ -89,3 +90,13 @@ def test_the_data_of_a_study_are_read_before_it_is_made(tmp_path: Path) -> None:
         driver.sources_now(gone, composed, known=False, terminal=Terminal(file))
     assert driver.sources_now(gone, composed, known=True, terminal=Terminal(file)) is None
     assert "is not known" in file.getvalue()
+
+
+def test_a_sweep_over_tasks_aims_at_what_all_of_them_measure() -> None:
+    sql, match = (compose([f"data={name}"]) for name in ("sql_synth", "match_synth"))
+    said = r"does not measure the sweep's objective=eval/sql_exact_match: .*eval/match_exact"
+    with pytest.raises(ConfigError, match=said):
+        check_measured(match, sql)
+    loss = compose(["data=sql_synth", "objective=eval/loss"])
+    check_measured(match, loss)
+    check_measured(sql, compose(["data=sql_synth", "sweep.objectives=[eval/loss,train/seconds]"]))

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ftlab import compose, declared, tasks
 from ftlab.composition import composition, typed_from_tree
 from ftlab.config import DataConfig, ExperimentConfig
 from ftlab.data.splits import Example
-from ftlab.errors import ConfigError
+from ftlab.errors import ConfigError, InputError
 from ftlab.run_dir import RunDir
 from ftlab.sql.intervals import wilson
 from ftlab.tasks import Judgement
@@ -52,6 +52,27 @@ def shout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("ftlab.tasks.shout", None)
 
 
+@pytest.fixture
+def documented(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The task that docs/extending.md shows, word for word."""
+    text = (root / "docs/extending.md").read_text(encoding="utf-8")
+    code = next(block for block in text.split("```python\n")[1:] if "class Shout" in block).partition("```")[0]
+    (tmp_path / "shout.py").write_text(code)
+    monkeypatch.setattr(ftlab.tasks, "__path__", [*ftlab.tasks.__path__, str(tmp_path)])
+    yield
+    sys.modules.pop("ftlab.tasks.shout", None)
+
+
+@pytest.mark.usefixtures("documented")
+def test_the_documented_task_trains_and_is_scored(fit: Callable[..., Any]) -> None:
+    outcome = fit("data.task=shout", "trainer.max_steps=1")
+    assert outcome.summary.status == "finished"
+    assert outcome.summary.objective.name == "eval/shout_loud"
+    rows = RunDir(outcome.folder).read_rows("predictions.jsonl")
+    assert {row["loud"] for row in rows} <= {True, False}
+    assert outcome.summary.tuned["test/shout_loud"] == sum(row["loud"] for row in rows) / len(rows)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -87,6 +108,40 @@ def test_a_stage_is_refused_the_rows_that_its_task_does_not_give() -> None:
         match=r"trainer.stage=sft trains on rows of kind completion, which data.task=shout does not give",
     ):
         compose(["data.task=shout", "objective=eval/shout_loud", "data=jsonl", "data.path=x"])
+
+
+@pytest.mark.usefixtures("shout")
+def test_what_another_tasks_judge_reads_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"eval.rows_dir=x is read by data.task=sql alone: leave it out"):
+        compose(["data=match_synth", "eval.rows_dir=x"])
+
+
+def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("import no_such_package\n")
+    monkeypatch.setattr(ftlab.tasks, "__path__", [*ftlab.tasks.__path__, str(tmp_path)])
+    with pytest.raises(InputError, match=r"ftlab\.tasks\.broken cannot be imported .*no_such_package"):
+        tasks.names()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("shout_loud", "loss", "data.task=shout declares the metric loss otherwise than trainer.stage=sft"),
+        ("gives = ", "roles = (*CompletionTask.roles, Role('persona', (), 'may'))  # ", "reads a column persona"),
+        ('name = "shout"', 'name = "cry"', "the module ftlab.tasks.shout calls itself cry"),
+    ],
+)
+def test_a_task_that_does_not_fit_in_is_refused(
+    before: str, after: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = OTHER.replace(before, after).replace("frozenset({", 'frozenset({"completion", ')
+    (tmp_path / "shout.py").write_text(f"from ftlab.data.table import Role\n{text}")
+    monkeypatch.setattr(ftlab.tasks, "__path__", [*ftlab.tasks.__path__, str(tmp_path)])
+    try:
+        with pytest.raises(InputError, match=said):
+            compose(["data.task=shout", "objective=eval/loss", "data=jsonl", "data.path=x"])
+    finally:
+        sys.modules.pop("ftlab.tasks.shout", None)
 
 
 def test_options_of_a_task_that_has_none_are_refused() -> None:
@@ -142,3 +197,11 @@ def test_the_mean_of_values_between_wrong_and_right_has_the_interval_of_a_bootst
     assert mean("f1", rows[:1] * 20) == (0.0, wilson(0, 20))
     alike = [Judgement({}, {"f1": value}, cluster="one") for value in (0.0, 0.5)]
     assert mean("f1", alike) == (0.25, (0.0, 1.0))  # one cluster says nothing of others
+
+
+def test_a_row_without_a_newer_score_is_read() -> None:
+    row = {"id": "1", "exact_string": True, "ast_equal": True}
+    found = SQL.read(row)
+    assert found.hits == {"sql_string_match": True, "sql_ast_match": True, "sql_exact_match": True}
+    with pytest.raises(KeyError, match="ast_equal"):
+        SQL.read({"id": "1", "exact_string": True})
