@@ -205,3 +205,15 @@ def test_a_row_without_a_newer_score_is_read() -> None:
     assert found.hits == {"sql_string_match": True, "sql_ast_match": True, "sql_exact_match": True}
     with pytest.raises(KeyError, match="ast_equal"):
         SQL.read({"id": "1", "exact_string": True})
+
+
+def test_rates_by_kind_of_row_are_those_that_are_declared_so_and_leave_out_rows_that_say_nothing() -> None:
+    whole = {"exact_string": True, "ast_equal": True, "exec_equal": True, "valid": True, "gold_broken": False}
+    counted = SQL.judged({**whole, "vacuous": False}, "a", ("order",))
+    silent = SQL.judged({**whole, "exec_equal": False, "vacuous": True}, "b", ("order",))
+    metrics, intervals = SQL.score("eval", [counted, silent])
+    assert metrics["eval/sql_exec_match"] == metrics["eval/sql_exec_match/order"] == 1.0
+    assert metrics["eval/sql_vacuous"] == 1
+    kinds = {key for key in metrics if key.count("/") == 2}
+    assert kinds == {"eval/sql_ast_match/order", "eval/sql_exec_match/order"}
+    assert kinds < intervals.keys()
