@@ -95,7 +95,9 @@ def _asked(arguments: dict[str, str], task: Task, prompt: str) -> list[dict[str,
     if "input" in arguments:
         return _questions(Path(arguments["input"]).expanduser(), task)
     names = [role.name for role in _asking(task)]
-    missing = [role.name for role in _asking(task) if role.needed(prompt) and not arguments.get(role.name)]
+    given = {name for name in names if arguments.get(name)}
+    given |= {role.name for role in _asking(task) if role.blank and role.name in arguments}
+    missing = [role.name for role in _asking(task) if role.needed(prompt) and role.name not in given]
     if missing:
         sample = " ".join(f'{name}="{text}"' for name, text in task.sample.items())
         raise InputError(

@@ -26,6 +26,7 @@ class Role:
     name: str
     aliases: tuple[str, ...]  # names under which other data keep the same thing, likeliest first
     in_prompt: Literal["always", "may", "never"]  # whether data.prompt shows it; where it may, data may lack it
+    blank: bool = False  # whether a row may leave it empty where the prompt shows it
 
     def needed(self, prompt: str) -> bool:
         """Whether the data must have the column under this prompt."""

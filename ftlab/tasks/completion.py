@@ -1,6 +1,6 @@
 """What tasks of a question, maybe a context, and one answer have in common: their columns, rows and prompts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftlab.config import DataConfig, ExperimentConfig
@@ -56,7 +56,8 @@ class CompletionTask:
         """The example of a row. A context that the prompt does not show may be empty; without a group the context is
         it, and without a context the question."""
         columns = cfg.columns
-        if fault := row_fault(row, cfg):
+        blank = {getattr(columns, role.name) for role in self.roles if role.blank}
+        if fault := row_fault(row, cfg, blank):
             return fault
         question, context = row[columns.question], row.get(columns.context) or ""
         group = row.get(columns.group)
@@ -110,11 +111,11 @@ def cluster_of(example: Example) -> str:
     return example.context or example.id
 
 
-def row_fault(row: Mapping[str, Any], cfg: DataConfig) -> Fault | None:
-    """The first thing that is wrong with a row's fields."""
+def row_fault(row: Mapping[str, Any], cfg: DataConfig, blank: Collection[str] = ()) -> Fault | None:
+    """The first thing that is wrong with a row's fields; those of the columns `blank` may be empty."""
     columns = cfg.columns
     for name in (columns.question, columns.context, columns.answer):
-        optional = name == columns.context and not shows(cfg.prompt, "context")
+        optional = name in blank or (name == columns.context and not shows(cfg.prompt, "context"))
         value = row.get(name)
         if isinstance(value, str) and (fault := too_large(name, value, cfg.max_field_bytes)):
             return fault

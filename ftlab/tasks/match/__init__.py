@@ -1,12 +1,13 @@
 """Question and answer: a short answer is right where it matches the row's, as text or as a number."""
 
-import re
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from ftlab.config import ExperimentConfig
+from ftlab.config import DataConfig, ExperimentConfig
+from ftlab.data.faults import Fault
 from ftlab.data.splits import Example
 from ftlab.metrics import Metric
 from ftlab.tasks import options
@@ -69,12 +70,22 @@ class MatchTask(CompletionTask):
     )
     recorded = ("exact", "f1", "extracted", "label", "said", "reason")
     options = MatchOptions
+    roles = tuple(replace(role, blank=role.name == "context") for role in CompletionTask.roles)
     sample = MappingProxyType({"context": "age of Ann: 40, age of Tom: 55", "question": "What is the age of Tom?"})
 
     @property
     def sources(self) -> Mapping[str, Source]:
         """Look-ups in small tables, and arithmetic."""
         return {"match_synth": synth.load}
+
+    def parse(self, row: Mapping[str, Any], cfg: DataConfig, id: str) -> Example | Fault:
+        """The example of a row, whose answer may be a number or true or false as well."""
+        answer = row.get(cfg.columns.answer)
+        if isinstance(answer, bool):
+            answer = str(answer).lower()
+        elif isinstance(answer, int) or (isinstance(answer, float) and math.isfinite(answer)):
+            answer = str(answer)
+        return super().parse({**row, cfg.columns.answer: answer} if cfg.columns.answer in row else row, cfg, id)
 
     def check(self, cfg: ExperimentConfig) -> list[str]:
         """The pattern has one group, and the tolerance is a share."""
@@ -107,8 +118,7 @@ class MatchTask(CompletionTask):
         found = labels.by_label([record["label"] for record in records], [record["said"] for record in records])
         if found:
             metrics[f"{prefix}/match_macro_f1"] = sum(one.f1 for one in found.values()) / len(found)
-        for label, one in found.items():
-            name = re.sub(r"\W+", "_", label)
+        for name, one in zip(labels.key_parts(list(found)), found.values(), strict=True):
             metrics[f"{prefix}/match_label_precision/{name}"] = one.precision
             metrics[f"{prefix}/match_label_f1/{name}"] = one.f1
         return metrics, intervals
@@ -122,13 +132,13 @@ def compared(gold: str, answer: str, wanted: MatchOptions) -> dict[str, Any]:
     """The columns of one answer: what was taken out of it, and how it compares with the right one."""
     said, reason = judge.taken_out(answer, wanted.pattern)
     exact, equal = judge.same(gold, said, wanted.tolerance)
-    label = judge.normalised(gold)
+    label = judge.label(gold)
     return {
         "exact": exact,
         "f1": 1.0 if exact else judge.f1(gold, said),
         "extracted": said,
         "label": label,
-        "said": label if exact else judge.normalised(said),
+        "said": label if exact else judge.label(said),
         "reason": reason or equal,
     }
 

@@ -1,33 +1,65 @@
 """Whether a short answer is the right one: as text, as a number, and by the words that the two have in common.
 
-Sources: normalisation and token F1 as in SQuAD's evaluation (P. Rajpurkar et al., EMNLP 2016, arXiv:1606.05250).
+Sources: normalisation and token F1 as in SQuAD's evaluation (P. Rajpurkar et al., EMNLP 2016, arXiv:1606.05250), but
+that a number within a text keeps its sign, its point and its unit.
 """
 
 import re
 import string
 import unicodedata
 from collections import Counter
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-ARTICLES = re.compile(r"\b(a|an|the)\b")
+ARTICLES = re.compile("a|an|the")
 PUNCTUATION = set(string.punctuation)
 # A number with its sign, thousands in groups of three, a fraction, an exponent, a sign of percent.
 NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:[eE]([+-]?\d{1,3}))?\s*(%?)")
+# What may be a number within a text: no part of a word, the signs that touch its digits included.
+NUMERIC = re.compile(r"(?<![\w.])[-+]?(?:\d[\d.,:/]*\d|\.\d+|\d)(?:e[-+]?\d{1,3})?(?!\w)(?:\s*%)?")
 MOST_DIGITS = 400  # of what is read as a number
 SECONDS = 1.0  # that a pattern may take for one answer
 
 
 def normalised(text: str) -> str:
-    """The text in lower case without punctuation and articles, its words one blank apart."""
-    text = "".join(char for char in text.lower() if char not in PUNCTUATION)
-    return " ".join(ARTICLES.sub(" ", text).split())
+    """The text in lower case without punctuation and articles, its words one blank apart, its numbers as `canonical`. A
+    text of articles alone keeps them."""
+    text, words, end = _ascii_digits(text).lower(), list[str](), 0
+    for found in NUMERIC.finditer(text):
+        words += [*_words(text[end : found.start()]), canonical(found[0])]
+        end = found.end()
+    words += _words(text[end:])
+    return " ".join([word for word in words if not ARTICLES.fullmatch(word)] or words)
+
+
+def canonical(text: str) -> str:
+    """A number as it is written without sign of plus, thousands, exponent and needless zeros; what only looks like one
+    (`10:30`, `1/2`, `1,00`) as it is."""
+    found = number(text)
+    if found is None:
+        return "".join(text.split())
+    value, unit = found
+    with localcontext(prec=2 * MOST_DIGITS + 2_000):  # enough for it to be exact
+        return f"{(Decimal(value.numerator) / Decimal(value.denominator)).normalize():f}{unit}"
+
+
+def _words(text: str) -> list[str]:
+    return "".join(char for char in text if char not in PUNCTUATION).split()
+
+
+def _ascii_digits(text: str) -> str:
+    """Digits of other scripts as ASCII's, and the sign of minus as a hyphen. Superscripts stay, which are no digits."""
+    digits: dict[str, str | int | None] = {
+        char: str(unicodedata.decimal(char)) for char in set(text) if unicodedata.decimal(char, None) is not None
+    }
+    return text.translate(str.maketrans({**digits, "\N{MINUS SIGN}": "-"}))
 
 
 def number(text: str) -> tuple[Fraction, str] | None:
     """The number that a text is, with its unit (`%` or none); None where it is something else."""
-    text = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-").strip().removesuffix(".")
+    text = _ascii_digits(text).strip().removesuffix(".")
     found = NUMBER.fullmatch(text) if len(text) <= MOST_DIGITS else None
     if not found or not (found[2] or found[3]):
         return None
@@ -45,9 +77,12 @@ def same(gold: str, answer: str, tolerance: float = 0.0) -> tuple[bool, str]:
     if a and b:
         near = abs(a[0] - b[0]) <= Fraction(tolerance) * abs(a[0])
         return near and a[1] == b[1], "numbers" if a[1] == b[1] else "one is a percentage"
-    if normalised(gold) or normalised(answer):
-        return normalised(gold) == normalised(answer), "texts"
-    return gold.strip() == answer.strip(), "texts"  # nothing but punctuation or articles
+    return label(gold) == label(answer), "texts"
+
+
+def label(text: str) -> str:
+    """What a text is compared by: as it is normalised, or where nothing is left of it, as it is."""
+    return normalised(text) or text.strip()
 
 
 def f1(gold: str, answer: str) -> float:

@@ -1,5 +1,6 @@
 """Scores of each label where the right answers are few labels, as in classification."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,15 @@ def labels(golds: Sequence[str]) -> list[str]:
     found = sorted(set(golds))
     few = 2 <= len(found) <= MOST and len(golds) >= 2 * len(found)
     return found if few and all(0 < len(label.split()) <= WORDS for label in found) else []
+
+
+def key_parts(found: Sequence[str]) -> list[str]:
+    """A name of each label within a metric's key, all of them different."""
+    names: list[str] = []
+    for label in found:
+        name = re.sub(r"[\s/]+", "_", label)
+        names.append(name if name not in names else f"{name}_{len(names)}")
+    return names
 
 
 def by_label(golds: Sequence[str], answers: Sequence[str]) -> dict[str, LabelScore]:

@@ -52,7 +52,26 @@ def judged(gold: str, answer: str, **options: Any) -> dict[str, Any]:
         ("-5", "5", False),
         ("\N{MINUS SIGN}5", "-5", True),
         ("1.5", "15", False),  # where texts would drop the point
-        ("1,00", "100", True),  # no number with that comma: texts without punctuation
+        ("1,00", "100", False),  # no number with that comma
+        ("1.000,5", "1000.5", False),
+        ("-3 apples", "3 apples", False),
+        ("-3 apples", "\N{MINUS SIGN}3 Apples!", True),
+        ("1.5 kg", "15 kg", False),
+        ("1,000 km", "1000.0 km.", True),
+        ("$1.50", "$150", False),
+        ("$1.50", "1.5", True),
+        ("10:30", "1030", False),
+        ("at 10:30.", "at 10:30", True),
+        ("1/2", "12", False),
+        ("15", "1/5", False),
+        ("50% of all", "50 % of all", True),
+        ("50% of all", "50 of all", False),
+        ("102", "10\N{SUPERSCRIPT TWO}", False),
+        ("A", "A.", True),  # an article alone is kept
+        ("A", "(a)", True),
+        ("B", "b.", True),
+        ("covid-19", "COVID 19", True),
+        ("the 1990s", "1990s", True),
         ("007", "7", True),
         ("3", "3 apples", False),
         ("٣", "3", True),  # a digit of another script
@@ -82,6 +101,9 @@ def test_numbers_may_be_near() -> None:
         ("golden", "gold", 0.0),
         ("the", "", 0.0),
         ("yes", "", 0.0),
+        ("-3", "3", 0.0),
+        ("50%", "50", 0.0),
+        ("1.5 kg", "15 kg", 0.5),
     ],
 )
 def test_token_f1_is_that_of_squads_evaluation(gold: str, answer: str, f1: float) -> None:
@@ -226,7 +248,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> DataConfig:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "?", "context": "c", "answer": 42}, "line 2: answer is a number (42), not text"),
+        ({"question": "?", "context": "c", "answer": [42]}, "line 2: answer is a list"),
         ({"question": "?", "context": "c", "answer": ""}, "line 2: answer is empty"),
         ({"question": "?", "context": "c", "answer": None}, "line 2: answer is null"),
         ({"question": "?", "context": "c"}, "line 2: no column answer (it has question, context)"),
@@ -283,3 +305,33 @@ def test_the_same_seed_gives_the_same_rows_and_more_begin_with_the_fewer() -> No
 def test_splits_are_as_large_as_asked() -> None:
     splits = data.load(compose(["data=match_synth", "data.train_rows=100", "data.validation=0.1"]).data, TASK)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (100, 10, 200)
+
+
+# --- what is a label ----------------------------------------------------------------------------------------
+
+
+def test_labels_keep_their_signs_and_a_number_is_one_label_however_it_is_written() -> None:
+    metrics = scored(["-1", "1", "0", "-1", "1.0", "0"], ["1", "1", "0", "1", "1", "0"])
+    assert metrics["eval/match_exact"] == pytest.approx(2 / 3)
+    f1 = {key.rpartition("/")[2]: value for key, value in metrics.items() if "label_f1" in key}
+    assert f1 == {"-1": 0.0, "0": 1.0, "1": pytest.approx(2 / 3)}
+    assert metrics["eval/match_macro_f1"] == pytest.approx(5 / 9)
+
+
+def test_choices_and_signs_are_labels_with_names_of_their_own() -> None:
+    choices = scored([*"ABCD"] * 2, [*"ABCA"] * 2)
+    assert {key.rpartition("/")[2] for key in choices if "label_f1" in key} == {*"abcd"}
+    thumbs = ["\N{THUMBS UP SIGN}", "\N{THUMBS DOWN SIGN}"]
+    metrics = scored(thumbs * 2, [thumbs[0]] * 4)
+    assert sorted(value for key, value in metrics.items() if "label_f1" in key) == [0.0, pytest.approx(2 / 3)]
+    assert labels.key_parts(["a b", "a/b", "c"]) == ["a_b", "a_b_1", "c"]
+    assert labels.labels(["", "x"] * 2) == []
+
+
+@pytest.mark.parametrize(("answer", "text"), [(42, "42"), (1.0, "1.0"), (True, "true"), ("x", "x")])
+def test_an_answer_may_be_a_number_and_a_context_empty(answer: Any, text: str) -> None:
+    found = TASK.parse({"question": "?", "context": "", "answer": answer}, config().data, "1")
+    assert isinstance(found, Example)
+    assert (found.answer, found.context) == (text, "")
+    unknown = {"question": "?", "context": "", "answer": float("nan")}
+    assert not isinstance(TASK.parse(unknown, config().data, "1"), Example)
