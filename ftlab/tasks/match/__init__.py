@@ -39,8 +39,8 @@ class MatchTask(CompletionTask):
         rate(
             "match_exact",
             "exact match (headline)",
-            "share of answers that are the right one: equal in lower case, without punctuation and articles, or as "
-            "numbers",
+            "share of answers that are the right one: equal in lower case, without punctuation and articles, their "
+            "numbers by value",
             interval=True,
             objective=True,
             short="exact",
@@ -118,7 +118,8 @@ class MatchTask(CompletionTask):
         found = labels.by_label([record["label"] for record in records], [record["said"] for record in records])
         if found:
             metrics[f"{prefix}/match_macro_f1"] = sum(one.f1 for one in found.values()) / len(found)
-        for name, one in zip(labels.key_parts(list(found)), found.values(), strict=True):
+        for label, one in found.items():
+            name = labels.key_part(label)
             metrics[f"{prefix}/match_label_precision/{name}"] = one.precision
             metrics[f"{prefix}/match_label_f1/{name}"] = one.f1
         return metrics, intervals

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 MOST = 20  # different answers that are still labels
 WORDS = 3  # of a label at most
@@ -36,17 +37,15 @@ def labels(golds: Sequence[str]) -> list[str]:
     return found if few and all(0 < len(label.split()) <= WORDS for label in found) else []
 
 
-def key_parts(found: Sequence[str]) -> list[str]:
-    """A name of each label within a metric's key, all of them different."""
-    names: list[str] = []
-    for label in found:
-        name = re.sub(r"[\s/]+", "_", label)
-        names.append(name if name not in names else f"{name}_{len(names)}")
-    return names
-
-
 def by_label(golds: Sequence[str], answers: Sequence[str]) -> dict[str, LabelScore]:
     """The scores of each label. An answer that is no label is wrong for its row and counts for no label."""
     rows, said = Counter(golds), Counter(answers)
     right = Counter(gold for gold, answer in zip(golds, answers, strict=True) if gold == answer)
     return {label: LabelScore(right[label], said[label], rows[label]) for label in labels(golds)}
+
+
+def key_part(label: str) -> str:
+    """What a metric's key calls a label: the label with `_` for a blank. One in which another sign had to be replaced
+    ends on a digest of it, so that no two labels are called the same, whatever other labels there are."""
+    name = re.sub(r"[\s/]", "_", label)
+    return f"{name}~{sha256(label.encode()).hexdigest()[:6]}" if re.search(r"[/_~]", label) else name
