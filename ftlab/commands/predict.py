@@ -95,16 +95,19 @@ def _asked(arguments: dict[str, str], task: Task, prompt: str) -> list[dict[str,
     if "input" in arguments:
         return _questions(Path(arguments["input"]).expanduser(), task)
     names = [role.name for role in _asking(task)]
-    given = {name for name in names if arguments.get(name)}
-    given |= {role.name for role in _asking(task) if role.blank and role.name in arguments}
-    missing = [role.name for role in _asking(task) if role.needed(prompt) and role.name not in given]
+    missing = [role for role in _asking(task) if role.needed(prompt) and not _is_given(role, arguments)]
     if missing:
         sample = " ".join(f'{name}="{text}"' for name, text in task.sample.items())
+        needs = [f"{role.name}=TEXT" + (f" ({role.name}= for none)" if role.blank else "") for role in missing]
         raise InputError(
-            f"predict needs {' and '.join(name + '=TEXT' for name in missing)}, or input=FILE (JSON lines with "
-            f"{' and '.join(names)}): python -m ftlab predict run=DIR {sample}"
+            f"predict needs {' and '.join(needs)}, or input=FILE (JSON lines with {' and '.join(names)}): "
+            f"python -m ftlab predict run=DIR {sample}"
         )
     return [{name: arguments.get(name, "") for name in names}]
+
+
+def _is_given(role: Role, arguments: dict[str, str]) -> bool:
+    return role.name in arguments if role.blank else bool(arguments.get(role.name))
 
 
 def _check_size(number: int, fields: dict[str, str], limit: int) -> None:
@@ -135,13 +138,17 @@ def _questions(file: Path, task: Task) -> list[dict[str, str]]:
     more = [role.name for role in _asking(task) if role.in_prompt == "may"]
     wanted = " and ".join(map(json.dumps, needs)) + (f" (and {' and '.join(map(json.dumps, more))})" if more else "")
     for number, row in lines.read(file):
-        fields = {**{name: row.get(name) for name in needs}, **{name: row.get(name, "") for name in more}}
+        fields = {**{name: row.get(name) for name in needs}, **{name: _or_empty(row.get(name)) for name in more}}
         if not all(isinstance(text, str) for text in fields.values()):
             raise InputError(f"{file}:{number}: needs {wanted}, each a text")
         asked.append({name: str(text) for name, text in fields.items()})
     if not asked:
         raise InputError(f"input={file} holds no question")
     return asked
+
+
+def _or_empty(value: object) -> object:
+    return "" if value is None else value
 
 
 def _positive(arguments: dict[str, str], key: str, default: int) -> int:

@@ -53,13 +53,14 @@ class CompletionTask:
         """Judging needs no files."""
 
     def parse(self, row: Mapping[str, Any], cfg: DataConfig, id: str) -> Example | Fault:
-        """The example of a row. A context that the prompt does not show may be empty; without a group the context is
-        it, and without a context the question."""
+        """The example of a row. A context may be empty where the task or the prompt does without; without a group the
+        context is it, and without a context the question."""
         columns = cfg.columns
         blank = {getattr(columns, role.name) for role in self.roles if role.blank}
         if fault := row_fault(row, cfg, blank):
             return fault
         question, context = row[columns.question], row.get(columns.context) or ""
+        context = context if context.strip() else ""  # rows of blanks alone have nothing in common
         group = row.get(columns.group)
         group = (context or question) if group in (None, "") else str(group)
         return Example(id, question, context, row[columns.answer].strip(), group)

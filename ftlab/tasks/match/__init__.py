@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
@@ -80,12 +81,8 @@ class MatchTask(CompletionTask):
 
     def parse(self, row: Mapping[str, Any], cfg: DataConfig, id: str) -> Example | Fault:
         """The example of a row, whose answer may be a number or true or false as well."""
-        answer = row.get(cfg.columns.answer)
-        if isinstance(answer, bool):
-            answer = str(answer).lower()
-        elif isinstance(answer, int) or (isinstance(answer, float) and math.isfinite(answer)):
-            answer = str(answer)
-        return super().parse({**row, cfg.columns.answer: answer} if cfg.columns.answer in row else row, cfg, id)
+        name = cfg.columns.answer
+        return super().parse({**row, name: as_text(row[name])} if name in row else row, cfg, id)
 
     def check(self, cfg: ExperimentConfig) -> list[str]:
         """The pattern has one group, and the tolerance is a share."""
@@ -127,6 +124,13 @@ class MatchTask(CompletionTask):
     def reward(self, example: Example, answer: str, cfg: ExperimentConfig) -> float:
         """1 for an exact match, else 0."""
         return float(compared(example.answer, answer, options.of(self, cfg.data))["exact"])
+
+
+def as_text(value: Any) -> Any:
+    """A number, true or false as text, as JSON writes it; all else, and what is no finite number, as it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float | Decimal) and math.isfinite(value) else value
 
 
 def compared(gold: str, answer: str, wanted: MatchOptions) -> dict[str, Any]:

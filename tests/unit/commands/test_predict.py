@@ -48,7 +48,8 @@ def test_each_question_of_a_file_has_one_line(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["question=x"], "context=TEXT"),
+        (["question=x"], "predict needs context=TEXT, or input=FILE"),
+        (["question=x", "context="], "predict needs context=TEXT, or input=FILE"),  # SQL is asked over a schema
         (["context=x"], "question=TEXT"),
         (["question=x", "context=y", "max_new_tokens=0"], "max_new_tokens=0 must be a whole number"),
         (["question=x", "context=y", "max_new_tokens=ten"], "max_new_tokens=ten"),

@@ -1,16 +1,21 @@
 """Question and answer: what counts as the right answer, and what is told of many of them."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from ftlab import compose, data, declared
 from ftlab.config import DataConfig, ExperimentConfig
+from ftlab.data.faults import Fault
 from ftlab.data.splits import Example
 from ftlab.errors import ConfigError, DataError
 from ftlab.tasks.match import TASK, judge, labels, synth
+from ftlab.tasks.sql import TASK as SQL
 
 SPLITS = ("train", "validation", "test")
 
@@ -397,6 +402,42 @@ def test_a_file_without_the_column_names_the_likeliest(tmp_path: Path) -> None:
     assert "data.columns.context=passage" in str(caught.value)
 
 
+def test_numbers_and_truth_values_are_answers_as_json_writes_them(tmp_path: Path) -> None:
+    answers: list[Any] = [42, 1.0, -3, True, False, "x"] * 4
+    rows = [{"question": f"{i}?", "context": f"c{i}", "answer": answer} for i, answer in enumerate(answers)]
+    splits = data.load(write(tmp_path / "rows.jsonl", rows), TASK)
+    found = {row.question: row.answer for row in [*splits.train, *splits.validation, *splits.test]}
+    assert [found[f"{i}?"] for i in range(6)] == ["42", "1.0", "-3", "true", "false", "x"]
+
+
+@pytest.mark.parametrize("values", [[1, 2], [1.5, 2.0], [Decimal("1.50"), Decimal("2.00")], [True, False]])
+def test_a_parquet_column_of_numbers_is_read(values: list[Any], tmp_path: Path) -> None:
+    table = {"question": [f"{i}?" for i in range(20)], "context": ["c", None] * 10, "answer": values * 10}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    splits = data.load(compose(["data=match", f"data.path={tmp_path / 'rows.parquet'}"]).data, TASK)
+    found = {row.answer for row in [*splits.train, *splits.validation, *splits.test]}
+    assert found == {str(value).lower() for value in values}
+
+
+@pytest.mark.parametrize("answer", [float("nan"), float("inf"), [42], {"a": 1}])
+def test_what_is_neither_text_nor_number_is_refused(answer: Any) -> None:
+    found = TASK.parse({"question": "?", "context": "", "answer": answer}, config().data, "1")
+    assert isinstance(found, Fault)
+    assert "answer is" in found.text
+
+
+@pytest.mark.parametrize("row", [{"context": ""}, {"context": None}, {"context": "  "}, {}])
+def test_a_row_may_be_without_a_context_that_the_prompt_shows(row: dict[str, Any], tmp_path: Path) -> None:
+    cfg = compose(["data=match", "data.path=x"]).data
+    assert "{context}" in cfg.prompt
+    found = TASK.parse({**row, "question": "What is 2 plus 3?", "answer": "5"}, cfg, "1")
+    assert isinstance(found, Example)
+    assert (found.context, found.group) == ("", "What is 2 plus 3?")
+    fault = SQL.parse({**row, "question": "How many?", "answer": "SELECT 1"}, cfg, "1")
+    assert isinstance(fault, Fault)
+    assert "context" in fault.text
+
+
 # --- generated rows -----------------------------------------------------------------------------------------
 
 
@@ -450,12 +491,3 @@ def test_choices_and_signs_are_labels_with_names_of_their_own() -> None:
     thumbs = ["\N{THUMBS UP SIGN}", "\N{THUMBS DOWN SIGN}"]
     metrics = scored(thumbs * 2, [thumbs[0]] * 4)
     assert sorted(value for key, value in metrics.items() if "label_f1" in key) == [0.0, pytest.approx(2 / 3)]
-
-
-@pytest.mark.parametrize(("answer", "text"), [(42, "42"), (1.0, "1.0"), (True, "true"), ("x", "x")])
-def test_an_answer_may_be_a_number_and_a_context_empty(answer: Any, text: str) -> None:
-    found = TASK.parse({"question": "?", "context": "", "answer": answer}, config().data, "1")
-    assert isinstance(found, Example)
-    assert (found.answer, found.context) == (text, "")
-    unknown = {"question": "?", "context": "", "answer": float("nan")}
-    assert not isinstance(TASK.parse(unknown, config().data, "1"), Example)

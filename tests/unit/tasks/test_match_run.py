@@ -71,3 +71,18 @@ def test_a_sweeps_report_pairs_its_answers_row_by_row(finished: tuple[Outcome, s
     assert [answer.hit for answer in answers(folder, "eval/match_exact").values()] == [True, False] * 4
     assert [answer.hit for answer in answers(folder, "eval/match_f1").values()] == [i / 10 for i in range(8)]
     assert answers(folder, "eval/loss") == {}
+
+
+def test_it_can_be_asked_without_a_context_as_it_was_trained(
+    finished: tuple[Outcome, str], cli: Any, tmp_path: Path
+) -> None:
+    run = f"run={finished[0].folder}"
+    code, answer, _ = cli("predict", run, "context=", "question=What is 2 plus 3?", "max_new_tokens=4")
+    assert code == 0
+    rows = [{"question": "What is 2 plus 3?", **more} for more in ({"context": ""}, {"context": None}, {})]
+    (tmp_path / "ask.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, answers, _ = cli("predict", run, f"input={tmp_path / 'ask.jsonl'}", "max_new_tokens=4")
+    assert (code, answers.splitlines()) == (0, [" ".join(answer.splitlines())] * 3)
+    code, _, err = cli("predict", run, "question=What is 2 plus 3?")
+    assert code == 2
+    assert "predict needs context=TEXT (context= for none)" in err
