@@ -98,6 +98,7 @@ def test_what_is_the_right_answer(gold: str, answer: str, right: bool) -> None:
         ("- 3 apples", "3 apples", True),  # an item of a list
         ("-3kg", "3kg", False),
         ("-.5 kg", "-0.50 kg", True),
+        ("0 km", "-0.0 km", True),
         ("-$5", "$5", False),
         ("-$5", "$-5.00", True),
         ("1.5 kg", "15 kg", False),
@@ -160,6 +161,7 @@ def test_a_number_within_a_text_keeps_what_makes_its_value(gold: str, answer: st
 def test_a_text_of_which_nothing_would_be_left_is_kept(gold: str, answer: str, right: bool) -> None:
     assert judged(gold, answer)["exact"] is right
     assert judged(gold, answer)["f1"] == float(right)
+    assert (judged(gold, answer)["label"] == judged(gold, answer)["said"]) is right
 
 
 @pytest.mark.parametrize("number", ["0", "-0.0", "7", "-12.50", "1,234.5", "1e-3", ".5", "+2", "1e30", "100", "3%"])
@@ -174,6 +176,8 @@ def test_numbers_are_one_label_where_they_are_equal(number: str) -> None:
 def test_numbers_may_be_near() -> None:
     assert not judged("100", "101")["exact"]
     assert judged("100", "101", tolerance=0.01)["exact"]
+    assert judged("100", "101", tolerance=0.01)["said"] == "100"  # the label that it is right for
+    assert judged("+", "-")["said"] == "-"
     assert not judged("100", "102", tolerance=0.01)["exact"]
     assert judged("0", "0.0", tolerance=0.01)["exact"]
 
@@ -296,11 +300,25 @@ def test_a_label_is_what_answers_are_exactly_equal_to(
 
 
 def test_each_label_has_a_key_of_its_own_whatever_labels_there_are() -> None:
-    found = ["1/2", "1 2", "1_2", "1~2", "/", "_", "~", "+", "-1", "1", "\N{THUMBS UP SIGN}", "new york"]
+    found = [
+        labels.key_part("1/2"),
+        "1/2",
+        "1 2",
+        "1_2",
+        "1~2",
+        "/",
+        "_",
+        "~",
+        "+",
+        "-1",
+        "1",
+        "\N{THUMBS UP SIGN}",
+        "new york",
+    ]
     keys = [labels.key_part(label) for label in found]
     assert len(set(keys)) == len(found)
     assert not [key for key in keys if "/" in key or " " in key]
-    assert (keys[1], keys[8:]) == ("1_2", ["-1", "1", "\N{THUMBS UP SIGN}", "new_york"])
+    assert (keys[2], keys[9:]) == ("1_2", ["-1", "1", "\N{THUMBS UP SIGN}", "new_york"])
     alone = scored(["1/2", "3"] * 2, ["1/2", "3"] * 2)
     assert alone.keys() < scored(["1/2", "1 2", "3"] * 2, ["3"] * 6).keys()
 
