@@ -21,7 +21,7 @@ def of(key: str) -> Metric:
 def task_of(key: str) -> Task | None:
     """The task that declares the metric of a key; None where none does."""
     name = name_of(key)
-    found = (task for task in map(tasks.get, tasks.names()) if any(metric.name == name for metric in task.metrics))
+    found = (task for task in tasks.usable() if any(metric.name == name for metric in task.metrics))
     return next(found, None)
 
 
@@ -33,8 +33,8 @@ def known() -> list[Metric]:
 def objectives(task: str | None = None, stage: str | None = None) -> dict[str, Metric]:
     """What `objective` and `sweep.rung_metric` may name, by key: metrics on validation, of one task and one stage or of
     all of them."""
-    parts: list[Iterable[Metric]] = [tasks.get(name).metrics for name in ([task] if task else tasks.names())]
-    parts += [stages.get(name).metrics for name in ([stage] if stage else stages.names())]
+    parts: list[Iterable[Metric]] = [part.metrics for part in ([tasks.get(task)] if task else tasks.usable())]
+    parts += [part.metrics for part in ([stages.get(stage)] if stage else stages.usable())]
     names = [metric.name for part in parts for metric in part if metric.objective]
     return {f"eval/{name}": _by_name()[name] for name in names}
 
@@ -73,7 +73,7 @@ def markdown() -> str:
 
 
 def _by_name() -> dict[str, Metric]:
-    return _collected(tuple(map(tasks.get, tasks.names())), tuple(map(stages.get, stages.names())))
+    return _collected(tuple(tasks.usable()), tuple(stages.usable()))
 
 
 @lru_cache(maxsize=16)

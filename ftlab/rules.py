@@ -26,7 +26,8 @@ from ftlab.config import (
 )
 from ftlab.data import TABLE
 from ftlab.errors import ConfigError
-from ftlab.tasks import Task, options
+from ftlab.options import typed
+from ftlab.tasks import Task
 
 # Numbers beyond these mean nothing, and end deep inside a library: of any key, and of some.
 MOST_WHOLE = 2**31 - 1
@@ -65,7 +66,7 @@ def check(cfg: ExperimentConfig) -> ExperimentConfig:
     _check_data(cfg, rule, one_of)
     _check_trainer(cfg, rule, one_of)
     _check_sweep(cfg, rule, one_of)
-    problems += options.problems(tasks.get(cfg.data.task), cfg)
+    problems += _of_options(cfg)
     if problems:
         raise ConfigError(*problems)
     return cfg
@@ -85,6 +86,16 @@ def _unknown_parts(cfg: ExperimentConfig) -> Iterator[str]:
             f"trainer.stage={cfg.trainer.stage} trains on rows of kind {needs}, which data.task={cfg.data.task} does "
             f"not give: it gives {', '.join(gives)}"
         )
+
+
+def _of_options(cfg: ExperimentConfig) -> list[str]:
+    """What is wrong with the settings that the task brings itself, a line each."""
+    task = tasks.get(cfg.data.task)
+    try:
+        typed(task.options, cfg.data.options, "data.options", f"data.task={task.name}")
+    except ConfigError as error:
+        return list(error.problems)
+    return task.check(cfg)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -238,7 +249,7 @@ def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
 
 def _check_eval_keys(cfg: ExperimentConfig, task: Task, rule: Any) -> None:
     """What the judge of another task reads means nothing here."""
-    own = {key: name for name in tasks.names() for key in tasks.get(name).eval_keys}
+    own = {key: other.name for other in tasks.usable() for key in other.eval_keys}
     for key in own.keys() - set(task.eval_keys):
         value = getattr(cfg.eval, key)
         default = getattr(EvalConfig, key)

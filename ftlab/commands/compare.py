@@ -140,9 +140,9 @@ def _side(word: str, split: str) -> Side:
     path = Path(word).expanduser()
     if path.is_file():
         rows = _by_id(path, "rows")
-        task = next((task for task in map(tasks.get, tasks.names()) if _judged(rows, task)), None)
+        task = next((task for task in tasks.usable() if _judged(rows, task)), None)
         if task is None:
-            columns = "; ".join(", ".join(metric.field for metric in rates(tasks.get(name))) for name in tasks.names())
+            columns = "; ".join(", ".join(metric.field for metric in rates(each)) for each in tasks.usable())
             raise InputError(f"{path} holds no verdicts ({columns}): write them with ftlab score")
         return Side(path, rows, task)
     run = find_run(word)

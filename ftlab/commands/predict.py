@@ -29,7 +29,7 @@ def main(arguments: dict[str, str]) -> int:
         InputError: a missing argument, a file that cannot be used, or a folder without a finished run.
         TrainingError: too little GPU memory.
     """
-    every = {role.name for name in tasks.names() for role in _asking(tasks.get(name))}
+    every = {role.name for known in tasks.usable() for role in _asking(known)}
     check_keys("predict", arguments, (*KEYS, *sorted(every)))
     if "run" not in arguments:
         raise InputError("predict needs a run: python -m ftlab predict run=DIR question=TEXT context=TEXT")

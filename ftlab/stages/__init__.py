@@ -1,19 +1,11 @@
-"""Ways to train: each module here with an attribute STAGE is one, `trainer.stage` names it."""
+"""Ways to train: each module here with an attribute STAGE is one, as is each entry point of the group `ftlab.stages`;
+`trainer.stage` names it."""
 
 from typing import Any
 
-from ftlab import registry
+from ftlab.registry import Registry
 
+__all__ = ["broken", "get", "names", "usable"]
 
-def names() -> list[str]:
-    """Every stage that `trainer.stage` may name."""
-    return list(_stages())
-
-
-def get(name: str) -> Any:
-    """The stage of that name; KeyError where there is none."""
-    return _stages()[name]
-
-
-def _stages() -> dict[str, Any]:
-    return registry.find(__name__, __path__, "STAGE")
+_registry: Registry[Any] = Registry("trainer.stage", __name__, "STAGE")
+names, get, usable, broken = _registry.names, _registry.get, _registry.usable, _registry.broken

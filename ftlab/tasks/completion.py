@@ -10,8 +10,9 @@ from ftlab.data.prompts import shows
 from ftlab.data.splits import Example
 from ftlab.data.table import Role
 from ftlab.metrics import Metric
+from ftlab.options import NoOptions
 from ftlab.tasks.scores import score
-from ftlab.tasks.task import Judgement, NoOptions, Scored, Source
+from ftlab.tasks.task import Judgement, Scored, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

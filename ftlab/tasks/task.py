@@ -18,11 +18,6 @@ Source = Callable[[DataConfig], Parts]
 
 
 @dataclass(frozen=True)
-class NoOptions:
-    """The options of a task that has none."""
-
-
-@dataclass(frozen=True)
 class Judgement:
     """What a task says of one answer; all of it can be written as JSON.
 

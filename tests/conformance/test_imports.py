@@ -57,14 +57,15 @@ MAY_IMPORT = {
     "ftlab.config": set(),
     "ftlab.metrics": set(),
     "ftlab.registry": {"ftlab.errors"},
+    "ftlab.options": {"ftlab.errors"},
     "ftlab.stages": BASICS | STAGE_TYPES | {"ftlab.fast.scoring", "ftlab.fit", "ftlab.metrics", "ftlab.registry"},
     "ftlab.declared": DECLARED | {"ftlab.errors"},
-    "ftlab.rules": BASICS | DECLARED | {"ftlab.data", "ftlab.tasks.options"},
+    "ftlab.rules": BASICS | DECLARED | {"ftlab.data", "ftlab.options", "ftlab.tasks.task"},
     # A task knows its own scores; what only one of them needs, it imports inside functions.
     "ftlab.tasks": BASICS
     | SHARED
     | SQL
-    | {"ftlab.registry", "ftlab.metrics", "ftlab.data.faults", "ftlab.data.table"}
+    | {"ftlab.registry", "ftlab.options", "ftlab.metrics", "ftlab.data.faults", "ftlab.data.table"}
     | {"ftlab.data.sql_synth", "ftlab.data"},
     "ftlab.shortage": {"ftlab.errors", "ftlab.config"},
     "ftlab.weights": BASICS | {"ftlab.architecture"},

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from ftlab.config import DataConfig, ExperimentConfig
 from ftlab.data.faults import Fault
 from ftlab.data.splits import Example
 from ftlab.metrics import Metric
-from ftlab.tasks import options
+from ftlab.options import typed
 from ftlab.tasks.completion import CompletionTask, cluster_of
 from ftlab.tasks.match import judge, labels, synth
 from ftlab.tasks.task import Judgement, Scored, Source
@@ -86,11 +86,15 @@ class MatchTask(CompletionTask):
 
     def check(self, cfg: ExperimentConfig) -> list[str]:
         """The pattern has one group, and the tolerance is a share."""
-        wanted = options.of(self, cfg.data)
+        wanted = self.settings(cfg)
         problems = [] if wanted.pattern is None else judge.faults(wanted.pattern)
         if not 0 <= wanted.tolerance < 1:
             problems.append(f"data.options.tolerance={wanted.tolerance} must lie in [0, 1)")
         return problems
+
+    def settings(self, cfg: ExperimentConfig) -> MatchOptions:
+        """Its settings in a configuration."""
+        return cast(MatchOptions, typed(MatchOptions, cfg.data.options, "data.options", f"data.task={self.name}"))
 
     def judge(
         self,
@@ -100,7 +104,7 @@ class MatchTask(CompletionTask):
         on_row: Callable[[], None] = lambda: None,
     ) -> list[Judgement]:
         """Each answer as it is, or what `data.options.pattern` takes out of it."""
-        wanted = options.of(self, cfg.data)
+        wanted = self.settings(cfg)
         found = []
         for example, answer in zip(examples, answers, strict=True):
             on_row()
@@ -123,7 +127,7 @@ class MatchTask(CompletionTask):
 
     def reward(self, example: Example, answer: str, cfg: ExperimentConfig) -> float:
         """1 for an exact match, else 0."""
-        return float(compared(example.answer, answer, options.of(self, cfg.data))["exact"])
+        return float(compared(example.answer, answer, self.settings(cfg))["exact"])
 
 
 def as_text(value: Any) -> Any:

@@ -119,8 +119,11 @@ def test_what_another_tasks_judge_reads_is_refused() -> None:
 def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text("import no_such_package\n")
     monkeypatch.setattr(ftlab.tasks, "__path__", [*ftlab.tasks.__path__, str(tmp_path)])
-    with pytest.raises(InputError, match=r"ftlab\.tasks\.broken cannot be imported .*no_such_package"):
-        tasks.names()
+    with pytest.raises(
+        InputError, match=r"data.task=broken: ftlab\.tasks\.broken cannot be imported .*no_such_package"
+    ):
+        compose(["data.task=broken"])
+    assert compose(["data.task=sql"]).data.task == "sql"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +131,7 @@ def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: 
     [
         ("shout_loud", "loss", "data.task=shout declares the metric loss otherwise than trainer.stage=sft"),
         ("gives = ", "roles = (*CompletionTask.roles, Role('persona', (), 'may'))  # ", "reads a column persona"),
-        ('name = "shout"', 'name = "cry"', "the module ftlab.tasks.shout calls itself cry"),
+        ('name = "shout"', 'name = "cry"', "ftlab.tasks.shout calls itself cry"),
     ],
 )
 def test_a_task_that_does_not_fit_in_is_refused(
