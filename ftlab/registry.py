@@ -5,10 +5,11 @@ another package is an entry point (`[project.entry-points."ftlab.tasks"] shout =
 imported when it is asked for, so that a broken one hinders nothing else.
 """
 
+import difflib
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -18,6 +19,8 @@ from ftlab.errors import ConfigError, first_line
 
 T = TypeVar("T")
 OWN = "ftlab"  # the package that ftlab's own parts come from
+# What brings a part that is not installed, by its group and name.
+KNOWN: dict[str, dict[str, str]] = {"ftlab.trackers": {"tensorboard": "pip install 'ftlab[tensorboard]'"}}
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,13 @@ class Registry(Generic[T]):
             raise ConfigError(f"{chosen}: {provider} calls itself {part.name}: both must have one name")
         return cast(T, part)
 
+    def unknown(self, name: str) -> str:
+        """What to say of a name that no part has: what to install for it where that is known, or the names like it."""
+        chosen, there = f"{self.key}={name}", f"There are: {', '.join(self.names())}"
+        if bring := KNOWN.get(self.package, {}).get(name):
+            return f"{chosen} is not installed: {bring}. {there}"
+        return f"{chosen} is not known.{nearest(name, self.names())} {there}"
+
     def usable(self) -> list[T]:
         """Every part that `get` returns, in alphabetical order of names; the others are left out."""
         broken = self.broken()
@@ -99,6 +109,12 @@ class Registry(Generic[T]):
     def _searched(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Where parts are looked for: the folders of ftlab's own, and those of installed packages."""
         return tuple(sys.modules[self.package].__path__), tuple(sys.path)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """` Did you mean: …?` with the names most like one; empty where none is."""
+    near = difflib.get_close_matches(str(name).lower(), list(names), n=3, cutoff=0.5)
+    return f" Did you mean: {', '.join(near)}?" if near else ""
 
 
 @lru_cache(maxsize=64)

@@ -3,10 +3,9 @@
 Rules that need weights or data (module names, columns) are checked where those are read.
 """
 
-import difflib
 import math
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +72,9 @@ def check(cfg: ExperimentConfig) -> ExperimentConfig:
 
 
 def _unknown_parts(cfg: ExperimentConfig) -> Iterator[str]:
-    for key, value, names in (
-        ("data.task", cfg.data.task, tasks.names()),
-        ("trainer.stage", cfg.trainer.stage, stages.names()),
-    ):
-        if value not in names:
-            yield f"{key}={value} is not known.{nearest(value, names)} There are: {', '.join(names)}"
+    for kind, name in ((tasks, cfg.data.task), (stages, cfg.trainer.stage)):
+        if name not in kind.names():
+            yield kind.unknown(name)
             return
     needs, gives = stages.get(cfg.trainer.stage).needs, sorted(tasks.get(cfg.data.task).gives)
     if needs not in gives:
@@ -96,12 +92,6 @@ def _of_options(cfg: ExperimentConfig) -> list[str]:
     except ConfigError as error:
         return list(error.problems)
     return task.check(cfg)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """` Did you mean: …?` with the names most like one; empty where none is."""
-    near = difflib.get_close_matches(str(name).lower(), list(names), n=3, cutoff=0.5)
-    return f" Did you mean: {', '.join(near)}?" if near else ""
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from ftlab.registry import Registry
 
-__all__ = ["broken", "get", "names", "usable"]
+__all__ = ["broken", "get", "names", "unknown", "usable"]
 
 _registry: Registry[Any] = Registry("trainer.stage", __name__, "STAGE")
-names, get, usable, broken = _registry.names, _registry.get, _registry.usable, _registry.broken
+names, get, unknown = _registry.names, _registry.get, _registry.unknown
+usable, broken = _registry.usable, _registry.broken

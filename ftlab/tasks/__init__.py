@@ -8,7 +8,8 @@ task imports neither torch nor what it judges with.
 from ftlab.registry import Registry
 from ftlab.tasks.task import Judgement, Task
 
-__all__ = ["Judgement", "Task", "broken", "get", "names", "usable"]
+__all__ = ["Judgement", "Task", "broken", "get", "names", "unknown", "usable"]
 
 _registry: Registry[Task] = Registry("data.task", __name__, "TASK")
-names, get, usable, broken = _registry.names, _registry.get, _registry.usable, _registry.broken
+names, get, unknown = _registry.names, _registry.get, _registry.unknown
+usable, broken = _registry.usable, _registry.broken
