@@ -32,7 +32,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, ValidationError
 from omegaconf.errors import OmegaConfBaseException
 
-from ftlab import config, rules, stages, tasks
+from ftlab import config, rules, stages, tasks, trackers
 from ftlab.allowlist import guarded
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
@@ -144,18 +144,55 @@ class SweepsSource(ConfigSource):
         return []
 
 
-class SweepsPath(SearchPathPlugin):
-    """Puts `sweeps/` on Hydra's search path."""
+class TrackersSource(ConfigSource):
+    """Serves every tracker as an option of the config group `tracker`: its settings with their defaults."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "trackers"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        if not self.is_config(config_path):
+            raise ConfigLoadError(f"Config not found: {config_path}")
+        name = self._normalize_file_name(config_path.partition("/")[2]).removesuffix(".yaml")
+        return ConfigResult(
+            config=OmegaConf.create(trackers.defaults(name)),
+            path=f"{self.scheme()}://{self.path}",
+            provider=self.provider,
+            header=self._get_header_dict(""),
+        )
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ("", "tracker")
+
+    def is_config(self, config_path: str) -> bool:
+        group, _, name = config_path.partition("/")
+        return group == "tracker" and name.removesuffix(".yaml") in (*trackers.names(), trackers.NONE)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "":
+            return ["tracker"] if results_filter in (None, ObjectType.GROUP) else []
+        if config_path == "tracker" and results_filter in (None, ObjectType.CONFIG):
+            return [*trackers.names(), trackers.NONE]
+        return []
+
+
+class OwnPaths(SearchPathPlugin):
+    """Puts `sweeps/` and the trackers on Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("ftlab", "sweeps://sweeps")
+        search_path.append("ftlab", "trackers://trackers")
 
 
 def register() -> None:
     """Tell Hydra of the schema, the sweeper and the `sweep` group; safe to call again."""
     config.register()
     ftlab_sweeper.register()
-    for plugin in (SweepsSource, SweepsPath):
+    for plugin in (SweepsSource, TrackersSource, OwnPaths):
         Plugins.instance().register(plugin)
 
 
@@ -395,7 +432,8 @@ def _sources() -> Hashable:
     its folders with their sizes and times of change, and the nodes that were stored by name."""
     path = tuple((place.provider, place.path) for place in _loader().get_search_path().get_path())
     folders = [SWEEPS, *(Path(str(place).removeprefix("file://")) for _, place in path if place)]
-    return path, tuple(map(_stamps, folders)), frozenset(flatten(ConfigStore.instance().repo))
+    stored = frozenset(flatten(ConfigStore.instance().repo))
+    return path, tuple(map(_stamps, folders)), stored, tuple(trackers.names())
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -428,6 +466,8 @@ def _problem(text: str, groups: dict[str, list[str]], multirun: bool) -> str | N
         return _option_problem(override, groups[key])
     if config.is_key(key):
         return None
+    if key.startswith("tracker."):
+        return trackers.unknown(key) if key.split(".")[1] not in trackers.names() else None
     near = suggestions(key, groups)
     return f"{key} is no key or group of the configuration. Did you mean: {', '.join(near)}?"
 
@@ -437,7 +477,8 @@ def _option_problem(override: Override, options: list[str]) -> str | None:
     if isinstance(override.value(), Glob):  # options that are there, by definition
         return None
     values = [override.value()] if not override.is_sweep_override() else list(override.sweep_string_iterator())
-    for value in values:
+    listed = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    for value in listed:
         if value is None:
             return f"{group}=null chooses nothing: leave {group}= out, or take one of: {', '.join(options)}"
         if str(value).strip("'\"") not in options:
@@ -506,6 +547,8 @@ def _cause(error: Exception) -> str:
             return f"{key}={value} must be true or false"
         if "not Optional" in message:
             return f"{key}=null must have a value"
+    if "not in" in message and (key.startswith("tracker.") or "'tracker." in str(error)):
+        return trackers.unknown(re.findall(r"tracker\.[\w.]+", f"{error} {key}")[0])
     if "not in '" in message and key:
         return f"{key} is no key of the configuration. Did you mean: {', '.join(suggestions(key))}?"
     return f"{key}: {message}" if key and key not in message else message
@@ -519,4 +562,6 @@ def load_tree(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: not readable as a configuration ({str(error).splitlines()[0]})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: holds no configuration")
+    if isinstance(tree.get("tracker"), dict):
+        tree["tracker"] = trackers.modern(tree["tracker"])
     return tree

@@ -4,7 +4,7 @@ Field names are the consuming library's own keywords (PEFT's `LoraConfig`, trans
 `BitsAndBytesConfig`), so that mapping them is mechanical.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Dict, List, Optional
 
 from hydra.core.config_store import ConfigStore
@@ -138,14 +138,10 @@ class EvalConfig:
 
 @dataclass
 class TrackerConfig:
-    """Where metrics go beside metrics.jsonl."""
+    """What all trackers share. The settings of a chosen tracker stand beside it, under `tracker.NAME`."""
 
-    name: str = MISSING  # wandb or none
     project: str = "ftlab"
-    entity: Optional[str] = None
-    mode: str = "auto"  # auto: online with a key, otherwise offline; or online, offline
     group: Optional[str] = None
-    job_type: Optional[str] = None
     tags: List[str] = field(default_factory=list)
 
 
@@ -188,7 +184,8 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    # TrackerConfig, and for each chosen tracker a node with its name: `trackers.settings` types it.
+    tracker: Dict[str, Any] = field(default_factory=lambda: asdict(TrackerConfig()), metadata={"keys": TrackerConfig})
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
     objective: str = "eval/sql_exact_match"
@@ -212,6 +209,7 @@ def known_keys(node: Any = ExperimentConfig, prefix: str = "") -> Dict[str, Any]
     found: Dict[str, Any] = {}
     for f in fields(node):
         found[prefix + f.name] = f.type
-        if is_dataclass(f.type):
-            found.update(known_keys(f.type, f"{prefix}{f.name}."))
+        keys = f.metadata.get("keys", f.type)
+        if is_dataclass(keys):
+            found.update(known_keys(keys, f"{prefix}{f.name}."))
     return found

@@ -22,6 +22,8 @@ def typed(options: type, values: Mapping[str, Any], prefix: str, owner: str) -> 
     `prefix` is the key of the values (`data.options`), `owner` what chose the part (`data.task=match`); both are for
     messages.
 
+    The dataclass may check its values in `__post_init__`, and raise ValueError("NAME=VALUE must ...").
+
     Raises:
         ConfigError: a name or a value that the dataclass does not have; all of them are listed.
     """
@@ -38,7 +40,10 @@ def typed(options: type, values: Mapping[str, Any], prefix: str, owner: str) -> 
             wrong.append(f"{prefix}.{name}={value} must be of the type {kind}")
     if wrong:
         raise ConfigError(*wrong)
-    return OmegaConf.to_object(node)
+    try:
+        return OmegaConf.to_object(node)
+    except ValueError as error:  # of the dataclass's `__post_init__`
+        raise ConfigError(f"{prefix}.{error}") from None
 
 
 def _unknown(name: str, names: list[str], prefix: str, owner: str) -> str:

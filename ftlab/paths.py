@@ -24,3 +24,9 @@ def special(path: Path) -> str:
     if stat.S_ISFIFO(mode) and not os.path.lexists(os.path.realpath(path)):
         return ""
     return next((name for is_one, name in _SPECIAL if is_one(mode)), "")
+
+
+def short(path: Path) -> str:
+    """A path as a user types it: relative to the working directory where it lies below it."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ftlab import declared, stages, tasks
+from ftlab import declared, stages, tasks, trackers
 from ftlab.config import (
     DTYPES,
     MOST_DATABASES,
@@ -66,6 +66,7 @@ def check(cfg: ExperimentConfig) -> ExperimentConfig:
     _check_trainer(cfg, rule, one_of)
     _check_sweep(cfg, rule, one_of)
     problems += _of_options(cfg)
+    problems += _of_trackers(cfg)
     if problems:
         raise ConfigError(*problems)
     return cfg
@@ -82,6 +83,15 @@ def _unknown_parts(cfg: ExperimentConfig) -> Iterator[str]:
             f"trainer.stage={cfg.trainer.stage} trains on rows of kind {needs}, which data.task={cfg.data.task} does "
             f"not give: it gives {', '.join(gives)}"
         )
+
+
+def _of_trackers(cfg: ExperimentConfig) -> list[str]:
+    """What is wrong with the choice and the settings of trackers, a line each."""
+    try:
+        trackers.settings(cfg.tracker)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def _of_options(cfg: ExperimentConfig) -> list[str]:
@@ -313,8 +323,6 @@ def _check_trainer(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         "needs evaluations during training: set eval.every=STEPS",
     )
     one_of("objective", cfg.objective, objectives(cfg))
-    one_of("tracker.name", cfg.tracker.name, ("wandb", "none"))
-    one_of("tracker.mode", cfg.tracker.mode, ("auto", "online", "offline"))
     name = Path(cfg.run_name)
     inside = name.parts and not name.is_absolute() and ".." not in name.parts
     rule(

@@ -1,6 +1,7 @@
 """What a finished run shows: answers, scores, and what to do next. No torch."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ftlab import tasks
@@ -25,8 +26,8 @@ def report_pruned(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
     terminal.note(f"{folder.path} holds this run, {where}; force=true runs it to its end")
 
 
-def report_run(folder: RunDir, summary: Summary, terminal: Terminal, tracker_line: str | None = None) -> None:
-    """Answers, scores and what to do next."""
+def report_run(folder: RunDir, summary: Summary, terminal: Terminal, tracker_lines: Sequence[str] = ()) -> None:
+    """Answers, scores and what to do next; trackers give commands, or lines such as a URL."""
     task = task_of(folder)
     terminal.predictions(folder.read_rows("predictions.jsonl"), right(task) if task else ())
     terminal.scores(summary.base, summary.tuned, {"base": summary.intervals.base, "tuned": summary.intervals.tuned})
@@ -39,10 +40,11 @@ def report_run(folder: RunDir, summary: Summary, terminal: Terminal, tracker_lin
         f"python -m ftlab eval {run} split=validation",
         "python -m ftlab runs" + ("" if where.parent == Path("outputs") else f" {shlex.quote(str(where.parent))}"),
     ]
-    if tracker_line and tracker_line.startswith("wandb "):
-        commands.append(tracker_line)
-    elif tracker_line:
-        terminal.note(tracker_line)
+    for line in tracker_lines:
+        if "://" in line:
+            terminal.note(line)
+        else:
+            commands.append(line)
     terminal.next_commands(commands)
 
 

@@ -92,7 +92,7 @@ class Summary:
     base: Metrics = field(default_factory=dict)
     tuned: Metrics = field(default_factory=dict)
     intervals: ScoreIntervals = field(default_factory=ScoreIntervals)
-    tracker_id: str | None = None
+    tracker_ids: dict[str, str] = field(default_factory=dict)  # the run's id at each tracker that has one
     seconds: dict[str, float] = field(default_factory=dict)
     vram: dict[str, dict[str, float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -128,6 +128,9 @@ class Summary:
     def of(cls, tree: Mapping[str, Any]) -> "Summary":
         """The record that a tree of plain values is."""
         made: Summary
+        tree = dict(tree)
+        if isinstance(wandb_id := tree.pop("tracker_id", None), str):  # of an earlier version, which had W&B alone
+            tree.setdefault("tracker_ids", {"wandb": wandb_id})
         made, wrong = _read(cls, tree)
         known = {one.name for one in fields(cls) if one.metadata != NOT_WRITTEN}
         made.others = {key: value for key, value in tree.items() if key not in known}

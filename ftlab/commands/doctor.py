@@ -113,7 +113,7 @@ def findings(args: dict[str, str]) -> Iterator[Line]:
         ("disk", disk),
         ("output folder", partial(output, cfg.run_dir if cfg else "outputs/run")),
         ("hub", hub),
-        ("tracker", tracker),
+        ("trackers", trackers),
         ("embedded model", embedded),
     ]
     if cfg and args:
@@ -418,23 +418,45 @@ def _unreachable(address: str) -> str | None:
     return None
 
 
-def tracker() -> Iterator[Line]:
+def trackers() -> Iterator[Line]:
+    """Which trackers can be chosen: those of ftlab and of installed packages."""
+    from ftlab import trackers
+
+    broken = trackers.broken()
+    for name, providers in trackers.providers().items():
+        if name in broken:
+            yield Line("warn", "tracker", broken[name])
+        elif name == "wandb":
+            yield wandb()
+        elif name == "tensorboard":
+            yield tensorboard()
+        else:
+            yield Line("ok", "tracker", f"{name}, of {providers[0].package}")
+
+
+def tensorboard() -> Line:
+    """Whether the package that writes event files is installed."""
+    try:
+        return Line("ok", "tracker", f"tensorboard {importlib.metadata.version('tensorboard')}")
+    except importlib.metadata.PackageNotFoundError:
+        return Line("ok", "tracker", "tensorboard is not installed (pip install 'ftlab[tensorboard]')")
+
+
+def wandb() -> Line:
     """Whether W&B would record online or offline; the key itself is never shown."""
     from ftlab.trackers.wandb_key import has_key
 
     try:
         version = importlib.metadata.version("wandb")
     except importlib.metadata.PackageNotFoundError:
-        yield Line("warn", "tracker", "wandb is not installed", "pip install wandb, or set tracker=none")
-        return
+        return Line("warn", "tracker", "wandb is not installed", "pip install wandb, or set tracker=none")
     mode = os.environ.get("WANDB_MODE", "").lower()
     if mode in ("offline", "dryrun", "disabled"):
-        yield Line("ok", "tracker", f"wandb {version}, {mode} by WANDB_MODE")
-    elif has_key():
-        yield Line("ok", "tracker", f"wandb {version}, a key is set: runs are recorded online")
-    else:
-        text = f"wandb {version}, no key: runs are recorded offline (`wandb login` or WANDB_API_KEY: online)"
-        yield Line("ok", "tracker", text)
+        return Line("ok", "tracker", f"wandb {version}, {mode} by WANDB_MODE")
+    if has_key():
+        return Line("ok", "tracker", f"wandb {version}, a key is set: runs are recorded online")
+    text = f"wandb {version}, no key: runs are recorded offline (`wandb login` or WANDB_API_KEY: online)"
+    return Line("ok", "tracker", text)
 
 
 def embedded() -> Iterator[Line]:

@@ -69,7 +69,7 @@ class Records:
         before, summary = self.folder.summary, self.summary
         summary.started = before.started or summary.started
         summary.base, summary.intervals.base = before.base, before.intervals.base
-        summary.tracker_id = before.tracker_id
+        summary.tracker_ids = before.tracker_ids
         summary.model = BaseModel(sha256=before.model.sha256 if before.model else {})
         summary.data_sha256, summary.sources, summary.data = prepared.splits.sha256, prepared.sources, prepared.counts
 
@@ -81,22 +81,17 @@ class Records:
             self.terminal.warn(warning)
 
     def open_tracker(self, resumed: Checkpoint | None) -> None:
-        """Go on with metrics.jsonl from the checkpoint on, and with the tracker's own record."""
+        """Go on with metrics.jsonl from the checkpoint on, and with the trackers' own records."""
         jsonl = JsonlTracker(self.folder / "metrics.jsonl")
         damaged = jsonl.truncate(resumed.step if resumed else -1)
         if damaged:
             self.terminal.warn(damaged)
         config = {**self.run.composition.tree, "data_sha256": self.summary.data_sha256}
-        tracker = trackers.open(
-            self.cfg.tracker,
-            self.folder.path,
-            self.cfg.run_name,
-            config,
-            self.summary.tracker_id,
-            self.terminal.warn,
-        )
-        self.tracker = trackers.Trackers(jsonl, tracker)
-        self.summary.tracker_id = tracker.id
+        kind: trackers.Kind = "trial" if self.run.trial else "run"
+        start = trackers.Start(self.folder.path, self.cfg.run_name, config, kind=kind, warn=self.terminal.warn)
+        chosen = trackers.settings(self.cfg.tracker)
+        self.tracker = trackers.Trackers(chosen, start, jsonl, self.summary.tracker_ids)
+        self.summary.tracker_ids = self.tracker.ids
         self.write()
 
     # --- under way ----------------------------------------------------------------------------------------------
@@ -164,9 +159,9 @@ class Records:
             self.log({key: v for key, v in self.summary.tuned.items() if key.startswith("test/")}, step)
         outcome = self._ended("finished", validation)
         self._lost_terminal()
-        line = self._close_tracker(rows, step)
+        lines = self._close_tracker(rows, step)
         self.write()
-        report_run(self.folder, self.summary, self.terminal, line)
+        report_run(self.folder, self.summary, self.terminal, lines)
         return outcome
 
     def prune(self, reason: str, last: Scores, step: int) -> Outcome:
@@ -176,12 +171,12 @@ class Records:
         summary.tuned, summary.intervals.tuned = dict(last.metrics), dict(last.intervals)
         summary.intervals.base = {}
         outcome = self._ended("pruned", last)
-        line = self._close_tracker([], step)
+        lines = self._close_tracker([], step)
         self.write()
         if not self.cfg.sweep.keep_pruned:
             shutil.rmtree(self.run.checkpoints.folder, ignore_errors=True)
         report_pruned(self.folder, summary, self.terminal)
-        if line:
+        for line in lines:
             self.terminal.note(line)
         return outcome
 
@@ -206,9 +201,9 @@ class Records:
         summary.seconds["total"] = round(time.perf_counter() - self.began, 3)
         return Outcome({**summary.metrics, **validation.metrics}, summary, self.folder.path)
 
-    def _close_tracker(self, rows: list[dict[str, Any]], step: int) -> str | None:
+    def _close_tracker(self, rows: list[dict[str, Any]], step: int) -> list[str]:
         if self.tracker is None:
-            return None
+            return []
         task = tasks.get(self.cfg.data.task)
         shown = [metric.field for metric in rates(task)]
         columns = ["question", "gold", "base_pred", "pred", *shown, *(f"base_{name}" for name in shown)]

@@ -8,13 +8,14 @@ from typing import Any, cast
 from hydra import compose
 from omegaconf import OmegaConf
 
+from ftlab import trackers
 from ftlab.composition import CONF, composition, flatten, hydra_session, load_tree
 from ftlab.disk import write_atomic
 from ftlab.errors import ConfigError
 from ftlab.redact import MASK
 
 # Where a run lies and what it belongs to: another run of the same configuration has its own.
-LEFT_OUT = ("run_dir", "run_name", "force", "tracker.group", "tracker.job_type")
+LEFT_OUT = ("run_dir", "run_name", "force", "tracker.group")
 LEFT_OUT_NODES = ("sweep.",)
 HEAD = "# @package _global_\n"
 
@@ -38,7 +39,7 @@ class ComposedConfig:
             hydra = load_tree(run / ".hydra" / "hydra.yaml").get("hydra") or {}
         except ConfigError:
             hydra = {}
-        return cls(tree, _choices(hydra))
+        return cls(tree, _choices(tree, hydra))
 
     @classmethod
     def of_overrides(cls, overrides: Sequence[str]) -> "ComposedConfig":
@@ -48,7 +49,7 @@ class ComposedConfig:
             ConfigError: they are no configuration (any more).
         """
         found = composition(overrides)
-        return cls(found.tree, _choices(found.hydra))
+        return cls(found.tree, _choices(found.tree, found.hydra))
 
 
 def write(folder: Path, recipe: ComposedConfig, comment: str) -> list[str]:
@@ -71,7 +72,7 @@ def experiment(tree: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
     """The YAML that makes `tree` of the defaults: its groups' options, then every value in which they differ from it.
     Masked values are left out."""
     groups = {group: option for group, option in choices.items() if _shipped(group, option)}
-    before = flatten(_unchecked([f"{group}={option}" for group, option in groups.items()]))
+    before = flatten(_unchecked([f"{group}={_written(option)}" for group, option in groups.items()]))
     different = {key: value for key, value in kept(tree).items() if key not in before or before[key] != value}
     nested: dict[str, Any] = {}
     for key, value in different.items():
@@ -87,14 +88,24 @@ def kept(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if k not in LEFT_OUT and not k.startswith(LEFT_OUT_NODES)}
 
 
-def _choices(hydra: Mapping[str, Any]) -> dict[str, Any]:
+def _choices(tree: Mapping[str, Any], hydra: Mapping[str, Any]) -> dict[str, Any]:
+    """The option of each group, as Hydra recorded it; of several trackers it records none."""
     found = (hydra.get("runtime") or {}).get("choices")
-    return dict(found) if isinstance(found, Mapping) else {}
+    if not isinstance(found, Mapping):
+        return {}
+    return {**found, "tracker": trackers.chosen_names(tree.get("tracker") or {}) or trackers.NONE}
 
 
 def _shipped(group: str, option: Any) -> bool:
     """Whether an option is there for everyone, and is no experiment or sweep, whose values are written out."""
-    return group != "experiment" and "/" not in group and (CONF / group / f"{option}.yaml").is_file()
+    return group == "tracker" or (
+        group != "experiment" and "/" not in group and (CONF / group / f"{option}.yaml").is_file()
+    )
+
+
+def _written(option: Any) -> str:
+    """An option, or several, as an override has them."""
+    return f"[{','.join(option)}]" if isinstance(option, list) else str(option)
 
 
 def _unchecked(overrides: Sequence[str]) -> dict[str, Any]:

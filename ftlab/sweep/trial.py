@@ -119,7 +119,6 @@ class TrialRunner:
         return composition(
             [
                 f"tracker.group={quoted(study.name)}",
-                "tracker.job_type=trial",
                 *study.fixed,
                 *study.space.overrides(study.space.suggest(trial)),
                 f"run_dir={quoted(str(folder))}",

@@ -1,132 +1,220 @@
-"""Where metrics go: metrics.jsonl always (`JsonlTracker`), and the tracker that the configuration names.
+"""Where metrics go: metrics.jsonl always, and the trackers that the configuration chooses.
 
-A new tracker is one file with a class that follows `Tracker`, and one line in `open`.
+Each module here with an attribute TRACKER is a tracker, as is each entry point of the group `ftlab.trackers`.
+`tracker=NAME` or `tracker=[NAME,NAME]` chooses; a tracker's settings stand under `tracker.NAME`.
 """
 
-import sys
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ftlab.config import TrackerConfig
-from ftlab.errors import ConfigError
+from ftlab.errors import ConfigError, first_line
+from ftlab.options import typed
+from ftlab.redact import redact
+from ftlab.registry import Registry
 from ftlab.trackers.jsonl import JsonlTracker
+from ftlab.trackers.tracker import Kind, Start, Tracker
 
-__all__ = ["JsonlTracker", "NullTracker", "Tracker", "Trackers", "open"]
+__all__ = [
+    "NONE",
+    "JsonlTracker",
+    "Kind",
+    "Settings",
+    "Start",
+    "Tracker",
+    "Trackers",
+    "broken",
+    "chosen_names",
+    "defaults",
+    "get",
+    "modern",
+    "names",
+    "providers",
+    "settings",
+    "unknown",
+]
+
+NONE = "none"  # the choice of no tracker
+# Keys of earlier versions, which had W&B alone, and what they are now.
+OLD = {
+    "tracker.name": "the choice tracker=NAME",
+    "tracker.mode": "tracker.wandb.mode",
+    "tracker.entity": "tracker.wandb.entity",
+    "tracker.job_type": "tracker.wandb.job_type",
+}
+
+_registry: Registry[type[Tracker]] = Registry("tracker", __name__, "TRACKER")
+names, get, broken, providers = _registry.names, _registry.get, _registry.broken, _registry.providers
 
 
-class Tracker(Protocol):
-    """A sink for one run. No method raises for trouble of its own: a tracker never ends a run."""
+@dataclass(frozen=True)
+class Settings:
+    """The node `tracker` of a configuration, typed."""
 
-    id: str | None  # the run's id at the tracker, kept for resuming; null where there is none
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Record scalars at an optimizer step."""
-
-    def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
-        """Record a table, such as predictions: one list of cells a row, as long as `columns`."""
-
-    def page(self, name: str, file: Path, step: int) -> None:
-        """Record an HTML page."""
-
-    def summary(self, values: dict[str, object]) -> None:
-        """Record values that hold for the run as a whole."""
-
-    def tag(self, name: str) -> None:
-        """Add a tag to the run, such as how it ended."""
-
-    def close(self, exit_code: int = 0) -> str | None:
-        """End the record; returns a line to show the user (a URL, or the command that uploads), or None."""
+    shared: TrackerConfig
+    chosen: dict[str, Any]  # for each chosen tracker, by name, its own options
 
 
-class NullTracker:
-    """Records nothing."""
+def settings(node: Mapping[str, Any]) -> Settings:
+    """The node `tracker` of a configuration, typed: every key that is not shared is a chosen tracker's name.
 
-    id: str | None = None
+    Raises:
+        ConfigError: an unknown key or tracker, or a value of the wrong type; all of them are listed.
+    """
+    problems: list[str] = []
+    shared_names = {field.name for field in fields(TrackerConfig)}
+    shared = _collect(
+        problems, TrackerConfig, {key: node[key] for key in node if key in shared_names}, "tracker", "the node tracker"
+    )
+    chosen = {}
+    for name in chosen_names(node):
+        if f"tracker.{name}" in OLD or name not in names():
+            problems.append(unknown(f"tracker.{name}"))
+        else:
+            own, prefix = node[name] or {}, f"tracker.{name}"
+            if isinstance(own, Mapping):
+                chosen[name] = _collect(problems, get(name).options, own, prefix, f"tracker={name}")
+            else:
+                problems.append(f"{prefix}={own} must hold the settings of the tracker: set {prefix}.KEY=VALUE")
+    if problems:
+        raise ConfigError(*problems)
+    return Settings(shared, chosen)
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Nothing."""
 
-    def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
-        """Nothing."""
-
-    def summary(self, values: dict[str, object]) -> None:
-        """Nothing."""
-
-    def page(self, name: str, file: Path, step: int) -> None:
-        """Nothing."""
-
-    def tag(self, name: str) -> None:
-        """Nothing."""
-
-    def close(self, exit_code: int = 0) -> str | None:
-        """Nothing to tell."""
+def _collect(problems: list[str], options: type, values: Mapping[str, Any], prefix: str, owner: str) -> Any:
+    try:
+        return typed(options, values, prefix, owner)
+    except ConfigError as error:
+        problems += error.problems
         return None
 
 
-class Trackers:
-    """metrics.jsonl and the configured tracker as one; the file is written first."""
+def unknown(key: str) -> str:
+    """What to say of a key below `tracker` that the configuration does not have."""
+    if key in OLD:
+        return f"{key} is {OLD[key]} now: each tracker's own settings stand under tracker.NAME"
+    name, _, option = key.removeprefix("tracker.").partition(".")
+    if name in names() and name not in broken():
+        options = [field.name for field in fields(get(name).options)]
+        if option in options:
+            return f"{key} belongs to a tracker that is not chosen: choose it, tracker={name} or tracker=[A,{name}]"
+        near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
+        hint = f" Did you mean tracker.{name}.{near[0]}?" if near else ""
+        return f"{key} is no setting of tracker={name}.{hint} It has {', '.join(options) or 'none'}"
+    known = [*(field.name for field in fields(TrackerConfig)), *names()]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean: {', '.join(f'tracker.{one}' for one in near)}?" if near else ""
+    return f"{key} is neither shared by all trackers nor a tracker.{hint} Trackers: {', '.join(names())}"
 
-    def __init__(self, jsonl: JsonlTracker, tracker: Tracker) -> None:
-        self.jsonl = jsonl
-        self.tracker = tracker
+
+def chosen_names(node: Mapping[str, Any]) -> list[str]:
+    """The trackers that a node `tracker` chooses, in its order; they need not be installed."""
+    return [key for key in node if key not in {field.name for field in fields(TrackerConfig)}]
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """What choosing a tracker adds to the node `tracker`: its settings with their defaults. ConfigError where it cannot
+    be imported."""
+    return {} if name == NONE else {name: asdict(get(name).options())}
+
+
+def modern(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The node `tracker` of a run that is over, as this version has it: an earlier version named W&B's settings without
+    its name. Trackers that are not installed here are left out."""
+    found = dict(node)
+    old = {key: found.pop(key) for key in ("name", "mode", "entity", "job_type") if key in found}
+    if old.pop("name", NONE) == "wandb":
+        found["wandb"] = old
+    shared = {field.name for field in fields(TrackerConfig)}
+    return {key: value for key, value in found.items() if key in shared or key in names()}
+
+
+class Trackers:
+    """metrics.jsonl and all chosen trackers as one.
+
+    This is the one place where a tracker's failure is caught: it costs one line, and neither ends the run nor keeps the
+    other trackers from their work. A tracker that fails again is called again, without another line. metrics.jsonl is
+    written first; its OSError is the caller's.
+    """
+
+    def __init__(
+        self,
+        chosen: Settings,
+        start: Start,
+        jsonl: JsonlTracker | None = None,
+        ids: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start every chosen tracker. `ids` holds the run's id at each tracker that has recorded it before."""
+        self._jsonl = jsonl
+        self._warn = start.warn
+        self._failed: set[str] = set()
+        self._running: dict[str, Tracker] = {}
+        self._before = dict(ids or {})
+        shared = chosen.shared
+        start = replace(start, project=shared.project, group=start.group or shared.group)
+        start = replace(start, tags=(*shared.tags, *start.tags))
+        for name, options in chosen.chosen.items():
+            own = replace(start, id=self._before.get(name))
+            self._try(name, "start", partial(self._start, name, own, options))
 
     @property
-    def id(self) -> str | None:
-        """The run's id at the configured tracker."""
-        return self.tracker.id
+    def ids(self) -> dict[str, str]:
+        """The run's id at each tracker that has recorded it, in this process or before."""
+        return self._before | {name: one.id for name, one in self._running.items() if one.id}
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Record scalars at an optimizer step in both."""
-        self.jsonl.log(metrics, step)
-        self.tracker.log(metrics, step)
+        """Record scalars at an optimizer step everywhere. Raises OSError where metrics.jsonl cannot be written."""
+        if self._jsonl:
+            self._jsonl.log(metrics, step)
+        self._each("log metrics", lambda tracker: tracker.log(dict(metrics), step))
 
     def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
-        """Record a table at the tracker."""
-        self.tracker.table(name, columns, rows, step)
+        """Record a table."""
+        self._each(f"log the table {name}", lambda tracker: tracker.table(name, columns, rows, step))
+
+    def page(self, name: str, file: Path, step: int) -> None:
+        """Record an HTML page."""
+        self._each(f"log the page {name}", lambda tracker: tracker.page(name, file, step))
 
     def summary(self, values: dict[str, object]) -> None:
-        """Record the run's summary at the tracker."""
-        self.tracker.summary(values)
+        """Record values of the run as a whole."""
+        self._each("record the summary", lambda tracker: tracker.summary(dict(values)))
 
     def tag(self, name: str) -> None:
-        """Add a tag to the run at the tracker."""
-        self.tracker.tag(name)
+        """Add a tag to the run."""
+        self._each("tag the run", lambda tracker: tracker.tag(name))
 
-    def close(self, exit_code: int = 0) -> str | None:
-        """Close both; returns the tracker's line."""
+    def close(self, exit_code: int = 0) -> list[str]:
+        """End every record. Returns the lines to show the user."""
+        lines: list[str] = []
+
+        def end(tracker: Tracker) -> None:
+            line = tracker.close(exit_code)
+            lines.extend([line] if line else [])
+
         try:
-            self.jsonl.close()
-        finally:  # on a full disk too the tracker ends its record
-            line = self.tracker.close(exit_code)
-        return line
+            if self._jsonl:
+                self._jsonl.close()
+        finally:  # on a full disk too the trackers end their records
+            self._each("end its record", end)
+        return lines
 
+    def _start(self, name: str, start: Start, options: Any) -> None:
+        self._running[name] = get(name)(start, options)
 
-def tell(line: str) -> None:
-    """The default of `warn`: one line on stderr."""
-    print(line, file=sys.stderr)
+    def _each(self, what: str, act: Callable[[Tracker], object]) -> None:
+        for name, tracker in self._running.items():
+            self._try(name, what, partial(act, tracker))
 
-
-def open(
-    cfg: TrackerConfig,
-    run_dir: Path,
-    run_name: str,
-    config: dict[str, Any],
-    run_id: str | None = None,
-    warn: Callable[[str], None] = tell,
-) -> Tracker:
-    """The tracker that `cfg.name` names; `run_id` resumes an earlier record, `warn` hears what does not work.
-
-    `config` is the plain configuration to record; secrets in it are masked. A tracker whose package is
-    missing costs one line, never the run. Raises ConfigError for a name that is no tracker.
-    """
-    if cfg.name == "none":
-        return NullTracker()
-    if cfg.name != "wandb":
-        raise ConfigError(f"tracker.name={cfg.name} must be one of wandb, none")
-    try:
-        from ftlab.trackers.wandb import WandbTracker
-    except ImportError as error:
-        warn(f"tracker=wandb: {error}; going on without it (pip install wandb, or tracker=none)")
-        return NullTracker()
-    return WandbTracker(cfg, run_dir, run_name, config, run_id, warn)
+    def _try(self, name: str, what: str, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except (Exception, SystemExit) as error:
+            if name not in self._failed:
+                self._failed.add(name)
+                cause = redact(first_line(error))[:200].rstrip(".: ")
+                self._warn(f"tracker={name} could not {what} ({type(error).__name__}: {cause}); metrics.jsonl goes on")

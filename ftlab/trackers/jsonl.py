@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +26,7 @@ class JsonlTracker:
         if self._file is None:
             raise ValueError(f"{self.path} is closed")
         line = {"step": step, "time": round(time.time(), 3)}
-        finite = {key: _plain(value) for key, value in metrics.items()}
+        finite = {key: plain(value) for key, value in metrics.items()}
         self._file.write(json.dumps(line | finite, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -60,7 +61,23 @@ class JsonlTracker:
             file.close()
 
 
-def _plain(value: Any) -> Any:
+def recorded(folder: Path) -> Iterator[tuple[int, float, dict[str, float]]]:
+    """Step, time (seconds since 1970) and metrics of each line of a run's metrics.jsonl. Values that were not finite
+    are left out, as are damaged lines; a missing file gives nothing."""
+    try:
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+            step, seconds = int(values.pop("step")), float(values.pop("time", 0.0))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        yield step, seconds, {key: value for key, value in values.items() if value is not None}
+
+
+def plain(value: Any) -> Any:
     """A number JSON can hold: tensors and NumPy scalars unpacked, non-finite floats as None."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,19 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from ftlab import declared
-from ftlab.config import TrackerConfig
+from ftlab.paths import short
 from ftlab.redact import known, redact, redact_tree
+from ftlab.trackers.jsonl import recorded
+from ftlab.trackers.tracker import Start, Tracker
 from ftlab.trackers.wandb_key import has_key
-
-# Error reports to the vendor hold the process for 20 s at its end when the server hangs.
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-
-import wandb
 
 START_SECONDS = 15.0  # until a server that does not answer is given up
 FINISH_SECONDS = 28.0  # until uploads that do not end are left to `wandb sync`, tables included
@@ -32,69 +30,90 @@ TABLE_SECONDS = 10.0  # W&B asks the server for an artifact's place; metrics go 
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Mode = Literal["online", "offline", "disabled"]
+MODES = ("auto", "online", "offline", "disabled")
 T = TypeVar("T")
 
 
-class WandbTracker:
-    """Online when a key is set, otherwise offline; see `Tracker` for the methods.
+@dataclass
+class WandbOptions:
+    """Settings of W&B alone."""
+
+    mode: str = "auto"  # auto: online with a key, otherwise offline; or online, offline, disabled
+    entity: str | None = None  # the user or team; null: W&B's default
+    job_type: str | None = None  # null: trial or study for those of a sweep
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an unknown mode."""
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode} must be one of {', '.join(MODES)}")
+
+
+class WandbTracker(Tracker):
+    """Online when a key is set, otherwise offline.
 
     A resumed run keeps its id. Its rows never fall, and a value that an earlier process recorded is not
     recorded again when its step is trained again. What an earlier process wrote to metrics.jsonl and was killed before
     it could upload is recorded first.
     """
 
-    id: str | None
+    name = "wandb"
+    options = WandbOptions
 
-    def __init__(
-        self,
-        cfg: TrackerConfig,
-        run_dir: Path,
-        run_name: str,
-        config: dict[str, Any],
-        run_id: str | None = None,
-        warn: Callable[[str], None] = print,
-    ) -> None:
-        """Start or resume the W&B run; returns within about `START_SECONDS`, and never raises or asks."""
-        self._warn = warn
-        self._warned = False
+    def __init__(self, start: Start, options: WandbOptions) -> None:
+        """Start or resume the W&B run; returns within about `START_SECONDS` and never asks for anything.
+
+        Raises:
+            ImportError: the package wandb is not installed.
+        """
+        # Error reports to the vendor hold the process for 20 s at its end when the server hangs.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise ImportError("it needs the package wandb: pip install wandb") from None
+        self._warn = start.warn
         self._tables = True  # until one fails: waiting again and again would slow the run
         self._waited = 0.0  # seconds that tables and pages took
-        self._folder = run_dir / "wandb"
-        run_id = run_id if run_id and _ID.fullmatch(run_id) else None  # it names folders
+        self._folder = start.folder / "wandb"
+        run_id = start.id if start.id and _ID.fullmatch(start.id) else None  # it names folders
         self.id = run_id or secrets.token_hex(4)
         earlier = self._parts() if run_id else []
-        self._run = self._start(cfg, run_name, config)
+        self._run = self._start(start, options)
         self._before, following = self._recorded(earlier)
         self._step, self._row = -1, following - 1
         if self._run is None:
             self.id = run_id
-        else:
-            self.id = self._run.id
-            self._try("define the step axis", self._define_axis)
-        if run_id:
-            self._catch_up(run_dir / "metrics.jsonl")
+            return
+        self.id = self._run.id
+        self._define_axis()
+        for step, _, metrics in recorded(start.folder) if run_id else ():
+            self._record(metrics, step)  # what an earlier process could not upload
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record scalars; never waits for the network."""
-        self._try("log", lambda: self._record(dict(metrics), step))
+        self._record(metrics, step)
 
     def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
         """Record a table; cells that are neither text nor numbers are shown as text."""
+        import wandb
 
         def record() -> None:
             cells = [[_cell(value) for value in row] for row in rows]
             self._record({name: wandb.Table(columns=columns, data=cells, allow_mixed_types=True)}, step)
 
         if self._tables:
-            self._tables = self._try(f"log the table {name}", lambda: self._waiting(record))
+            self._tables = False
+            self._waiting(record)
+            self._tables = True
 
     def page(self, name: str, file: Path, step: int) -> None:
         """Record an HTML page as it is."""
+        import wandb
 
         def record() -> None:
             self._record({name: wandb.Html(file.read_text(encoding="utf-8"), inject=False)}, step)
 
-        self._try(f"log the page {name}", lambda: self._waiting(record))
+        self._waiting(record)
 
     def _waiting(self, record: Callable[[], None]) -> None:
         """`record` within `TABLE_SECONDS`, which are counted."""
@@ -106,15 +125,13 @@ class WandbTracker:
 
     def summary(self, values: dict[str, object]) -> None:
         """Record values of the run as a whole; nested ones keep their shape."""
-        self._try("record the summary", lambda: self._run and self._run.summary.update(redact_tree(values)))
+        if self._run is not None:
+            self._run.summary.update(redact_tree(values))
 
     def tag(self, name: str) -> None:
         """Add a tag to the run, whatever tags it has."""
-
-        def add() -> None:
+        if self._run is not None:
             self._run.tags = (*(self._run.tags or ()), redact(name))
-
-        self._try("tag the run", add)
 
     def close(self, exit_code: int = 0) -> str | None:
         """End the record, within `FINISH_SECONDS` with what tables took; returns the run's URL, or the command that
@@ -131,19 +148,19 @@ class WandbTracker:
             return self._sync_command()
         return self._sync_command() if run.offline else f"W&B {run.url}"
 
-    def _start(self, cfg: TrackerConfig, run_name: str, config: dict[str, Any]) -> Any:
+    def _start(self, start: Start, options: WandbOptions) -> Any:
         """The W&B run: online where that is wanted and works, else offline, else None."""
-        mode, parts = self._usable_mode(cfg), set(self._parts())
+        mode, parts = self._usable_mode(options), set(self._parts())
         if mode == "online":
             try:
-                return self._init(cfg, run_name, config, mode)
+                return self._init(start, options, mode)
             except Exception as error:
                 self._warn(f"W&B cannot be reached ({_line(error)}); recording offline")
                 self._release(set(self._parts()) - parts)
         if mode == "disabled":
             return None
         try:
-            return self._init(cfg, run_name, config, "offline")
+            return self._init(start, options, "offline")
         except Exception as error:
             self._warn(f"W&B cannot record ({_line(error)}); metrics.jsonl goes on")
             return None
@@ -155,22 +172,22 @@ class WandbTracker:
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
 
-    def _usable_mode(self, cfg: TrackerConfig) -> Mode:
+    def _usable_mode(self, options: WandbOptions) -> Mode:
         """`_mode`, or offline where W&B's own settings are such that it refuses to start."""
         url = os.environ.get("WANDB_BASE_URL", "")
         if url and not (urlsplit(url).scheme in ("http", "https") and urlsplit(url).netloc):
             self._warn(f"WANDB_BASE_URL={redact(url)} is no address such as https://api.wandb.ai; recording offline")
             del os.environ["WANDB_BASE_URL"]  # offline too W&B would refuse it
-            return "disabled" if self._mode(cfg) == "disabled" else "offline"
+            return "disabled" if self._mode(options) == "disabled" else "offline"
         try:
-            return self._mode(cfg)
+            return self._mode(options)
         except Exception as error:
             self._warn(f"W&B's settings cannot be used ({_line(error)}); recording offline")
             return "offline"
 
-    def _mode(self, cfg: TrackerConfig) -> Mode:
-        """online, offline or disabled; of tracker.mode and WANDB_MODE, the one that sends less holds."""
-        asked = {cfg.mode, os.environ.get("WANDB_MODE", "auto").lower()}
+    def _mode(self, options: WandbOptions) -> Mode:
+        """online, offline or disabled; of tracker.wandb.mode and WANDB_MODE, the one that sends less holds."""
+        asked = {options.mode, os.environ.get("WANDB_MODE", "auto").lower()}
         if "disabled" in asked:
             return "disabled"
         if asked & {"offline", "dryrun"}:
@@ -181,7 +198,9 @@ class WandbTracker:
             self._warn("W&B: no key is set for mode online (WANDB_API_KEY, or wandb login); recording offline")
         return "offline"
 
-    def _init(self, cfg: TrackerConfig, run_name: str, config: dict[str, Any], mode: Mode) -> Any:
+    def _init(self, start: Start, options: WandbOptions, mode: Mode) -> Any:
+        import wandb
+
         self._folder.mkdir(parents=True, exist_ok=True)
         return _within(
             START_SECONDS,
@@ -191,13 +210,13 @@ class WandbTracker:
                 resume="allow",
                 reinit="create_new",
                 mode=mode,
-                name=redact(run_name),
-                project=redact(cfg.project),
-                entity=cfg.entity and redact(cfg.entity),
-                group=cfg.group and redact(cfg.group),
-                job_type=cfg.job_type and redact(cfg.job_type),
-                tags=[redact(tag) for tag in cfg.tags],
-                config=redact_tree(config),
+                name=redact(start.run_name),
+                project=redact(start.project),
+                entity=options.entity and redact(options.entity),
+                group=start.group and redact(start.group),
+                job_type=redact(options.job_type or {"run": ""}.get(start.kind, start.kind)) or None,
+                tags=[redact(tag) for tag in start.tags],
+                config=redact_tree(start.config),
                 settings=_settings(),
             ),
         )
@@ -227,16 +246,6 @@ class WandbTracker:
         }
         return steps, following
 
-    def _catch_up(self, metrics: Path) -> None:
-        """Record the lines of metrics.jsonl whose values the record does not hold yet."""
-        try:
-            lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError):
-            return
-        for line in lines:
-            values = {key: value for key, value in line.items() if key not in ("step", "time") and value is not None}
-            self.log(values, int(line["step"]))
-
     def _record(self, values: dict[str, Any], step: int) -> None:
         """Log what is new; a row's number must not fall, or W&B drops the row."""
         new = {key: value for key, value in values.items() if step > self._before.get(key, -1)}
@@ -246,19 +255,6 @@ class WandbTracker:
             self._step, self._row = step, max(step, self._row + 1)
         self._run.log({"step": step, **new}, step=self._row)
 
-    def _try(self, what: str, act: Callable[[], object]) -> bool:
-        """Whether `act` went well; W&B's own failures are told once, and then left alone."""
-        if self._run is None:
-            return False
-        try:
-            act()
-            return True
-        except Exception as error:
-            if not self._warned:
-                self._warn(f"W&B could not {what} ({_line(error)}); metrics.jsonl goes on")
-            self._warned = True
-            return False
-
     def _parts(self) -> list[Path]:
         """The folders of this run's record, oldest first: each resume adds one."""
         found = self._folder.glob(f"*run-*-{self.id}")
@@ -267,7 +263,7 @@ class WandbTracker:
     def _sync_command(self) -> str:
         parts = self._parts()
         online = ["--include-online"] if any(part.name.startswith("run-") for part in parts) else []
-        return shlex.join(["wandb", "sync", *online, *map(_short, parts)])
+        return shlex.join(["wandb", "sync", *online, *map(short, parts)])
 
 
 def _read(part: Path) -> list[dict[str, Any]]:
@@ -282,8 +278,10 @@ def _read(part: Path) -> list[dict[str, Any]]:
     return [row for row in rows if "_step" in row and "step" in row]
 
 
-def _settings() -> wandb.Settings:
+def _settings() -> Any:
     """Quiet, and nothing of the machine: code, command line and patches can hold secrets."""
+    import wandb
+
     wanted = {
         "silent": True,
         "quiet": True,
@@ -308,6 +306,8 @@ def _settings() -> wandb.Settings:
 
 def _logged_in() -> bool:
     """Whether W&B has a key: one that it knows itself, or one that lies on this machine."""
+    import wandb
+
     settings = wandb.setup(wandb.Settings(silent=True, quiet=True)).settings
     return bool(settings.api_key) or has_key(settings.base_url)
 
@@ -330,6 +330,8 @@ def _stop_service() -> bool:
     Left alone after a failure it goes on trying for many minutes, and the process would wait for it at its end.
     What was recorded is on disk by now.
     """
+    import wandb
+
     setup = wandb.setup()
     if getattr(setup, "most_recent_active_run", True):
         return False
@@ -374,7 +376,4 @@ def _line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".: ")[:160]
 
 
-def _short(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+TRACKER = WandbTracker

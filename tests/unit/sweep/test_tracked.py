@@ -5,19 +5,23 @@ from typing import Any
 
 import pytest
 
-from ftlab.config import SweepConfig, TrackerConfig
+from ftlab import trackers
+from ftlab.config import SweepConfig
 from ftlab.sweep import tracked
 from ftlab.sweep.space import Space
 from ftlab.sweep.study import Study
 from ftlab.sweep.study_report import report_study
+from ftlab.trackers import Start, Tracker
 
 
-class Recorder:
-    """Stands in for a tracker."""
+class Memory(Tracker):
+    """Keeps what it is given."""
 
+    name = "memory"
     id = "abc"
 
-    def __init__(self) -> None:
+    def __init__(self, start: Start, options: Any) -> None:
+        self.start = start
         self.tables: dict[str, tuple[list[str], list[list[object]]]] = {}
         self.pages: list[str] = []
         self.values: dict[str, object] = {}
@@ -36,36 +40,52 @@ class Recorder:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrackerConfig, Recorder, Any]]:
-    found: list[tuple[TrackerConfig, Recorder, Any]] = []
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Memory]:
+    """The trackers named memory that were started, in order."""
+    found: list[Memory] = []
 
-    def start(cfg: TrackerConfig, folder: Path, name: str, config: Any, run_id: str | None, warn: Any) -> Recorder:
-        found.append((cfg, Recorder(), run_id))
-        return found[-1][1]
+    class Found(Memory):
+        def __init__(self, start: Start, options: Any) -> None:
+            super().__init__(start, options)
+            found.append(self)
 
-    monkeypatch.setattr(tracked.trackers, "open", start)
+    monkeypatch.setattr(trackers, "names", lambda: ["memory"])
+    monkeypatch.setattr(trackers, "get", lambda name: Found)
     return found
 
 
 def test_a_study_is_recorded_once_for_what_it_holds(
-    tmp_path: Path, terminal: Any, opened: list[tuple[TrackerConfig, Recorder, Any]], capsys: Any
+    tmp_path: Path, terminal: Any, opened: list[Memory], capsys: Any
 ) -> None:
     from ftlab.terminal import Terminal
 
     space, _ = Space.read(["lora.r=2,4"], {})
     study = Study.open("s", tmp_path / "s", SweepConfig(), space, ["eval/sql_exact_match"], [])
     study.optuna.optimize(lambda trial: space.suggest(trial)["lora.r"] / 8, n_trials=2)  # type: ignore[operator]
-    cfg = TrackerConfig(name="wandb", tags=["mine"])
+    node = {"tags": ["mine"], "memory": {}}
     found = report_study(study, Terminal())
     for _ in range(2):
-        tracked.record(study, found, cfg, terminal)
-    ((used, tracker, run_id),) = opened
-    assert (used.group, used.job_type, used.tags, run_id) == ("s", "study", ["mine", "study"], None)
+        tracked.record(study, found, node, terminal)
+    (tracker,) = opened
+    begun = tracker.start
+    assert (begun.group, begun.kind, begun.tags, begun.id) == ("s", "study", ("mine", "study"), None)
     assert len(tracker.tables["leaderboard"][1]) == 2
     assert tracker.pages == ["<!doctype html>"]
     assert tracker.values["complete"] == 2
     assert tracker.values["best/lora.r"] == 4
     assert terminal.notes == ["wandb sync FOLDER"]
     study.optuna.optimize(lambda trial: 0.1, n_trials=1)
-    tracked.record(study, found, cfg, terminal)
-    assert opened[1][2] == "abc"
+    tracked.record(study, found, node, terminal)
+    assert opened[1].start.id == "abc"
+
+
+def test_the_run_of_an_earlier_version_is_gone_on_with(tmp_path: Path, terminal: Any, opened: list[Memory]) -> None:
+    from ftlab.terminal import Terminal
+
+    space, _ = Space.read(["lora.r=2,4"], {})
+    study = Study.open("s", tmp_path / "s", SweepConfig(), space, ["eval/sql_exact_match"], [])
+    study.optuna.optimize(lambda trial: space.suggest(trial)["lora.r"] / 8, n_trials=2)  # type: ignore[operator]
+    study.optuna.set_user_attr("tracked", {"id": "old", "finished": 1})
+    tracked.record(study, report_study(study, Terminal()), {"memory": {}}, terminal)
+    assert opened[0].start.id is None  # it was W&B's
+    assert study.optuna.user_attrs["tracked"]["ids"] == {"wandb": "old", "memory": "abc"}

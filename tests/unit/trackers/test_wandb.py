@@ -1,5 +1,6 @@
 """A W&B run is recorded once, holds no secret, and never ends or delays the run it records."""
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -12,12 +13,10 @@ from typing import Any
 import pytest
 
 import ftlab.trackers
-from ftlab.config import TrackerConfig
-from ftlab.errors import ConfigError
-from ftlab.trackers import JsonlTracker, NullTracker, Trackers
+from ftlab.trackers import JsonlTracker, Start, Trackers
 
 wandb = pytest.importorskip("wandb")
-wandb_tracker = pytest.importorskip("ftlab.trackers.wandb")
+wandb_tracker = importlib.import_module("ftlab.trackers.wandb")
 
 _spec = importlib.util.spec_from_file_location("wandb_stub", Path(__file__).with_name("stub.py"))
 assert _spec is not None
@@ -58,9 +57,30 @@ def heard() -> Heard:
     return Heard()
 
 
-def start(run_dir: Path, heard: Heard, run_id: str | None = None, **cfg: Any) -> ftlab.trackers.Tracker:
+class Alone(Trackers):
+    """W&B as a run starts it, without metrics.jsonl."""
+
+    @property
+    def id(self) -> str | None:
+        return self.ids.get("wandb")
+
+    @property
+    def wandb(self) -> Any:
+        return self._running["wandb"]
+
+    def close(self, exit_code: int = 0) -> Any:
+        lines = super().close(exit_code)
+        return lines[0] if lines else None
+
+
+def start(
+    run_dir: Path, heard: Heard, run_id: str | None = None, lines: JsonlTracker | None = None, **node: Any
+) -> Alone:
     config = {"lora": {"r": 16}, "hub": {"token": "hunter2"}, "note": f"url?x={SECRET}"}
-    return ftlab.trackers.open(TrackerConfig(name="wandb", **cfg), run_dir, "tiny-1", config, run_id, heard)
+    own = {key: node.pop(key) for key in ("mode", "job_type") if key in node}
+    chosen = ftlab.trackers.settings({**node, "wandb": own})
+    begun = Start(run_dir, "tiny-1", config, kind="trial" if "group" in node else "run", warn=heard)
+    return Alone(chosen, begun, lines, {"wandb": run_id} if run_id else {})
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
@@ -84,7 +104,7 @@ def everything(folder: Path) -> bytes:
 
 
 def test_offline_records_metrics_config_table_and_summary(run_dir: Path, heard: Heard) -> None:
-    tracker = start(run_dir, heard, group="study", job_type="trial", tags=["a", "b"], project="sql")
+    tracker = start(run_dir, heard, group="study", tags=["a", "b"], project="sql")
     tracker.log({"train/loss": 0.5}, 10)
     tracker.log({"train/loss": 0.25, "eval/sql_exact_match": 0.1}, 20)
     tracker.table("predictions", ["question", "right"], [["Who?", True], ["[x]", None]], 20)
@@ -182,8 +202,8 @@ def test_what_two_killed_processes_never_sent_arrives_with_the_third(
         run_id = None
         for steps in ((1, 2, 3), (4, 5), (6, 7)):
             lines = JsonlTracker(run_dir / "metrics.jsonl")
-            tracker = start(run_dir, heard, run_id=run_id)
-            both, run_id = Trackers(lines, tracker), tracker.id
+            both = start(run_dir, heard, run_id=run_id, lines=lines)
+            run_id = both.id
             for step in steps:
                 both.log({"train/loss": step / 10}, step)
             both.close()
@@ -346,7 +366,7 @@ def test_a_failure_while_logging_is_told_once(run_dir: Path, heard: Heard, monke
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full\nsecond line")
 
-    monkeypatch.setattr(tracker._run, "log", fail)  # type: ignore[attr-defined]
+    monkeypatch.setattr(tracker.wandb._run, "log", fail)
     for step in range(3):
         tracker.log({"a": 1.0}, step)
     tracker.close()
@@ -370,52 +390,28 @@ def test_wandb_that_cannot_start_leaves_the_run_alone(
 
 
 def test_a_missing_package_is_one_line(run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ftlab.trackers.wandb")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert isinstance(start(run_dir, heard), NullTracker)
+    tracker = start(run_dir, heard)
+    tracker.log({"a": 1.0}, 1)
+    assert tracker.close() is None
     assert len(heard) == 1
     assert "pip install wandb" in heard[0]
 
 
-def test_none_never_imports_wandb(run_dir: Path) -> None:
+def test_wandb_is_imported_where_it_is_chosen_alone() -> None:
     code = (
-        "import sys; from pathlib import Path; from ftlab import trackers;"
-        "from ftlab.config import TrackerConfig;"
-        "trackers.open(TrackerConfig(name='none'), Path('x'), 'x', {}).log({'a': 1.0}, 1);"
+        "import sys; from pathlib import Path; from ftlab import compose, trackers;"
+        "cfg = compose(['tracker=none']); compose();"
+        "trackers.Trackers(trackers.settings(cfg.tracker), trackers.Start(Path('x'), 'x', {})).log({'a': 1.0}, 1);"
         "print('wandb' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-def test_an_unknown_name_is_the_users_mistake(run_dir: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tracker\.name=mlflow must be one of wandb, none"):
-        ftlab.trackers.open(TrackerConfig(name="mlflow"), run_dir, "x", {})
-
-
-def test_trackers_write_the_file_whatever_the_tracker(tmp_path: Path) -> None:
-    class Memory(NullTracker):
-        id = "abc"
-
-        def __init__(self) -> None:
-            self.seen: list[tuple[dict[str, float], int]] = []
-
-        def log(self, metrics: dict[str, float], step: int) -> None:
-            self.seen.append((metrics, step))
-
-        def close(self, exit_code: int = 0) -> str | None:
-            return f"closed {exit_code}"
-
-    memory = Memory()
-    both = Trackers(JsonlTracker(tmp_path / "metrics.jsonl"), memory)
-    both.log({"a": 1.0}, 3)
-    assert both.id == "abc"
-    assert both.close(1) == "closed 1"
-    assert memory.seen == [({"a": 1.0}, 3)]
-    assert json.loads((tmp_path / "metrics.jsonl").read_text())["a"] == 1.0
-
-
 def test_the_summary_keeps_the_best_of_each_score_by_its_declared_direction(run_dir: Path, heard: Heard) -> None:
-    tracker = wandb_tracker.WandbTracker(TrackerConfig("wandb", mode="offline"), run_dir, "best", {}, warn=heard)
+    tracker = wandb_tracker.WandbTracker(
+        Start(run_dir, "best", {}, warn=heard), wandb_tracker.WandbOptions(mode="offline")
+    )
     defined: dict[str, dict[str, Any]] = {}
     tracker._run.define_metric = lambda key, **how: defined.update({key: how})
     tracker._define_axis()

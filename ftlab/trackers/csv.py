@@ -1,0 +1,77 @@
+"""CSV files for spreadsheets and pandas: metrics.csv with one row for each step, and one file for each table."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ftlab.disk import write_atomic
+from ftlab.trackers.jsonl import plain, recorded
+from ftlab.trackers.tracker import Start, Tracker
+
+
+class CsvTracker(Tracker):
+    """Writes metrics.csv, and NAME.csv for each table, into the run's folder.
+
+    The columns of metrics.csv are `step` and the keys of all metrics in the order in which they first came. A cell is
+    empty where a step has no value, or one that is not finite. The file of a resumed run is made anew of its
+    metrics.jsonl, so that it ends as that of an uninterrupted run does.
+    """
+
+    name = "csv"
+
+    def __init__(self, start: Start, options: Any) -> None:
+        """Write what metrics.jsonl holds of earlier processes. Raises OSError."""
+        self._folder, self._file = start.folder, start.folder / "metrics.csv"
+        rows: dict[int, dict[str, Any]] = {}
+        for step, _, metrics in recorded(start.folder):
+            rows.setdefault(step, {"step": step}).update(metrics)
+        self._columns = list(dict.fromkeys(["step", *(key for row in rows.values() for key in row)]))
+        self._last: dict[str, Any] = {}
+        if rows:
+            self._write(rows.values())
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Add a row, or values to the last one where that is of the same step. Raises OSError."""
+        values = {key: value for key, given in metrics.items() if (value := plain(given)) is not None}
+        same = self._last.get("step") == step
+        row = {**(self._last if same else {"step": step}), **values}
+        new = [key for key in row if key not in self._columns]
+        self._columns += new
+        if same or new or not self._file.exists():
+            self._write([*self._rows()[: -1 if same else None], row])
+        else:
+            with self._file.open("a", encoding="utf-8", newline="") as file:
+                file.write(_text([self._cells(row)]))
+        self._last = row
+
+    def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
+        """Replace the file of the table. Raises OSError."""
+        write_atomic(self._folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.csv", _text([columns, *rows]))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The rows of the file, without empty cells."""
+        if not self._file.exists():
+            return []
+        with self._file.open(encoding="utf-8", newline="") as file:
+            return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+    def _write(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Replace metrics.csv as a whole."""
+        rows = list(rows)
+        write_atomic(self._file, _text([self._columns, *map(self._cells, rows)]))
+        self._last = rows[-1]
+
+    def _cells(self, row: dict[str, Any]) -> list[Any]:
+        return [row.get(column, "") for column in self._columns]
+
+
+def _text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV; numbers as Python writes them, so that reading them gives the same numbers."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+TRACKER = CsvTracker

@@ -1,0 +1,278 @@
+"""Several trackers record a run; one that fails costs one line and disturbs neither the run nor the others."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ftlab.trackers
+from ftlab import compose, trackers
+from ftlab.composition import composition, load_tree
+from ftlab.errors import ConfigError
+from ftlab.summary import Summary
+from ftlab.trackers import JsonlTracker, Start, Tracker, Trackers
+
+METHODS = ("log", "table", "page", "summary", "tag", "close")
+SECRET = "planted-secret-value"
+
+
+class Memory(Tracker):
+    """Keeps which methods were called."""
+
+    name = "memory"
+    id = "abc"
+
+    def __init__(self, start: Start, options: Any) -> None:
+        self.seen: list[str] = []
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.seen.append(f"log {metrics} {step}")
+        metrics.clear()  # what one tracker does with them is no other's business
+
+    def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
+        self.seen.append("table")
+
+    def page(self, name: str, file: Path, step: int) -> None:
+        self.seen.append("page")
+
+    def summary(self, values: dict[str, object]) -> None:
+        self.seen.append("summary")
+
+    def tag(self, name: str) -> None:
+        self.seen.append("tag")
+
+    def close(self, exit_code: int = 0) -> str | None:
+        self.seen.append("close")
+        return f"closed {exit_code}"
+
+
+def failing(method: str, error: BaseException) -> type[Tracker]:
+    """A tracker that raises in one method."""
+
+    def fail(self: Any, *_: Any, **__: Any) -> None:
+        raise error
+
+    return type("Failing", (Memory,), {"name": "failing", "id": "failed", method: fail})
+
+
+@pytest.fixture
+def began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Trackers, list[str]]]:
+    """Starts trackers of the given classes; what they warn of comes with them."""
+
+    def begin(*classes: type[Tracker]) -> tuple[Trackers, list[str]]:
+        known = {one.name: one for one in classes}
+        monkeypatch.setattr(ftlab.trackers, "names", lambda: list(known))
+        monkeypatch.setattr(ftlab.trackers, "get", lambda name: known[name])
+        lines: list[str] = []
+        start = Start(tmp_path, "run", {}, warn=lines.append)
+        chosen = trackers.settings({name: {} for name in known})
+        return Trackers(chosen, start, JsonlTracker(tmp_path / "metrics.jsonl")), lines
+
+    return begin
+
+
+def use(both: Trackers, tmp_path: Path) -> list[str]:
+    """Call every method twice, and close."""
+    for step in (1, 2):
+        both.log({"a": 1.0}, step)
+        both.table("t", ["x"], [[1]], step)
+        both.page("p", tmp_path / "p.html", step)
+        both.summary({"a": 1})
+        both.tag("done")
+    return both.close(1)
+
+
+@pytest.mark.parametrize("error", [RuntimeError(f"no\nroom {SECRET}"), SystemExit(3)], ids=["error", "exit"])
+@pytest.mark.parametrize("method", ["__init__", *METHODS])
+def test_a_tracker_that_fails_costs_one_line(
+    method: str, error: BaseException, began: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", SECRET)
+    both, lines = began(failing(method, error), Memory)
+    ended = use(both, tmp_path)
+    (line,) = lines
+    assert line.startswith("tracker=failing could not ")
+    assert line.endswith("metrics.jsonl goes on")
+    assert type(error).__name__ in line
+    assert SECRET not in line
+    assert both._running["memory"].seen == [  # type: ignore[attr-defined]
+        *("log {'a': 1.0} 1", "table", "page", "summary", "tag"),
+        *("log {'a': 1.0} 2", "table", "page", "summary", "tag", "close"),
+    ]
+    assert ended[-1] == "closed 1"
+    written = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(one)["a"] for one in written] == [1.0, 1.0]
+    assert both.ids["memory"] == "abc"
+
+
+def test_ctrl_c_in_a_tracker_is_the_users(began: Any) -> None:
+    both, _ = began(failing("log", KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        both.log({"a": 1.0}, 1)
+    both.close()
+
+
+def test_each_resumes_by_its_own_id_and_one_that_is_off_for_a_while_keeps_it(tmp_path: Path) -> None:
+    start = Start(tmp_path, "run", {})
+    both = Trackers(trackers.settings({"csv": {}}), start, ids={"wandb": "w1"})
+    assert both.ids == {"wandb": "w1"}
+
+
+# --- the configuration ------------------------------------------------------------------------------------------------
+
+
+def test_none_one_and_several_are_chosen() -> None:
+    assert trackers.chosen_names(compose([]).tracker) == ["wandb"]
+    assert trackers.chosen_names(compose(["tracker=none"]).tracker) == []
+    chosen = trackers.settings(
+        compose(["tracker=[wandb,csv]", "tracker.wandb.mode=offline", "tracker.group=g", "tracker.tags=[a,b]"]).tracker
+    )
+    assert list(chosen.chosen) == ["wandb", "csv"]
+    assert chosen.chosen["wandb"].mode == "offline"
+    assert (chosen.shared.project, chosen.shared.group, chosen.shared.tags) == ("ftlab", "g", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tracker.mode=offline"], "tracker.mode is tracker.wandb.mode now"),
+        (["tracker.entity=me"], "tracker.entity is tracker.wandb.entity now"),
+        (["tracker.name=none"], "tracker.name is the choice tracker=NAME now"),
+        (["tracker=[csv,wandbb]"], "tracker=wandbb is no option of tracker. Did you mean: wandb?"),
+        (["tracker=csv", "tracker.wandb.mode=offline"], "tracker.wandb.mode belongs to a tracker that is not chosen"),
+        (["tracker.wandb.mod=offline"], "tracker.wandb.mod is no setting of tracker=wandb. Did you mean"),
+        (["tracker.wandb.mode=never"], "tracker.wandb.mode=never must be one of auto, online, offline, disabled"),
+        (["tracker.projekt=a"], "Did you mean: tracker.project?"),
+        (["tracker.tags=a"], "tracker.tags=a must be of the type"),
+        (["tracker.wandb=a"], "tracker.wandb=a must hold the settings of the tracker"),
+        (["+tracker.foo.bar=a"], "tracker.foo.bar is neither shared by all trackers nor a tracker"),
+    ],
+)
+def test_a_wrong_choice_or_setting_is_refused_with_its_remedy(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(words)
+    assert said in str(caught.value)
+
+
+def test_an_experiment_of_ones_own_may_hold_settings_and_is_told_of_old_ones(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.write_text(
+        "# @package _global_\ndefaults:\n  - override /tracker: [csv, wandb]\ntracker: {wandb: {mode: offline}}\n"
+    )
+    cfg = compose(["experiment=mine"], config_dir=str(tmp_path))
+    assert trackers.settings(cfg.tracker).chosen["wandb"].mode == "offline"
+    assert trackers.chosen_names(cfg.tracker) == ["csv", "wandb"]
+    mine.write_text("# @package _global_\ntracker: {mode: offline}\n")
+    with pytest.raises(ConfigError, match=r"tracker.mode is tracker.wandb.mode now"):
+        compose(["experiment=mine"], config_dir=str(tmp_path))
+
+
+OLD = {
+    "name": "wandb",
+    "project": "p",
+    "entity": "e",
+    "mode": "offline",
+    "group": None,
+    "job_type": None,
+    "tags": ["t"],
+}
+
+
+def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    tree = composition(["tracker=none"]).tree
+    for node, chosen in (
+        (OLD, {"wandb": {"mode": "offline", "entity": "e", "job_type": None}}),
+        ({"name": "none"}, {}),
+    ):
+        (tmp_path / "config.yaml").write_text(json.dumps({**tree, "tracker": node}))
+        read = trackers.settings(load_tree(tmp_path / "config.yaml")["tracker"])
+        assert {name: vars(options) for name, options in read.chosen.items()} == chosen
+    assert Summary.of({"status": "running", "tracker_id": "w1"}).tracker_ids == {"wandb": "w1"}
+    assert Summary.of({"status": "running", "tracker_id": None}).tracker_ids == {}
+    assert "tracker_id" not in Summary.of({"status": "running", "tracker_id": "w1"}).tree()
+
+
+def test_a_tracker_that_is_not_installed_any_more_keeps_nobody_from_reading_its_runs(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({"tracker": {"project": "p", "gone": {"x": 1}, "csv": {}}}))
+    assert load_tree(tmp_path / "config.yaml")["tracker"] == {"project": "p", "csv": {}}
+
+
+# --- trackers of installed packages -----------------------------------------------------------------------------------
+
+LINES = """
+from dataclasses import dataclass
+from ftlab.trackers import Tracker
+
+@dataclass
+class LinesOptions:
+    file: str = "lines.txt"
+
+    def __post_init__(self):
+        if "/" in self.file:
+            raise ValueError(f"file={self.file} must be a name without /")
+
+class Lines(Tracker):
+    name, options = "lines", LinesOptions
+
+    def __init__(self, start, options):
+        self.file = start.folder / options.file
+
+    def log(self, metrics, step):
+        with self.file.open("a") as file:
+            file.write(f"{step} {metrics}\\n")
+
+TRACKER = Lines
+"""
+
+
+def install(site: Path, package: str, name: str, code: str) -> None:
+    """What pip leaves behind of a package with one tracker."""
+    (site / f"{package}.py").write_text(code)
+    info = site / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[ftlab.trackers]\n{name} = {package}:TRACKER\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    for name in ("linespackage", "otherpackage"):
+        sys.modules.pop(name, None)
+
+
+def test_a_package_adds_a_tracker_with_settings(site: Path, tmp_path: Path) -> None:
+    install(site, "linespackage", "lines", LINES)
+    cfg = compose(["tracker=[csv,lines]", "tracker.lines.file=mine.txt"])
+    both = Trackers(trackers.settings(cfg.tracker), Start(tmp_path, "run", {}))
+    both.log({"a": 1.0}, 3)
+    assert (tmp_path / "mine.txt").read_text() == "3 {'a': 1.0}\n"
+    assert compose(["tracker=lines"]).tracker["lines"] == {"file": "lines.txt"}
+    with pytest.raises(ConfigError, match=r"tracker.lines.file=a/b must be a name without /"):
+        compose(["tracker=lines", "tracker.lines.file=a/b"])
+    with pytest.raises(ConfigError, match=r"tracker.lines.fil is no setting of tracker=lines. Did you mean"):
+        compose(["tracker=lines", "tracker.lines.fil=a"])
+
+
+def test_a_broken_one_is_named_with_its_package_and_the_rest_works(site: Path) -> None:
+    install(site, "linespackage", "lines", "import no_such_module\n")
+    assert trackers.chosen_names(compose(["tracker=csv"]).tracker) == ["csv"]
+    with pytest.raises(
+        ConfigError, match=r"tracker=lines: .*linespackage cannot be imported .*no_such_module.*pip uninstall"
+    ):
+        compose(["tracker=lines"])
+
+
+def test_two_packages_with_one_name_are_refused_with_both(site: Path) -> None:
+    install(site, "linespackage", "lines", LINES)
+    install(site, "otherpackage", "lines", LINES)
+    with pytest.raises(ConfigError, match=r"ambiguous: the packages (lines|other)package and (lines|other)package"):
+        compose(["tracker=lines"])
+    assert compose(["tracker=csv"])
