@@ -324,7 +324,7 @@ def normalise(overrides: Sequence[str]) -> list[str]:
     if "model.id" in given:
         label = Path(given["model.id"].strip("'\"")).name or "model"
         implied = [f"model.name={quoted(label)}", "model.package=null"]
-    if (task := given.get("data.task", "").strip("'\"")) in tasks.names():
+    if (task := given.get("data.task", "").strip("'\"")) and task in tasks.names():
         implied.append(f"objective=eval/{tasks.get(task).headline}")
     implied += _of_stage(given.get("trainer.stage", "").strip("'\""))
     if "trainer.epochs" in given:
@@ -335,7 +335,7 @@ def normalise(overrides: Sequence[str]) -> list[str]:
 
 def _of_stage(name: str) -> list[str]:
     """What naming a stage implies that measures no loss: its first metric that may be an objective."""
-    if name not in stages.names():
+    if not name or name not in stages.names():
         return []
     stage = stages.get(name)
     own = [f"eval/{metric.name}" for metric in stage.metrics if metric.objective]
@@ -345,7 +345,7 @@ def _of_stage(name: str) -> list[str]:
 
 
 def _open(text: str) -> str:
-    """An option of the task is added where the data option names none of its kind."""
+    """A setting that a part brings itself is added where no option has set it."""
     return f"++{text.lstrip('+')}" if text.lstrip("+").startswith(config.OPTIONS) else text
 
 
