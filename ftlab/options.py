@@ -48,20 +48,13 @@ def typed(options: type[T], values: Mapping[str, Any], prefix: str, owner: str) 
 
 def problems(owners: Mapping[str, type], values: Mapping[str, Any], prefix: str) -> list[str]:
     """What is wrong with the values of several parts' settings that share one key, a line each: a name that none of the
-    parts has or that several have, a value of another type, a value that is missing.
+    parts has, a value of another type, a value that is missing. A name that several parts have goes to each of them.
 
     `owners` are the dataclasses by what chose each part (`data.task=match`); `prefix` is the key (`data.options`).
     """
     names = {owner: list(_types(options)) for owner, options in owners.items()}
-    found = []
-    for name in values:
-        having = [owner for owner, known in names.items() if name in known]
-        if not having:
-            found.append(_unknown(name, names, prefix))
-        elif len(having) > 1:
-            found.append(
-                f"{prefix}.{name} is an option of {' and of '.join(having)}, and can be given to none: leave it out"
-            )
+    known = {name for each in names.values() for name in each}
+    found = [_unknown(name, names, prefix) for name in values if name not in known]
     for owner, options in owners.items():
         found += _mistyped(owner, options, values, prefix)
     return found
@@ -75,11 +68,13 @@ def _mistyped(owner: str, options: type, values: Mapping[str, Any], prefix: str)
     except OmegaConfBaseException as error:
         yield f"{prefix}: the options of {owner} are no dataclass that a configuration can have ({first_line(error)})"
         return
-    for name in types.keys() & values.keys():
+    for name, value in values.items():
         try:
-            node[name] = values[name]
+            if name in types:
+                node[name] = value
         except OmegaConfBaseException:
-            yield f"{prefix}.{name}={values[name]} must be of the type {getattr(types[name], '__name__', types[name])}"
+            kind = getattr(types[name], "__name__", types[name])
+            yield f"{prefix}.{name}={value} must be of the type {kind}, as {owner} has it"
     missing = [name for name in sorted(OmegaConf.missing_keys(node)) if name not in values]
     yield from (f"{prefix}.{name} has no value, and {owner} needs one: set {prefix}.{name}=VALUE" for name in missing)
 
