@@ -34,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ftlab import config, rules, stages, tasks
 from ftlab.allowlist import guarded
+from ftlab.conf_folders import ConfFoldersPath
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
 from ftlab.redact import MASK, known, redact, redact_message, redact_tree
@@ -152,10 +153,10 @@ class SweepsPath(SearchPathPlugin):
 
 
 def register() -> None:
-    """Tell Hydra of the schema, the sweeper and the `sweep` group; safe to call again."""
+    """Tell Hydra of the schema, the sweeper, the `sweep` group and packages' options; safe to call again."""
     config.register()
     ftlab_sweeper.register()
-    for plugin in (SweepsSource, SweepsPath):
+    for plugin in (SweepsSource, SweepsPath, ConfFoldersPath):
         Plugins.instance().register(plugin)
 
 

@@ -83,8 +83,10 @@ MAY_IMPORT = {
     "ftlab.trackers": BASICS | {"ftlab.declared"},
     "ftlab.generate": BASICS,
     "ftlab.terminal": BASICS | {"ftlab.declared", "ftlab.metrics"},
-    "ftlab.allowlist": {"ftlab.errors"},
-    "ftlab.composition": BASICS | {"ftlab.allowlist", "ftlab.rules", "ftlab.stages", "ftlab.tasks"},
+    "ftlab.conf_folders": {"ftlab.errors", "ftlab.registry"},
+    "ftlab.allowlist": {"ftlab.errors", "ftlab.conf_folders"},
+    "ftlab.composition": BASICS
+    | {"ftlab.allowlist", "ftlab.conf_folders", "ftlab.rules", "ftlab.stages", "ftlab.tasks"},
     "ftlab.run_dir": BASICS | {"ftlab.composition"},
     "ftlab.lines": {"ftlab.errors", "ftlab.content"},
     "ftlab.evaluate": BASICS
