@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from ftlab.conf_folders import Repository
 from ftlab.errors import ConfigError
 
 SWEEPER = "hydra_plugins.ftlab_sweeper.FtlabSweeper"
@@ -67,6 +68,7 @@ class GuardedLoader(ConfigLoaderImpl):
         named = [place for place in config_search_path.get_path() if place.provider in ("main", "command-line")]
         _check_places([str(place.path) for place in named], "--config-path")
         super().__init__(config_search_path)
+        self.repository = Repository(config_search_path)
 
     def load_configuration(
         self,

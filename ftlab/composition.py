@@ -34,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ftlab import config, rules, stages, tasks, trackers
 from ftlab.allowlist import guarded
+from ftlab.conf_folders import ConfFoldersPath
 from ftlab.config import ExperimentConfig
 from ftlab.errors import ConfigError
 from ftlab.redact import MASK, known, redact, redact_message, redact_tree
@@ -189,10 +190,10 @@ class OwnPaths(SearchPathPlugin):
 
 
 def register() -> None:
-    """Tell Hydra of the schema, the sweeper and the `sweep` group; safe to call again."""
+    """Tell Hydra of the schema, the sweeper, the `sweep` group and packages' options; safe to call again."""
     config.register()
     ftlab_sweeper.register()
-    for plugin in (SweepsSource, TrackersSource, OwnPaths):
+    for plugin in (SweepsSource, TrackersSource, OwnPaths, ConfFoldersPath):
         Plugins.instance().register(plugin)
 
 
@@ -361,7 +362,7 @@ def normalise(overrides: Sequence[str]) -> list[str]:
     if "model.id" in given:
         label = Path(given["model.id"].strip("'\"")).name or "model"
         implied = [f"model.name={quoted(label)}", "model.package=null"]
-    if (task := given.get("data.task", "").strip("'\"")) in tasks.names():
+    if (task := given.get("data.task", "").strip("'\"")) and task in tasks.names():
         implied.append(f"objective=eval/{tasks.get(task).headline}")
     implied += _of_stage(given.get("trainer.stage", "").strip("'\""))
     if "trainer.epochs" in given:
@@ -372,7 +373,7 @@ def normalise(overrides: Sequence[str]) -> list[str]:
 
 def _of_stage(name: str) -> list[str]:
     """What naming a stage implies that measures no loss: its first metric that may be an objective."""
-    if name not in stages.names():
+    if not name or name not in stages.names():
         return []
     stage = stages.get(name)
     own = [f"eval/{metric.name}" for metric in stage.metrics if metric.objective]
@@ -382,7 +383,7 @@ def _of_stage(name: str) -> list[str]:
 
 
 def _open(text: str) -> str:
-    """An option of the task is added where the data option names none of its kind."""
+    """A setting that a part brings itself is added where no option has set it."""
     return f"++{text.lstrip('+')}" if text.lstrip("+").startswith(config.OPTIONS) else text
 
 

@@ -18,7 +18,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 SAMPLERS = ("auto", "tpe", "random", "grid", "qmc", "gp", "cmaes")
 PRUNERS = ("none", "median", "successive_halving", "hyperband", "wilcoxon")
 MOST_DATABASES = 1000
-OPTIONS = "data.options."  # what keys of the task's own settings begin with
+OPTIONS = ("data.options.", "trainer.options.")  # what keys of settings begin with that parts bring themselves
 
 
 @dataclass
@@ -77,7 +77,7 @@ class DataConfig:
     """Where rows come from, how they are split, and how a row becomes a prompt."""
 
     name: str = MISSING
-    source: str = MISSING  # table (files and Hub data sets), or the name of rows that the task makes itself
+    source: str = MISSING  # table (files and Hub data sets), rows that the task makes itself, or a package's own rows
     path: Optional[str] = None  # a folder with train*/test* files, or one file
     hub_id: Optional[str] = None
     hub_revision: Optional[str] = None
@@ -90,15 +90,15 @@ class DataConfig:
     test_size: float = 0.1  # rows, or a fraction below 1, where the data has no test split of its own
     test_rows: Optional[int] = None  # at most so many rows in the test split
     split_seed: int = 0
-    task: str = "sql"  # what rows are, how answers are judged: a module of ftlab/tasks/
-    options: Dict[str, Any] = field(default_factory=dict)  # the task's own settings
+    task: str = "sql"  # what rows are, how answers are judged: see ftlab/tasks/
+    options: Dict[str, Any] = field(default_factory=dict)  # settings of the task's own, and of the source's
 
 
 @dataclass
 class TrainerConfig:
     """The optimisation. Batch sizes count rows, steps count optimizer steps."""
 
-    stage: str = "sft"  # how the model is trained: a module of ftlab/stages/
+    stage: str = "sft"  # how the model is trained: see ftlab/stages/
     lr: float = 2e-4
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.03  # steps, or a fraction of all steps below 1
@@ -121,6 +121,7 @@ class TrainerConfig:
     load_best: bool = True  # end with the adapter of the best evaluation
     early_stopping: Optional[int] = None  # evaluations without a better objective before stopping
     profile: int = 0  # steps written as a torch trace
+    options: Dict[str, Any] = field(default_factory=dict)  # settings of the stage's own
 
 
 @dataclass
@@ -200,7 +201,7 @@ def register() -> None:
 
 
 def is_key(key: str) -> bool:
-    """Whether a dotted key is one of the schema, or an option that the task knows (`data.options.NAME`)."""
+    """Whether a dotted key is one of the schema, or a setting that a part brings itself (`data.options.NAME`)."""
     return key in known_keys() or key.startswith(OPTIONS)
 
 

@@ -1,11 +1,11 @@
 """All metrics that a run may have, found by key: those of every run, of each task and of each stage."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from ftlab import stages, tasks
-from ftlab.errors import ConfigError
 from ftlab.metrics import RUN, Metric, name_of
 from ftlab.tasks import Task
 
@@ -36,7 +36,7 @@ def objectives(task: str | None = None, stage: str | None = None) -> dict[str, M
     parts: list[Iterable[Metric]] = [part.metrics for part in ([tasks.get(task)] if task else tasks.usable())]
     parts += [part.metrics for part in ([stages.get(stage)] if stage else stages.usable())]
     names = [metric.name for part in parts for metric in part if metric.objective]
-    return {f"eval/{name}": _by_name()[name] for name in names}
+    return {f"eval/{name}": _by_name()[name] for name in names if name in _by_name()}
 
 
 def costs() -> dict[str, Metric]:
@@ -72,24 +72,50 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+def refused(chosen: Iterable[str]) -> list[str]:
+    """Why some of the parts that a configuration has chosen (`data.task=shout`) cannot be used: one declares a metric
+    otherwise than another part does. Where it is not chosen, such a part has no metrics."""
+    found = _collected(*_parts()).refused
+    return [found[part] for part in chosen if part in found]
+
+
 def _by_name() -> dict[str, Metric]:
-    return _collected(tuple(tasks.usable()), tuple(stages.usable()))
+    return _collected(*_parts()).metrics
+
+
+def _parts() -> tuple[tuple[Task, ...], tuple[Any, ...]]:
+    """Tasks and stages, ftlab's own first: where two declare a metric differently, the first one counts."""
+    return (
+        tuple(sorted(tasks.usable(), key=lambda task: not tasks.is_own(task.name))),
+        tuple(sorted(stages.usable(), key=lambda stage: not stages.is_own(stage.name))),
+    )
+
+
+@dataclass(frozen=True)
+class Declarations:
+    """All metrics by name, and why a part's are left out, by what chooses the part."""
+
+    metrics: dict[str, Metric]
+    refused: dict[str, str]
 
 
 @lru_cache(maxsize=16)
-def _collected(known_tasks: Sequence[Task], known_stages: Sequence[Any]) -> dict[str, Metric]:
+def _collected(known_tasks: Sequence[Task], known_stages: Sequence[Any]) -> Declarations:
     parts: dict[str, Iterable[Metric]] = {"every run": RUN}
     parts |= {f"trainer.stage={stage.name}": stage.metrics for stage in known_stages}
     parts |= {f"data.task={task.name}": task.metrics for task in known_tasks}
     found: dict[str, Metric] = {}
     owner: dict[str, str] = {}
+    refused: dict[str, str] = {}
     for part, metrics in parts.items():
+        other = [metric.name for metric in metrics if found.get(metric.name, metric) != metric]
+        if other:
+            refused[part] = f"{part} declares the metric {other[0]} otherwise than {owner[other[0]]}: rename it"
+            continue
         for metric in metrics:
-            if found.setdefault(metric.name, metric) != metric:
-                other = owner[metric.name]
-                raise ConfigError(f"{part} declares the metric {metric.name} otherwise than {other}: rename it")
+            found.setdefault(metric.name, metric)
             owner.setdefault(metric.name, part)
-    return found
+    return Declarations(found, refused)
 
 
 if __name__ == "__main__":

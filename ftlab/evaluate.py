@@ -70,7 +70,7 @@ class Split:
         ends the scoring. `note` is given a line where rows cannot be answered as configured.
         """
         with ready(loaded.model, loaded.decoder, loaded.accelerator) as fast:
-            found = self.stage.evaluate(replace(loaded, decoder=fast), self.fitted.rows)
+            found = self.stage.evaluate(replace(loaded, decoder=fast), self.fitted.rows, self.cfg)
             measured = {f"{self.name}/{name}": value for name, value in found.items()}
             if not self.stage.answers:
                 return Scores(measured, {})

@@ -1,14 +1,16 @@
 """Settings that a part brings itself, typed by its dataclass: `data.options`, `trainer.options`, `tracker.NAME`."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftlab.errors import ConfigError
+from ftlab.errors import ConfigError, first_line
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -16,38 +18,97 @@ class NoOptions:
     """The options of a part that has none."""
 
 
-def typed(options: type, values: Mapping[str, Any], prefix: str, owner: str) -> Any:
+def options_of(part: object) -> type:
+    """The dataclass of a part's own settings: its attribute `options`, which a part without settings may lack."""
+    return getattr(part, "options", NoOptions)
+
+
+def settings(options: type[T], values: Mapping[str, Any]) -> T:
+    """The values of the names that the dataclass `options` has, as an instance; its defaults fill the rest. Values of
+    other names are another part's; `problems` says beforehand whether all of them can be used."""
+    node = _structured(options)
+    for name in _types(options).keys() & values.keys():
+        node[name] = values[name]
+    return cast(T, OmegaConf.to_object(node))
+
+
+def typed(options: type[T], values: Mapping[str, Any], prefix: str, owner: str) -> T:
     """The values as an instance of the dataclass `options`, whose defaults fill the rest.
 
     `prefix` is the key of the values (`data.options`), `owner` what chose the part (`data.task=match`); both are for
     messages.
 
-    The dataclass may check its values in `__post_init__`, and raise ValueError("NAME=VALUE must ...").
-
     Raises:
         ConfigError: a name or a value that the dataclass does not have; all of them are listed.
     """
-    types = {field.name: field.type for field in fields(options)}
-    wrong = [_unknown(name, list(types), prefix, owner) for name in values if name not in types]
-    if wrong:
+    if wrong := problems({owner: options}, values, prefix):
         raise ConfigError(*wrong)
-    node = OmegaConf.structured(options)
+    return settings(options, values)
+
+
+def problems(owners: Mapping[str, type], values: Mapping[str, Any], prefix: str) -> list[str]:
+    """What is wrong with the values of several parts' settings that share one key, a line each: a name that none of the
+    parts has, a value of another type, a value that is missing. A name that several parts have goes to each of them.
+
+    A dataclass may check its values in `__post_init__` and raise ValueError("NAME=VALUE must ...").
+
+    `owners` are the dataclasses by what chose each part (`data.task=match`); `prefix` is the key (`data.options`).
+    """
+    names = {owner: list(_types(options)) for owner, options in owners.items()}
+    known = {name for each in names.values() for name in each}
+    found = [_unknown(name, names, prefix) for name in values if name not in known]
+    for owner, options in owners.items():
+        found += _mistyped(owner, options, values, prefix)
+    return found
+
+
+def _mistyped(owner: str, options: type, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Values that the dataclass does not take, and those that it lacks."""
+    types = _types(options)
+    try:
+        node = _structured(options)
+    except OmegaConfBaseException as error:
+        yield f"{prefix}: the options of {owner} are no dataclass that a configuration can have ({first_line(error)})"
+        return
+    wrong = []
     for name, value in values.items():
         try:
-            node[name] = value
+            if name in types:
+                node[name] = value
         except OmegaConfBaseException:
             kind = getattr(types[name], "__name__", types[name])
-            wrong.append(f"{prefix}.{name}={value} must be of the type {kind}")
-    if wrong:
-        raise ConfigError(*wrong)
+            wrong.append(f"{prefix}.{name}={value} must be of the type {kind}, as {owner} has it")
+    missing = [name for name in sorted(OmegaConf.missing_keys(node)) if name not in values]
+    wrong += [f"{prefix}.{name} has no value, and {owner} needs one: set {prefix}.{name}=VALUE" for name in missing]
+    yield from wrong or _checked(node, prefix)
+
+
+def _checked(node: DictConfig, prefix: str) -> Iterator[str]:
+    """What the dataclass itself says of its values."""
     try:
-        return OmegaConf.to_object(node)
-    except ValueError as error:  # of the dataclass's `__post_init__`
-        raise ConfigError(f"{prefix}.{error}") from None
+        OmegaConf.to_object(node)
+    except ValueError as error:
+        yield f"{prefix}.{first_line(error)}"
 
 
-def _unknown(name: str, names: list[str], prefix: str, owner: str) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+def _unknown(name: str, names: Mapping[str, list[str]], prefix: str) -> str:
+    """A name that no part has, with the nearest one and those that there are."""
+    near = difflib.get_close_matches(name, [known for each in names.values() for known in each], n=1, cutoff=0.5)
     hint = f" Did you mean {prefix}.{near[0]}?" if near else ""
-    there = f"It has {', '.join(names)}" if names else "It has none"
-    return f"{prefix}.{name} is no option of {owner}.{hint} {there}"
+    if len(names) == 1:
+        ((owner, known),) = names.items()
+        return f"{prefix}.{name} is no option of {owner}.{hint} {_listed('It', known)}"
+    there = "; ".join(_listed(owner, known) for owner, known in names.items())
+    return f"{prefix}.{name} is no option of {' or '.join(names)}.{hint} {there}"
+
+
+def _listed(owner: str, names: list[str]) -> str:
+    return f"{owner} has {', '.join(names) or 'none'}"
+
+
+def _types(options: type) -> dict[str, Any]:
+    return {field.name: field.type for field in fields(options)}
+
+
+def _structured(options: type) -> DictConfig:
+    return cast(DictConfig, OmegaConf.structured(options))

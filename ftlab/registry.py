@@ -10,14 +10,16 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
-from importlib.metadata import entry_points
-from typing import Generic, TypeVar, cast
+from importlib.metadata import distributions
+from operator import attrgetter
+from typing import Any, Generic, TypeVar, cast
 
 from ftlab.errors import ConfigError, first_line
 
 T = TypeVar("T")
+OPTIONS = "options"  # the attribute of a part that has settings of its own, which others may lack
 OWN = "ftlab"  # the package that ftlab's own parts come from
 # What brings a part that is not installed, by its group and name.
 KNOWN: dict[str, dict[str, str]] = {"ftlab.trackers": {"tensorboard": "pip install 'ftlab[tensorboard]'"}}
@@ -25,10 +27,11 @@ KNOWN: dict[str, dict[str, str]] = {"ftlab.trackers": {"tensorboard": "pip insta
 
 @dataclass(frozen=True)
 class Provider:
-    """Where a part comes from: a distribution, and the module or `module:attribute` in it."""
+    """Where a part comes from: a distribution with its version, and the module or `module:attribute` in it."""
 
     package: str
     target: str
+    version: str = ""
 
     def __str__(self) -> str:
         return self.target if self.package == OWN else f"{self.target} of the package {self.package}"
@@ -37,13 +40,15 @@ class Provider:
 class Registry(Generic[T]):
     """The parts of one kind, such as the tasks, by the names that a key of the configuration has for them."""
 
-    def __init__(self, key: str, package: str, attribute: str) -> None:
+    def __init__(self, key: str, package: str, attribute: str, protocol: str = "") -> None:
         """`key` names a part in a configuration (`data.task`). `package` is the package of ftlab whose modules hold
         parts, as `attribute`; a folder added to its `__path__` adds its modules. The entry points' group has its name.
+        A part must have what the class `protocol` has (`module:class`), which is imported for parts from outside only.
         """
         self.key = key
         self.package = package
         self.attribute = attribute
+        self.protocol = protocol
         self._broken: tuple[object, dict[str, str]] | None = None  # of the places where parts were looked for
 
     def names(self) -> list[str]:
@@ -59,33 +64,33 @@ class Registry(Generic[T]):
 
         Raises:
             KeyError: there is none.
-            ConfigError: it cannot be imported, its object has another name, or several packages use the name.
+            ConfigError: it cannot be imported, is no such part, has another name, or several packages use the name.
         """
         providers = self.providers()[name]
         chosen = f"{self.key}={name}"
         if len(providers) > 1:
-            packages = " and ".join(provider.package for provider in providers)
-            raise ConfigError(f"{chosen} is ambiguous: the packages {packages} both bring it; uninstall one of them")
+            raise ConfigError(ambiguous(chosen, [provider.package for provider in providers]))
         (provider,) = providers
-        module, _, attribute = provider.target.partition(":")
         try:
-            part = getattr(importlib.import_module(module), attribute or self.attribute)
-        except Exception as error:  # whatever a part from outside does when it is imported
+            part = _object(provider.target, self.attribute)
+            wrong = "" if provider.package == OWN else self._wrong(part)
+        except (Exception, SystemExit) as error:  # whatever a part from outside does when it is imported
             why = f"{type(error).__name__}: {first_line(error)}"
-            remedy = (
-                "repair or remove it" if provider.package == OWN else f"repair it, or pip uninstall {provider.package}"
-            )
-            raise ConfigError(f"{chosen}: {provider} cannot be imported ({why}): {remedy}") from error
+            raise ConfigError(f"{chosen}: {provider} cannot be imported ({why}): {_remedy(provider)}") from error
+        if wrong:
+            raise ConfigError(f"{chosen}: {provider} {wrong}: {_remedy(provider)}")
         if part.name != name:  # a configuration could not name it
             raise ConfigError(f"{chosen}: {provider} calls itself {part.name}: both must have one name")
         return cast(T, part)
 
-    def unknown(self, name: str) -> str:
-        """What to say of a name that no part has: what to install for it where that is known, or the names like it."""
-        chosen, there = f"{self.key}={name}", f"There are: {', '.join(self.names())}"
+    def unknown(self, name: str, beside: Iterable[str] = ()) -> str:
+        """What to say of a name that no part has: what to install for it where that is known, or the names like it.
+        `beside` are names that the key takes beside those of parts."""
+        names = [*beside, *self.names()]
+        chosen, there = f"{self.key}={name}", f"There are: {', '.join(names)}"
         if bring := KNOWN.get(self.package, {}).get(name):
             return f"{chosen} is not installed: {bring}. {there}"
-        return f"{chosen} is not known.{nearest(name, self.names())} {there}"
+        return f"{chosen} is not known.{nearest(name, names)} {there}"
 
     def usable(self) -> list[T]:
         """Every part that `get` returns, in alphabetical order of names; the others are left out."""
@@ -99,6 +104,10 @@ class Registry(Generic[T]):
             self._broken = searched, dict(self._refused())
         return self._broken[1]
 
+    def is_own(self, name: str) -> bool:
+        """Whether ftlab itself ships the part."""
+        return all(provider.package == OWN for provider in self.providers()[name])
+
     def _refused(self) -> Iterator[tuple[str, str]]:
         for name in self.names():
             try:
@@ -110,6 +119,37 @@ class Registry(Generic[T]):
         """Where parts are looked for: the folders of ftlab's own, and those of installed packages."""
         return tuple(sys.modules[self.package].__path__), tuple(sys.path)
 
+    def _wrong(self, part: Any) -> str:
+        """Why an object is no part of this kind; empty where it is one."""
+        if isinstance(part, type):
+            return "is a class, not an instance of one"
+        if lacking := [name for name in self._members() if not hasattr(part, name)]:
+            return f"has no {', '.join(lacking)}"
+        if type(part).__hash__ is None:
+            return "can change: make its class @dataclass(frozen=True)"
+        options = getattr(part, OPTIONS, None)
+        return "" if options is None or is_dataclass(options) else f"has {OPTIONS} that are no dataclass"
+
+    def _members(self) -> list[str]:
+        """What a part must have: attributes and methods of the protocol, its options apart."""
+        if not self.protocol:
+            return ["name"]
+        protocol = _object(self.protocol, "")
+        names = dict.fromkeys([*protocol.__annotations__, *vars(protocol)])
+        return [name for name in names if not name.startswith("_") and name != OPTIONS]
+
+
+def outside(group: str) -> list[tuple[str, Provider]]:
+    """What installed packages declare in a group of entry points: names, each with where it comes from."""
+    return _declared(tuple(sys.path)).get(group, [])
+
+
+def ambiguous(chosen: str, packages: list[str]) -> str:
+    """What to say of a name that several packages bring."""
+    others = [package for package in packages if package != OWN]
+    remedy = f"pip uninstall {others[0]}" if len(others) == 1 else "uninstall one of them"
+    return f"{chosen} is ambiguous: the packages {' and '.join(packages)} both bring it: {remedy}"
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """` Did you mean: …?` with the names most like one; empty where none is."""
@@ -117,15 +157,39 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" Did you mean: {', '.join(near)}?" if near else ""
 
 
+def _object(target: str, default: str) -> Any:
+    """What `module:attribute` names; `default` is the attribute where the target is a module alone."""
+    module, _, attribute = target.partition(":")
+    return attrgetter(attribute or default)(importlib.import_module(module))
+
+
+def _remedy(provider: Provider) -> str:
+    return "repair or remove it" if provider.package == OWN else f"repair it, or pip uninstall {provider.package}"
+
+
 @lru_cache(maxsize=64)
 def _providers(package: str, attribute: str, own: tuple[str, ...], path: tuple[str, ...]) -> dict[str, list[Provider]]:
-    """`Registry.providers`; `path` is where `entry_points` looks by itself."""
+    """`Registry.providers`; `path` is where installed packages are looked for."""
     modules = sorted(module.name for module in pkgutil.iter_modules(own))
     found = {name: [Provider(OWN, f"{package}.{name}")] for name in modules if _has(f"{package}.{name}", attribute)}
-    for point in entry_points(group=package):
-        brought_by = point.dist.name if point.dist else "?"
-        if brought_by != OWN:
-            found.setdefault(point.name, []).append(Provider(brought_by, point.value))
+    for name, provider in _declared(path).get(package, []):
+        found.setdefault(name, []).append(provider)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _declared(path: tuple[str, ...]) -> dict[str, list[tuple[str, Provider]]]:
+    """`outside` for every group of ours; of a package that is installed twice the first counts, as for Python."""
+    found: dict[str, list[tuple[str, Provider]]] = {}
+    seen: set[str] = set()
+    for distribution in distributions(path=list(path)):
+        points = [point for point in distribution.entry_points if point.group.startswith(f"{OWN}.")]
+        if not points or distribution.name in seen:  # to ask for names takes far longer than for entry points
+            continue
+        seen.add(distribution.name)
+        for point in points:
+            provider = Provider(distribution.name, point.value, distribution.version)
+            found.setdefault(point.group, []).append((point.name, provider))
     return found
 
 

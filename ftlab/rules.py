@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ftlab import declared, stages, tasks, trackers
+from ftlab import declared, sources, stages, tasks, trackers
 from ftlab.config import (
     DTYPES,
     MOST_DATABASES,
@@ -25,7 +25,8 @@ from ftlab.config import (
 )
 from ftlab.data import TABLE
 from ftlab.errors import ConfigError
-from ftlab.options import typed
+from ftlab.options import options_of, problems
+from ftlab.registry import OWN, ambiguous
 from ftlab.tasks import Task
 
 # Numbers beyond these mean nothing, and end deep inside a library: of any key, and of some.
@@ -49,26 +50,26 @@ MOST = {
 
 def check(cfg: ExperimentConfig) -> ExperimentConfig:
     """Raise one ConfigError that lists every broken rule; return `cfg` unchanged."""
-    problems: list[str] = [problem for key, value in _leaves(cfg) for problem in _no_value(key, value)]
+    found: list[str] = [problem for key, value in _leaves(cfg) for problem in _no_value(key, value)]
 
     def rule(holds: bool, key: str, value: Any, text: str) -> None:
         if not holds:
-            problems.append(f"{key}={value} {text}")
+            found.append(f"{key}={value} {text}")
 
     def one_of(key: str, value: Any, allowed: Any) -> None:
         rule(value in allowed, key, value, f"must be one of {', '.join(map(str, allowed))}")
 
     for problem in _unknown_parts(cfg):  # other rules ask them
-        raise ConfigError(*problems, problem)
+        raise ConfigError(*found, problem)
     _check_model(cfg, rule, one_of)
     _check_lora(cfg, rule, one_of)
     _check_data(cfg, rule, one_of)
     _check_trainer(cfg, rule, one_of)
     _check_sweep(cfg, rule, one_of)
-    problems += _of_options(cfg)
-    problems += _of_trackers(cfg)
-    if problems:
-        raise ConfigError(*problems)
+    found += _of_options(cfg)
+    found += _of_trackers(cfg)
+    if found:
+        raise ConfigError(*found)
     return cfg
 
 
@@ -77,6 +78,8 @@ def _unknown_parts(cfg: ExperimentConfig) -> Iterator[str]:
         if name not in kind.names():
             yield kind.unknown(name)
             return
+    yield from declared.refused([f"data.task={cfg.data.task}", f"trainer.stage={cfg.trainer.stage}"])
+    yield from _unknown_source(cfg)
     needs, gives = stages.get(cfg.trainer.stage).needs, sorted(tasks.get(cfg.data.task).gives)
     if needs not in gives:
         yield (
@@ -94,14 +97,29 @@ def _of_trackers(cfg: ExperimentConfig) -> list[str]:
     return []
 
 
+def _unknown_source(cfg: ExperimentConfig) -> Iterator[str]:
+    """Why there are no such rows; a source of a package must be there and in order."""
+    task, name = tasks.get(cfg.data.task), cfg.data.source
+    own = [*task.sources, TABLE]
+    if name in own and name in sources.names():
+        yield ambiguous(f"data.source={name}", [OWN, *(provider.package for provider in sources.providers()[name])])
+    elif name in sources.names():
+        sources.get(name)
+    elif name not in own:
+        makers = [other.name for other in tasks.usable() if name in other.sources]
+        made = f"data.source={name} is made by data.task={' and '.join(makers)} alone: choose it, or other rows"
+        yield made if makers else sources.unknown(name, own)
+
+
 def _of_options(cfg: ExperimentConfig) -> list[str]:
-    """What is wrong with the settings that the task brings itself, a line each."""
-    task = tasks.get(cfg.data.task)
-    try:
-        typed(task.options, cfg.data.options, "data.options", f"data.task={task.name}")
-    except ConfigError as error:
-        return list(error.problems)
-    return task.check(cfg)
+    """What is wrong with the settings that task, source and stage bring themselves, a line each."""
+    task, stage, source = tasks.get(cfg.data.task), stages.get(cfg.trainer.stage), cfg.data.source
+    of_data = {f"data.task={task.name}": task.options}
+    if source in sources.names():
+        of_data[f"data.source={source}"] = options_of(sources.get(source))
+    found = problems(of_data, cfg.data.options, "data.options")
+    found += problems({f"trainer.stage={stage.name}": options_of(stage)}, cfg.trainer.options, "trainer.options")
+    return found or task.check(cfg)
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -199,7 +217,6 @@ def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
         if role.name not in there:
             raise ConfigError(f"data.task={task.name} reads a column {role.name}; data.columns has {', '.join(there)}")
     _check_eval_keys(cfg, task, rule)
-    one_of("data.source", data.source, (*task.sources, TABLE))
     names = {name for _, name, _, _ in _template_fields(data.prompt)}
     columns = data.columns
     answers = {getattr(columns, role.name): role.name for role in task.roles if role.in_prompt == "never"}

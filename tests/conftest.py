@@ -254,6 +254,35 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Installs a package as pip does: a folder on Python's path with its files, and its entry points beside it.
+
+    `install("extra", {"ftlab.tasks": {"shout": "extra.shout:TASK"}}, {"extra/shout.py": TEXT})` returns that folder.
+    """
+    before = set(sys.modules)
+
+    def install(name: str, points: dict[str, dict[str, str]], files: dict[str, str], version: str = "1.0") -> Path:
+        site = tmp_path / f"site-{name}"
+        metadata = {
+            f"{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            f"{name}-{version}.dist-info/entry_points.txt": "\n".join(
+                "\n".join([f"[{group}]", *(f"{part} = {target}" for part, target in parts.items())])
+                for group, parts in points.items()
+            ),
+        }
+        for path, text in (files | metadata).items():
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            (site / path).write_text(text, encoding="utf-8")
+        monkeypatch.syspath_prepend(site)
+        return site
+
+    yield install
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing that cleans up after errors catches it."""
 

@@ -148,7 +148,8 @@ def _side(word: str, split: str) -> Side:
     run = find_run(word)
     folder, task = run.path, task_of(run)
     if task is None:
-        raise InputError(f"{word}: its task is not known here (data.task in its config.yaml)")
+        named = "data.task in its config.yaml"
+        raise InputError(f"{word}: its task ({named}) is not known here: install the package that brings it")
     own = [folder / "predictions.jsonl"] if split == "test" else []
     for file in (file for file in (*own, *run.evaluated()) if file.is_file()):
         rows = _by_id(file, "answers")

@@ -106,6 +106,8 @@ def findings(args: dict[str, str]) -> Iterator[Line]:
     checks: list[tuple[str, Check]] = [
         ("python", python),
         ("packages", packages),
+        ("parts", parts),
+        ("options", options),
         ("gpu", gpu),
         ("cpu", cpu),
         ("memory", memory),
@@ -179,6 +181,40 @@ def packages() -> Iterator[Line]:
             yield Line("ok", name, version)
         else:
             yield Line(missing, name, f"{version} is not {wanted}", f"pip install '{name}{wanted}'")
+
+
+def parts() -> Iterator[Line]:
+    """Every task, source and stage that another package brings, with that package; a broken one with the cause."""
+    from ftlab import declared, sources, stages, tasks
+    from ftlab.registry import OWN
+
+    for kind, key in ((tasks, "data.task"), (sources, "data.source"), (stages, "trainer.stage")):
+        broken = kind.broken()
+        for name, providers in kind.providers().items():
+            brought = " and ".join(f"{one.package} {one.version}" for one in providers if one.package != OWN)
+            if not brought:
+                continue
+            chosen = f"{key}={name}"
+            problem = broken.get(name) or next(iter(declared.refused([chosen])), "")
+            yield (
+                Line("warn", "part", f"{problem} ({brought})")
+                if problem
+                else Line("ok", "part", f"{chosen}, {brought}")
+            )
+
+
+def options() -> Iterator[Line]:
+    """Every folder of options that another package brings; one that is not there with the reason."""
+    from ftlab.conf_folders import folders
+
+    for folder in folders():
+        brought = f"{folder.provider.package} {folder.provider.version}"
+        if not folder.path:
+            yield Line("warn", "options", f"{folder.problem} ({brought})")
+            continue
+        files = sorted(folder.path.glob("*/*.yaml"))
+        names = ", ".join(f"{file.parent.name}={file.stem}" for file in files)
+        yield Line("ok", "options", f"{names or 'none'}, {brought} ({folder.path})")
 
 
 def requirements() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Data: where rows come from, how they are split, and how they become prompts and token ids.
 
-Rows of files and of the Hub are read here, by the columns that a task names; rows that a task makes itself are its
-sources, by name.
+Rows of files, of the Hub and of sources that packages bring are read here, by the columns that a task names; rows that
+a task makes itself are its own sources, by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ftlab.config import DataConfig
-from ftlab.data import table
+from ftlab.data import supplied, table
 from ftlab.data.splits import Example, Parts, Splits, divide
 
 __all__ = ["TABLE", "Example", "Splits", "load"]
@@ -39,5 +39,12 @@ def load(cfg: DataConfig, task: Origin) -> Splits:
 
     Raises DataError with file, line and remedy. Reads no weights and imports no torch.
     """
-    parts = table.load(cfg, task) if cfg.source == TABLE else task.sources[cfg.source](cfg)
-    return divide(parts, cfg)
+    return divide(_parts(cfg, task), cfg)
+
+
+def _parts(cfg: DataConfig, task: Origin) -> Parts:
+    if cfg.source == TABLE:
+        return table.load(cfg, task)
+    if cfg.source in task.sources:
+        return task.sources[cfg.source](cfg)
+    return supplied.load(cfg, task)

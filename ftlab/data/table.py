@@ -63,17 +63,24 @@ def load(cfg: DataConfig, task: Reader) -> Parts:
 
 def _from_hub(cfg: DataConfig, task: Reader) -> Parts:
     tables, read_from = hub.tables(str(cfg.hub_id), cfg.hub_revision)
-    return _from_tables(str(cfg.hub_id), tables, read_from, cfg, task)
+    return from_tables(str(cfg.hub_id), tables, read_from, cfg, task)
 
 
 def _from_saved(path: Path, cfg: DataConfig, task: Reader) -> Parts:
     tables, left_out = saved.tables(path)
-    parts = _from_tables(str(path), tables, f"{path} (save_to_disk)", cfg, task)
+    parts = from_tables(str(path), tables, f"{path} (save_to_disk)", cfg, task)
     notes = [f"not read, since no split is called so: {', '.join(left_out)}"] if left_out else []
     return replace(parts, notes=parts.notes + notes)
 
 
-def _from_tables(name: str, tables: hub.Tables, read_from: str, cfg: DataConfig, task: Reader) -> Parts:
+def from_tables(
+    name: str, tables: Mapping[str, Sequence[dict[str, Any] | Fault]], read_from: str, cfg: DataConfig, task: Reader
+) -> Parts:
+    """The rows of each split of the table `name`; a note says that they come from `read_from`.
+
+    Raises:
+        DataError: places every row that cannot be used by split and number.
+    """
     examples = {
         split: parse(f"{name} ({split})", "row", list(enumerate(table, start=1)), cfg, task, f"{split}:")
         for split, table in tables.items()

@@ -29,7 +29,9 @@ class Sft:
 
         return fit(tokens, cfg.data.max_length, cfg.trainer.loss_on)
 
-    def evaluate(self, loaded: "LoadedModel", samples: "Sequence[Encoded]") -> dict[str, float]:
+    def evaluate(
+        self, loaded: "LoadedModel", samples: "Sequence[Encoded]", cfg: "ExperimentConfig"
+    ) -> dict[str, float]:
         """See `Stage`: the mean loss over trained tokens, in nats."""
         from ftlab.fast import scoring
         from ftlab.train.loss import mean_loss

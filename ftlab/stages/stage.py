@@ -67,7 +67,8 @@ class Hooks(Protocol):
 class Stage(Protocol):
     """A way to train. `needs` is the kind of rows that it makes its samples of, which the task must be able to give;
     `metrics` are those of its own evaluation; `answers` says whether an evaluation also has the model answer, which the
-    task judges."""
+    task judges. A stage with settings of its own has a dataclass `options` of them, which are set by
+    `trainer.options.NAME=VALUE`; it reads them by `ftlab.options.settings(self.options, cfg.trainer.options)`."""
 
     name: str
     needs: str
@@ -77,7 +78,7 @@ class Stage(Protocol):
     def encode(self, tokens: "Sequence[Tokens]", cfg: "ExperimentConfig") -> "EncodedSet[Any]":
         """The samples that rows as tokens make, those of one split; what does not fit `data.max_length` is counted."""
 
-    def evaluate(self, loaded: LoadedModel, samples: "Sequence[Sample]") -> dict[str, float]:
+    def evaluate(self, loaded: LoadedModel, samples: "Sequence[Sample]", cfg: "ExperimentConfig") -> dict[str, float]:
         """The stage's metrics by name. `loaded.decoder` is there only where it can be asked as it is. A stage calls
         `loaded.model` in evaluation mode and inside `loaded.accelerator.autocast()`."""
 

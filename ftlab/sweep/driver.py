@@ -87,7 +87,7 @@ def drive(arguments: Sequence[str], params: Any, config: DictConfig, launcher: C
         check_values(space, lambda overrides: check_measured(compose(overrides).config, cfg))
     objectives = objectives_of(cfg)
     composed = configuration(compose, space)
-    sources = sources_now(cfg, composed, known=(folder / CARD).is_file(), terminal=terminal)
+    sources = sources_now(cfg, composed, space, known=(folder / CARD).is_file(), terminal=terminal)
     opened = Study.open(
         name,
         folder,
@@ -133,7 +133,7 @@ def check_measured(trial: ExperimentConfig, sweep: ExperimentConfig) -> None:
 
 
 def sources_now(
-    cfg: ExperimentConfig, composed: Mapping[str, Any], *, known: bool, terminal: Terminal
+    cfg: ExperimentConfig, composed: Mapping[str, Any], space: Space, *, known: bool, terminal: Terminal
 ) -> Sources | None:
     """Hashes of the rows, the template and the tokenizer that all trials share. Where those of a `known` study cannot
     be read any more, a line says that they are not compared.
@@ -142,7 +142,7 @@ def sources_now(
         InputError: those of a new study cannot be read.
     """
     try:
-        return shared(provenance.read(cfg), composed)
+        return shared(provenance.read(cfg), composed, space)
     except InputError as error:
         if not known:
             raise

@@ -89,10 +89,12 @@ def configuration(compose: Callable[[list[str]], Composition], space: Space) -> 
     return plain
 
 
-def shared(sources: Sources, composed: Mapping[str, Any]) -> Sources:
+def shared(sources: Sources, composed: Mapping[str, Any], space: Space) -> Sources:
     """Of what one configuration is trained and scored on, what all trials share; `composed` is `configuration`'s."""
-    depends = {key: [f"data.{name}" for name in flatten(asdict(DataConfig(name="", source="")))] for key in SPLITS}
-    depends = {key: [name for name in names if name not in NO_ROWS] for key, names in depends.items()}
+    keys = [f"data.{name}" for name in flatten(asdict(DataConfig(name="", source="")))]
+    options = (key.rpartition(" ")[2] for key in (*composed, *space.keys))
+    keys += [key for key in options if key.startswith("data.options.")]
+    depends = {key: [name for name in keys if name not in NO_ROWS] for key in SPLITS}
     depends |= {"template": ["data.prompt"], "tokenizer": ["model.id", "model.revision", "model.package"]}
     return {key: sources[key] for key, names in depends.items() if all(name in composed for name in names)}
 

@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ftlab.composition import TRUST, UNTYPED, check_overrides, hydra_session
-from ftlab.config import known_keys
+from ftlab.config import OPTIONS, known_keys
 from ftlab.errors import ConfigError, InputError
 from ftlab.shell import quoted
 
@@ -421,8 +421,8 @@ def _dimension_or_fixed(text: str) -> Dimension | str:
     override = _parsed(text)
     if not override.is_sweep_override():
         return text
-    key = override.get_key_element()
     name = override.key_or_group
+    key = name if name.startswith(OPTIONS) else override.get_key_element()  # composition adds options itself
     if name.partition(".")[0] in RESERVED or name.startswith("hydra"):
         raise ConfigError(f"{text}: a sweep cannot search {name}, which is the same for all its trials: give one value")
     value = override.value()

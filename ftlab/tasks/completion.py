@@ -10,7 +10,7 @@ from ftlab.data.prompts import shows
 from ftlab.data.splits import Example
 from ftlab.data.table import Role
 from ftlab.metrics import Metric
-from ftlab.options import NoOptions
+from ftlab.options import NoOptions, settings
 from ftlab.tasks.scores import score
 from ftlab.tasks.task import Judgement, Scored, Source
 
@@ -89,6 +89,15 @@ class CompletionTask:
     def counts(self, metric: Metric, record: Mapping[str, Any]) -> bool:
         """Whether a row says something of a metric: its column is not null."""
         return record[metric.field] is not None
+
+    def reward(self, example: Example, answer: str, cfg: ExperimentConfig) -> float:
+        """What the answer is worth by the headline."""
+        (judgement,) = self.judge([example], [answer], cfg)
+        return float(judgement.hits.get(self.headline, 0))
+
+    def settings(self, cfg: ExperimentConfig) -> Any:
+        """Its own settings in a configuration: an instance of `options`."""
+        return settings(self.options, cfg.data.options)
 
     def judged(self, record: Mapping[str, Any], cluster: str, buckets: tuple[str, ...] = ()) -> Judgement:
         """The judgement whose columns are `record`."""

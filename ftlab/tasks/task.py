@@ -60,7 +60,7 @@ class Task(Protocol):
 
     @property
     def options(self) -> type:
-        """The dataclass of its own settings, `data.options`; its defaults are theirs."""
+        """The dataclass of its own settings, `data.options`, where a source has others; its defaults are theirs."""
 
     @property
     def sources(self) -> Mapping[str, Source]:

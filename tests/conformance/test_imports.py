@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "ftlab.options": {"ftlab.errors"},
     "ftlab.stages": BASICS | STAGE_TYPES | {"ftlab.fast.scoring", "ftlab.fit", "ftlab.metrics", "ftlab.registry"},
     "ftlab.declared": DECLARED | {"ftlab.errors"},
-    "ftlab.rules": BASICS | DECLARED | {"ftlab.data", "ftlab.options", "ftlab.tasks.task"},
+    "ftlab.rules": BASICS | DECLARED | {"ftlab.data", "ftlab.options", "ftlab.registry", "ftlab.sources"},
     # A task knows its own scores; what only one of them needs, it imports inside functions.
     "ftlab.tasks": BASICS
     | SHARED
@@ -73,7 +73,8 @@ MAY_IMPORT = {
     "ftlab.models": BASICS | {"ftlab.weights"},
     "ftlab.encodings": set(),
     "ftlab.content": {"ftlab.errors", "ftlab.encodings", "ftlab.paths"},
-    "ftlab.data": BASICS | {"ftlab.content"},
+    "ftlab.sources": {"ftlab.config", "ftlab.options", "ftlab.registry"},
+    "ftlab.data": BASICS | {"ftlab.content", "ftlab.options", "ftlab.sources"},
     "ftlab.process": set(),
     "ftlab.train": BASICS
     | SHARED
@@ -82,8 +83,10 @@ MAY_IMPORT = {
     "ftlab.trackers": BASICS | {"ftlab.declared"},
     "ftlab.generate": BASICS,
     "ftlab.terminal": BASICS | {"ftlab.declared", "ftlab.metrics"},
-    "ftlab.allowlist": {"ftlab.errors"},
-    "ftlab.composition": BASICS | {"ftlab.allowlist", "ftlab.rules", "ftlab.stages", "ftlab.tasks"},
+    "ftlab.conf_folders": {"ftlab.errors", "ftlab.registry"},
+    "ftlab.allowlist": {"ftlab.errors", "ftlab.conf_folders"},
+    "ftlab.composition": BASICS
+    | {"ftlab.allowlist", "ftlab.conf_folders", "ftlab.rules", "ftlab.stages", "ftlab.tasks"},
     "ftlab.run_dir": BASICS | {"ftlab.composition"},
     "ftlab.lines": {"ftlab.errors", "ftlab.content"},
     "ftlab.evaluate": BASICS

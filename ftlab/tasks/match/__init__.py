@@ -11,7 +11,6 @@ from ftlab.config import DataConfig, ExperimentConfig
 from ftlab.data.faults import Fault
 from ftlab.data.splits import Example
 from ftlab.metrics import Metric
-from ftlab.options import typed
 from ftlab.tasks.completion import CompletionTask, cluster_of
 from ftlab.tasks.match import judge, labels, synth
 from ftlab.tasks.task import Judgement, Scored, Source
@@ -94,7 +93,7 @@ class MatchTask(CompletionTask):
 
     def settings(self, cfg: ExperimentConfig) -> MatchOptions:
         """Its settings in a configuration."""
-        return cast(MatchOptions, typed(MatchOptions, cfg.data.options, "data.options", f"data.task={self.name}"))
+        return cast(MatchOptions, super().settings(cfg))
 
     def judge(
         self,

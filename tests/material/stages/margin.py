@@ -49,7 +49,7 @@ class Margin:
         return EncodedSet(pairs, own.truncated, len(tokens) - len(pairs), own.longest_dropped, own.unescaped)
 
     @torch.no_grad()
-    def evaluate(self, loaded: Any, pairs: Sequence[Pair]) -> dict[str, float]:
+    def evaluate(self, loaded: Any, pairs: Sequence[Pair], cfg: Any) -> dict[str, float]:
         loaded.model.eval()
         with loaded.accelerator.autocast():
             return {"margin": margins(loaded.model, pairs, loaded.accelerator.device).mean().item()}

@@ -277,3 +277,24 @@ def test_an_import_of_the_command_loads_nothing_heavy() -> None:
     code = f"import sys, ftlab.commands.doctor; print({{*sys.modules}} & {{*'{heavy}'.split()}})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_parts_and_options_of_other_packages_are_listed_with_the_package(install: Any) -> None:
+    task = "from ftlab.tasks.match import MatchTask\nclass T(MatchTask):\n    name = 'mine'\nTASK = T()\n"
+    points = {"ftlab.tasks": {"mine": "extra:TASK", "lost": "extra.lost"}, "ftlab.conf": {"extra": "extra.conf"}}
+    install("extra", points, {"extra/__init__.py": task, "extra/conf/model/mine.yaml": "name: mine\n"}, "2.1")
+    install("other", {"ftlab.conf": {"other": "other.conf"}, "ftlab.stages": {"sft": "other:STAGE"}}, {})
+    lines = [(line.mark, line.text) for line in (*doctor.parts(), *doctor.options())]
+    assert ("ok", "data.task=mine, extra 2.1") in lines
+    assert any(mark == "ok" and text.startswith("model=mine, extra 2.1 (") for mark, text in lines)
+    warned = [text for mark, text in lines if mark == "warn"]
+    assert [text.partition(" (")[0] for text in warned] == [
+        "data.task=lost: extra.lost of the package extra cannot be imported",
+        "trainer.stage=sft is ambiguous: the packages ftlab and other both bring it: pip uninstall other",
+        "the package other declares the configuration folder other.conf, which cannot be found",
+    ]
+    assert all(text.endswith(("(extra 2.1)", "(other 1.0)")) for text in warned)
+
+
+def test_without_other_packages_nothing_is_said_of_them() -> None:
+    assert [*doctor.parts(), *doctor.options()] == []

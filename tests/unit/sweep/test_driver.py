@@ -80,15 +80,15 @@ def test_after_a_sweep_nothing_is_kept_from_being_collected(tmp_path: Path) -> N
 def test_the_data_of_a_study_are_read_before_it_is_made(tmp_path: Path) -> None:
     """What cannot be read is refused; a study that is there may have done without for long."""
     cfg = compose(["experiment=quickstart", "data.train_rows=20", "data.test_rows=5"])
-    composed = dict.fromkeys(known_keys(), 0)
+    composed, space = dict.fromkeys(known_keys(), 0), Space(())
     file = io.StringIO()
-    found = driver.sources_now(cfg, composed, known=False, terminal=Terminal(file))
+    found = driver.sources_now(cfg, composed, space, known=False, terminal=Terminal(file))
     assert found is not None
     assert (found["train"]["rows"], found["test"]["rows"]) == (20, 5)
     gone = compose(["data=jsonl", f"data.path={tmp_path / 'gone.jsonl'}"])
     with pytest.raises(InputError):
-        driver.sources_now(gone, composed, known=False, terminal=Terminal(file))
-    assert driver.sources_now(gone, composed, known=True, terminal=Terminal(file)) is None
+        driver.sources_now(gone, composed, space, known=False, terminal=Terminal(file))
+    assert driver.sources_now(gone, composed, space, known=True, terminal=Terminal(file)) is None
     assert "is not known" in file.getvalue()
 
 

@@ -340,12 +340,14 @@ ALL = {"train", "validation", "test", "template", "tokenizer"}
         ("data.prompt", {"template"}),
         ("data.max_length", set()),
         ("model.id", {"tokenizer"}),
+        ("data.options.largest", {"train", "validation", "test"}),
     ],
 )
 def test_only_what_all_trials_share_must_stay_the_same(searched: str, own: set[str]) -> None:
     found = rows_of(data="d", **dict.fromkeys(ALL, "x"))
     composed = {key: 0 for key in known_keys() if key != searched}
-    assert identity.shared(found, composed).keys() == ALL - own
+    space, _ = Space.read([f"{searched}=1,2"], {})
+    assert identity.shared(found, composed, space).keys() == ALL - own
 
 
 def test_a_study_of_before_configurations_were_recorded_goes_on(opened: Callable[..., Study]) -> None:

@@ -1,0 +1,53 @@
+"""Rows of a source that an installed package brings: they are read as rows of a file are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ftlab import sources
+from ftlab.config import DataConfig
+from ftlab.data.faults import Fault, describe
+from ftlab.data.folder import NAMES
+from ftlab.data.splits import Parts
+from ftlab.data.table import Reader, from_tables
+from ftlab.errors import DataError, FtlabError, first_line
+from ftlab.options import options_of, settings
+from ftlab.sources import RowSource
+
+SPLITS = tuple(NAMES)
+
+
+def load(cfg: DataConfig, task: Reader) -> Parts:
+    """The rows of the source `cfg.source`, as the task reads them.
+
+    Raises:
+        DataError: the source gives no rows or splits of other names, it fails, or rows cannot be used.
+    """
+    source = sources.get(cfg.source)
+    chosen = f"data.source={source.name}"
+    given = _given(source, cfg, chosen)
+    foreign = [name for name in given if name not in SPLITS]
+    if foreign or "train" not in given:
+        named = ", ".join(map(str, given)) or "none"
+        raise DataError(
+            f"{chosen} gives the splits {named}: it must give train, and may give {' and '.join(SPLITS[1:])}"
+        )
+    for split, rows in given.items():
+        if not rows:
+            raise DataError(f"{chosen} ({split}): no rows. Look at its settings: data.options.NAME=VALUE")
+    return from_tables(chosen, given, chosen, cfg, task)
+
+
+def _given(source: RowSource, cfg: DataConfig, chosen: str) -> dict[str, list[dict[str, Any] | Fault]]:
+    """All rows by split, in the order in which the source gives them."""
+    try:
+        found = source.rows(cfg, settings(options_of(source), cfg.options))
+        return {split: [_row(row) for row in rows] for split, rows in found.items()}
+    except FtlabError:
+        raise
+    except Exception as error:  # whatever code from outside does
+        (provider,) = sources.providers()[source.name]
+        raise DataError(f"{chosen}: {provider} failed ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _row(row: Any) -> dict[str, Any] | Fault:
+    return dict(row) if isinstance(row, Mapping) else Fault(f"{describe(row)}, not values by column")
