@@ -23,7 +23,7 @@ from ftlab.config import ExperimentConfig, is_key
 from ftlab.sweep.space import Space
 
 FILES = sorted(CONF.rglob("*.yaml"))
-GROUPS = ("model", "quant", "lora", "data", "trainer", "eval", "tracker")
+GROUPS = ("model", "quant", "lora", "data", "trainer", "eval")
 OPTIONS = sorted((file.parent.name, file.stem) for file in FILES if file.parent.name in GROUPS)
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 SWEEP_FILES = sorted(SWEEPS.glob("*.yaml"))
@@ -34,7 +34,7 @@ PROMISED = {
     "lora": "none r4 r8 r16 r32 r64 tutorial qlora_paper rslora dora pissa",
     "data": "sql_synth sql_create_context jsonl",
     "trainer": "default quick tutorial",
-    "tracker": "wandb none",
+    "tracker": "wandb csv tensorboard none",
     "experiment": "quickstart smollm2_sql mistral7b_tutorial",
 }
 
@@ -122,10 +122,10 @@ def test_config_yaml_holds_the_defaults_that_the_command_means() -> None:
     cfg = compose(["model=mistral7b", "lora=r32"])
     assert (cfg.model.id, cfg.lora.r, cfg.lora.lora_alpha) == ("mistralai/Mistral-7B-v0.1", 32, 64)
     assert (cfg.quant.load_in_4bit, cfg.quant.bnb_4bit_quant_type) == (True, "nf4")
-    assert (cfg.data.name, cfg.model.trust_remote_code, cfg.tracker.name) == (
+    assert (cfg.data.name, cfg.model.trust_remote_code, list(cfg.tracker)) == (
         "sql_create_context",
         False,
-        "wandb",
+        ["project", "group", "tags", "wandb"],
     )
     assert compose([]).lora.r == 16
 

@@ -71,7 +71,7 @@ def refusal(*overrides: str) -> str:
         (["objective=accuracy"], ["eval/sql_exact_match", "eval/sql_exec_match"]),
         (["objective=test/sql_exec_match"], ["eval/sql_exec_match"]),
         (["objective=test/sql_exact_match"], ["eval/loss"]),
-        (["tracker.mode=always"], ["offline"]),
+        (["tracker.wandb.mode=always"], ["offline"]),
     ],
 )
 def test_a_broken_rule_is_told_with_its_remedy(overrides: list[str], parts: list[str]) -> None:

@@ -352,12 +352,15 @@ def test_the_scores_of_a_run_are_rates_with_intervals_and_kinds(finished: Path) 
 def test_the_trackers_table_holds_the_verdicts(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     tables: list[tuple[list[str], list[list[object]]]] = []
 
-    class Heard(trackers.NullTracker):
+    class Tables(trackers.Tracker):
+        name = "tables"
+
         def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
             tables.append((columns, rows))
 
-    monkeypatch.setattr(trackers, "open", lambda *arguments: Heard())
-    fit("trainer.max_steps=1")
+    monkeypatch.setattr(trackers, "names", lambda: ["tables"])
+    monkeypatch.setattr(trackers, "get", lambda name: Tables)
+    fit("tracker=tables", "trainer.max_steps=1")
     ((columns, rows),) = tables
     assert {"pred", "ast_equal", "exec_equal", "valid", "base_ast_equal", "reason"} <= set(columns)
     assert [len(row) for row in rows] == [len(columns)] * 4
@@ -504,7 +507,6 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_warning(fit: Fit, terminal
 def test_a_tracker_that_breaks_does_not_end_the_run(fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.delitem(sys.modules, "ftlab.trackers.wandb", raising=False)
     outcome = fit("tracker=wandb", "trainer.max_steps=1")
     assert outcome.summary.status == "finished"
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from ftlab.config import TrackerConfig
 from ftlab.sweep.study import folder_of
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -57,9 +56,10 @@ def test_a_trial_is_not_led_out_by_the_database(work: Path, named: Any) -> None:
 
 @pytest.mark.parametrize("run_id", ["../../x", "x/../../../y", "/tmp/ftlab-x", "*", "x\n"])
 def test_the_tracker_is_not_led_out_by_a_run_folder(work: Path, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+    from ftlab.trackers import Start
     from ftlab.trackers.wandb import WandbTracker
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    tracker = WandbTracker(TrackerConfig(name="wandb"), work / "a" / "b" / "outputs", "x", {}, run_id)
+    tracker = WandbTracker(Start(work / "a" / "b" / "outputs", "x", {}, id=run_id), WandbTracker.options())
     assert tracker.id is None
     nothing_outside(work)

@@ -36,7 +36,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_what_is_not_known_yet_does_not_stand_in_the_file() -> None:
     tree = Summary(status="running").tree()
-    assert tree["tracker_id"] is None
+    assert tree["tracker_ids"] == {}
     assert not {"step", "planned_steps", "model", "error", "reason", "damage", "others"} & tree.keys()
 
 

@@ -369,7 +369,7 @@ def test_a_key_that_a_newer_ftlab_added_is_no_difference_unless_it_was_set(opene
 def test_what_changes_no_result_may_differ(opened: Callable[..., Study]) -> None:
     work(opened(n_trials=2))
     reordered = Space.read(["trainer.lr=tag(log,interval(1e-5,1e-3))", "lora.r=16,8,4"], {})[0]
-    study = opened(reordered, n_trials=4, fixed=["tracker.mode=offline", "model=tiny"], sampler="random")
+    study = opened(reordered, n_trials=4, fixed=["tracker.wandb.mode=offline", "model=tiny"], sampler="random")
     work(study)
     assert study.counts().complete == 4
 
