@@ -28,7 +28,7 @@ def settings(options: type[T], values: Mapping[str, Any]) -> T:
     other names are another part's; `problems` says beforehand whether all of them can be used."""
     node = _structured(options)
     for name in _types(options).keys() & values.keys():
-        node[name] = values[name]
+        node.merge_with({name: values[name]})
     return cast(T, OmegaConf.to_object(node))
 
 
@@ -50,6 +50,8 @@ def problems(owners: Mapping[str, type], values: Mapping[str, Any], prefix: str)
     """What is wrong with the values of several parts' settings that share one key, a line each: a name that none of the
     parts has, a value of another type, a value that is missing. A name that several parts have goes to each of them.
 
+    A dataclass may check its values in `__post_init__` and raise ValueError("NAME=VALUE must ...").
+
     `owners` are the dataclasses by what chose each part (`data.task=match`); `prefix` is the key (`data.options`).
     """
     names = {owner: list(_types(options)) for owner, options in owners.items()}
@@ -68,15 +70,25 @@ def _mistyped(owner: str, options: type, values: Mapping[str, Any], prefix: str)
     except OmegaConfBaseException as error:
         yield f"{prefix}: the options of {owner} are no dataclass that a configuration can have ({first_line(error)})"
         return
+    wrong = []
     for name, value in values.items():
         try:
             if name in types:
-                node[name] = value
+                node.merge_with({name: value})
         except OmegaConfBaseException:
             kind = getattr(types[name], "__name__", types[name])
-            yield f"{prefix}.{name}={value} must be of the type {kind}, as {owner} has it"
+            wrong.append(f"{prefix}.{name}={value} must be of the type {kind}, as {owner} has it")
     missing = [name for name in sorted(OmegaConf.missing_keys(node)) if name not in values]
-    yield from (f"{prefix}.{name} has no value, and {owner} needs one: set {prefix}.{name}=VALUE" for name in missing)
+    wrong += [f"{prefix}.{name} has no value, and {owner} needs one: set {prefix}.{name}=VALUE" for name in missing]
+    yield from wrong or _checked(node, prefix)
+
+
+def _checked(node: DictConfig, prefix: str) -> Iterator[str]:
+    """What the dataclass itself says of its values."""
+    try:
+        OmegaConf.to_object(node)
+    except ValueError as error:
+        yield f"{prefix}.{first_line(error)}"
 
 
 def _unknown(name: str, names: Mapping[str, list[str]], prefix: str) -> str:
