@@ -28,7 +28,7 @@ def settings(options: type[T], values: Mapping[str, Any]) -> T:
     other names are another part's; `problems` says beforehand whether all of them can be used."""
     node = _structured(options)
     for name in _types(options).keys() & values.keys():
-        node[name] = values[name]
+        node.merge_with({name: values[name]})
     return cast(T, OmegaConf.to_object(node))
 
 
@@ -74,7 +74,7 @@ def _mistyped(owner: str, options: type, values: Mapping[str, Any], prefix: str)
     for name, value in values.items():
         try:
             if name in types:
-                node[name] = value
+                node.merge_with({name: value})
         except OmegaConfBaseException:
             kind = getattr(types[name], "__name__", types[name])
             wrong.append(f"{prefix}.{name}={value} must be of the type {kind}, as {owner} has it")

@@ -82,8 +82,9 @@ def test_a_task_of_an_installed_package_is_one_of_ftlab(shout: Path) -> None:
 
 
 @pytest.mark.usefixtures("shout")
-def test_names_are_told_without_importing_the_package() -> None:
+def test_names_are_told_and_help_is_shown_without_importing_the_package(cli: Cli) -> None:
     assert "shout" in tasks.names()
+    assert cli("--help")[0] == 0
     assert "extra" not in sys.modules
 
 

@@ -94,15 +94,16 @@ def test_a_setting_that_it_does_not_have_is_no_search(small: list[str], cli: Cli
     assert "Traceback" not in err
 
 
-def test_both_kinds_of_settings_are_searched_by_the_command(
+def test_they_are_searched_by_workers_of_their_own(
     small: list[str], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = cli("--multirun", *small, *FEW, "trainer.options.rows=4,8", "sweep.study=few", "eval.every=null")
+    words = ("--multirun", *small, *FEW, "trainer.options.rows=4,8", "sweep.study=few", "eval.every=null")
+    code, out, err = cli(*words, "sweep.workers=2")
     assert code == 0, err
     trials = [json.loads(file.read_text()) for file in sorted((tmp_path / "outputs/few").glob("*/summary.json"))]
     assert sorted(trial["step"] for trial in trials) == [1, 2]
     assert "trainer.options.rows" in out
     assert "++" not in out
-    again = cli("--multirun", *small, *FEW, "trainer.options.rows=4,8", "sweep.study=few", "eval.every=null")
+    again = cli(*words)
     assert again[0] == 0, again[2]
