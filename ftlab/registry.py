@@ -40,15 +40,17 @@ class Provider:
 class Registry(Generic[T]):
     """The parts of one kind, such as the tasks, by the names that a key of the configuration has for them."""
 
-    def __init__(self, key: str, package: str, attribute: str, protocol: str = "") -> None:
+    def __init__(self, key: str, package: str, attribute: str, protocol: str = "", classes: bool = False) -> None:
         """`key` names a part in a configuration (`data.task`). `package` is the package of ftlab whose modules hold
         parts, as `attribute`; a folder added to its `__path__` adds its modules. The entry points' group has its name.
         A part must have what the class `protocol` has (`module:class`), which is imported for parts from outside only.
+        `classes`: a part is a class, of which each use makes an instance.
         """
         self.key = key
         self.package = package
         self.attribute = attribute
         self.protocol = protocol
+        self.classes = classes
         self._broken: tuple[object, dict[str, str]] | None = None  # of the places where parts were looked for
 
     def names(self) -> list[str]:
@@ -121,8 +123,8 @@ class Registry(Generic[T]):
 
     def _wrong(self, part: Any) -> str:
         """Why an object is no part of this kind; empty where it is one."""
-        if isinstance(part, type):
-            return "is a class, not an instance of one"
+        if isinstance(part, type) != self.classes:
+            return "is no class" if self.classes else "is a class, not an instance of one"
         if lacking := [name for name in self._members() if not hasattr(part, name)]:
             return f"has no {', '.join(lacking)}"
         if type(part).__hash__ is None:

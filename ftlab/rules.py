@@ -125,7 +125,10 @@ def _of_options(cfg: ExperimentConfig) -> list[str]:
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for f in fields(node):
         value = getattr(node, f.name)
-        if is_dataclass(value):
+        if "keys" in f.metadata:  # a mapping of keys that a dataclass declares, and of others
+            for key, shared in value.items():
+                yield f"{prefix}{f.name}.{key}", shared
+        elif is_dataclass(value):
             yield from _leaves(value, f"{prefix}{f.name}.")
         else:
             yield prefix + f.name, value

@@ -184,11 +184,13 @@ def packages() -> Iterator[Line]:
 
 
 def parts() -> Iterator[Line]:
-    """Every task, source and stage that another package brings, with that package; a broken one with the cause."""
-    from ftlab import declared, sources, stages, tasks
+    """Every task, source, stage and tracker that another package brings, with that package; a broken one with the
+    cause."""
+    from ftlab import declared, sources, stages, tasks, trackers
     from ftlab.registry import OWN
 
-    for kind, key in ((tasks, "data.task"), (sources, "data.source"), (stages, "trainer.stage")):
+    kinds = ((tasks, "data.task"), (sources, "data.source"), (stages, "trainer.stage"), (trackers, "tracker"))
+    for kind, key in kinds:
         broken = kind.broken()
         for name, providers in kind.providers().items():
             brought = " and ".join(f"{one.package} {one.version}" for one in providers if one.package != OWN)
@@ -455,19 +457,9 @@ def _unreachable(address: str) -> str | None:
 
 
 def trackers() -> Iterator[Line]:
-    """Which trackers can be chosen: those of ftlab and of installed packages."""
-    from ftlab import trackers
-
-    broken = trackers.broken()
-    for name, providers in trackers.providers().items():
-        if name in broken:
-            yield Line("warn", "tracker", broken[name])
-        elif name == "wandb":
-            yield wandb()
-        elif name == "tensorboard":
-            yield tensorboard()
-        else:
-            yield Line("ok", "tracker", f"{name}, of {providers[0].package}")
+    """Whether the trackers that need a package or a key can be used."""
+    yield wandb()
+    yield tensorboard()
 
 
 def tensorboard() -> Line:

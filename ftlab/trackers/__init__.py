@@ -47,7 +47,9 @@ OLD = {
     "tracker.job_type": "tracker.wandb.job_type",
 }
 
-_registry: Registry[type[Tracker]] = Registry("tracker", __name__, "TRACKER")
+_registry: Registry[type[Tracker]] = Registry(
+    "tracker", __name__, "TRACKER", "ftlab.trackers.tracker:Tracker", classes=True
+)
 names, get, broken, providers = _registry.names, _registry.get, _registry.broken, _registry.providers
 
 

@@ -60,7 +60,10 @@ MAY_IMPORT = {
     "ftlab.options": {"ftlab.errors"},
     "ftlab.stages": BASICS | STAGE_TYPES | {"ftlab.fast.scoring", "ftlab.fit", "ftlab.metrics", "ftlab.registry"},
     "ftlab.declared": DECLARED | {"ftlab.errors"},
-    "ftlab.rules": BASICS | DECLARED | {"ftlab.data", "ftlab.options", "ftlab.registry", "ftlab.sources"},
+    "ftlab.rules": BASICS
+    | DECLARED
+    | {"ftlab.data", "ftlab.options", "ftlab.registry", "ftlab.sources"}
+    | {"ftlab.trackers"},
     # A task knows its own scores; what only one of them needs, it imports inside functions.
     "ftlab.tasks": BASICS
     | SHARED
@@ -80,13 +83,14 @@ MAY_IMPORT = {
     | SHARED
     | {"ftlab.declared", "ftlab.process", "ftlab.fast.flat", "ftlab.fast.plan", "ftlab.fast.adam"},
     "ftlab.fast": BASICS | SHARED,
-    "ftlab.trackers": BASICS | {"ftlab.declared"},
+    "ftlab.trackers": BASICS | {"ftlab.declared", "ftlab.options", "ftlab.registry"},
     "ftlab.generate": BASICS,
     "ftlab.terminal": BASICS | {"ftlab.declared", "ftlab.metrics"},
     "ftlab.conf_folders": {"ftlab.errors", "ftlab.registry"},
     "ftlab.allowlist": {"ftlab.errors", "ftlab.conf_folders"},
     "ftlab.composition": BASICS
-    | {"ftlab.allowlist", "ftlab.conf_folders", "ftlab.rules", "ftlab.stages", "ftlab.tasks"},
+    | {"ftlab.allowlist", "ftlab.conf_folders", "ftlab.rules", "ftlab.stages", "ftlab.tasks"}
+    | {"ftlab.trackers"},
     "ftlab.run_dir": BASICS | {"ftlab.composition"},
     "ftlab.lines": {"ftlab.errors", "ftlab.content"},
     "ftlab.evaluate": BASICS
@@ -118,7 +122,8 @@ WITHOUT = {
     "ftlab.fast": {"wandb", "hydra", "rich", "peft", "transformers", "accelerate"},
     "ftlab.models": {"wandb", "hydra", "rich"},
     "ftlab.generate": {"wandb", "hydra", "peft"},
-    "ftlab.trackers": {"torch", "hydra", "transformers"},
+    **{f"ftlab.trackers.{name}": {"torch", "hydra", "transformers"} for name in ("tracker", "jsonl", "csv", "wandb")},
+    "ftlab.trackers.tensorboard": {"hydra", "transformers"},
     "ftlab.memory": {"transformers", "peft", "hydra"},
     "ftlab.content": {"torch", "hydra", "omegaconf", "transformers"},
     "ftlab.lines": {"torch", "hydra", "omegaconf", "transformers"},
@@ -132,6 +137,7 @@ ONLY = {
     "wandb": ("ftlab.trackers",),
     "optuna": ("ftlab.sweep",),
     "sqlglot": ("ftlab.sql",),
+    "tensorboard": ("ftlab.trackers",),
     "rich": ("ftlab.terminal", "ftlab.commands", "ftlab.sweep.board"),
 }
 

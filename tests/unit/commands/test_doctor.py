@@ -235,7 +235,7 @@ def test_the_hub_is_not_asked_offline_and_its_silence_is_told_online(monkeypatch
 def test_a_wandb_key_is_found_and_never_shown(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "recorded offline" in only(doctor.tracker()).text
+    assert "recorded offline" in doctor.wandb().text
     secret = "0123456789abcdef0123456789abcdef01234567"
     if way == "variable":
         monkeypatch.setenv("WANDB_API_KEY", secret)
@@ -243,7 +243,7 @@ def test_a_wandb_key_is_found_and_never_shown(
         (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {secret}\n")
         (tmp_path / "netrc").chmod(0o600)
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert "recorded online" in only(doctor.tracker()).text
+    assert "recorded online" in doctor.wandb().text
     doctor.main({})
     assert secret not in capsys.readouterr().out
 
@@ -251,7 +251,7 @@ def test_a_wandb_key_is_found_and_never_shown(
 def test_wandb_mode_wins_over_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert "offline by WANDB_MODE" in only(doctor.tracker()).text
+    assert "offline by WANDB_MODE" in doctor.wandb().text
 
 
 def test_a_named_model_that_is_not_here_comes_with_the_command_that_fetches_it(
