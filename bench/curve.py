@@ -1,15 +1,17 @@
-"""The same run by the fast step and by PEFT's own forward: python bench/curve.py --out DIR [ftlab overrides ...]
+"""Compare the fast path with PEFT's own forward pass on one run: python bench/curve.py --out DIR [ftlab overrides ...]
 
-Both train in one call, one after the other: the same rows in the same order, the same initial adapter. Without
-overrides it is the quickstart, cut to 60 steps. The tutorial's settings on real weights, for instance:
+Both train in one call, one after the other, on the same rows in the same order and from the same initial adapter.
+Without overrides, the run is the quickstart cut to 60 steps. For the tutorial's settings on real weights:
 
   python bench/curve.py --out DIR experiment=smollm2_sql trainer=tutorial lora=tutorial quant=nf4 data.path=FOLDER \
       lora.lora_dropout=0 trainer.max_steps=200 eval.every=null
 
-Printed are the mean losses of ten stretches of steps side by side, how far apart they are, seconds and useful tokens a
-second of each, and their ratio. Dropout masks are drawn differently by the two, so without dropout they are closer.
-DIR/curve.json gets the figures, DIR/fast and DIR/plain are the runs' folders, DIR/fast.txt and DIR/plain.txt what they
-printed.
+The steps are divided into ten equal parts. The script prints the mean loss of each part on both paths and their
+relative difference, then seconds and useful tokens per second of each path and the ratio of the speeds. The two paths
+draw different dropout masks, so their losses are closer without dropout.
+
+DIR/curve.json holds the figures, DIR/fast and DIR/plain are the run folders, and DIR/fast.txt and DIR/plain.txt hold
+what the runs printed.
 """
 
 import argparse
@@ -26,19 +28,20 @@ STRETCHES = 10
 BOTH = ["tracker=none", "trainer.log_every=1", "trainer.load_best=false"]
 SIDES = {
     "fast": "",
-    "plain": "import ftlab.experiment.base as b; b.fast_path = lambda *_: (None, 'asked for by bench/curve.py');",
+    "plain": "import ftlab.experiment.base as b; b.fast_path = lambda *_: (None, 'requested by bench/curve.py');",
 }
 
 
 def trained(side: str, overrides: list[str], out: Path) -> dict[str, Any]:
-    """One run: losses by step, seconds of training and of the process, useful tokens a second."""
+    """Train one run and return its losses by step, seconds of training and of the process, and useful tokens per
+    second."""
     code = f"import sys; {SIDES[side]} from ftlab.__main__ import main; sys.exit(main(sys.argv[1:]))"
     words = [*BOTH, *overrides, f"run_dir={out / side}", "force=true"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-c", code, *words]
     began = time.perf_counter()
-    with open(out / f"{side}.txt", "w") as told:
-        done = subprocess.run(command, stdout=told, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path})
+    with open(out / f"{side}.txt", "w") as output:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path})
     if done.returncode:
         sys.exit(f"{side}: exit code {done.returncode}\n{(out / f'{side}.txt').read_text()[-2000:]}")
     rows = [json.loads(line) for line in (out / side / "metrics.jsonl").read_text().splitlines()]
@@ -55,7 +58,7 @@ def trained(side: str, overrides: list[str], out: Path) -> dict[str, Any]:
 
 
 def stretches(losses: list[float]) -> list[float]:
-    """Mean losses of equal parts, at least a step each."""
+    """The mean losses of `STRETCHES` equal parts of the steps; a part has at least one step."""
     size = max(1, -(-len(losses) // STRETCHES))
     parts = [losses[i : i + size] for i in range(0, len(losses), size)]
     return [sum(part) / len(part) for part in parts]
@@ -72,7 +75,7 @@ def main() -> None:
     found = {side: trained(side, overrides, out) for side in SIDES}
     fast, plain = found["fast"], found["plain"]
     curves = list(zip(stretches(fast["losses"]), stretches(plain["losses"]), strict=True))
-    print("mean loss     fast    plain    apart")
+    print("mean loss     fast    plain    diff.")
     for part, (ours, theirs) in enumerate(curves, 1):
         print(f"{part:6} of {len(curves)} {ours:8.4f} {theirs:8.4f} {abs(ours - theirs) / theirs:8.2%}")
     print(f"eval/loss     {fast['eval_loss']:.4f}   {plain['eval_loss']:.4f}")

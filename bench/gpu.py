@@ -1,22 +1,24 @@
-"""The fast step and the fast generation on one GPU: python bench/gpu.py --out DIR [--baselines baselines.py] [--tiny]
+"""Measure the fast step and the fast generation on one GPU: python bench/gpu.py --out DIR [--baselines baselines.py]
 
-No weights are read: every shape gets normal(0, 0.02) weights on the GPU, 4-bit ones are quantised there. Samples are
-random tokens, lengths lognormal (mean 125, sigma 0.3, clipped to 60..256), all tokens but the first are trained. LoRA
-r=32, alpha=64, dropout 0.1 through PEFT, clipping to 1.0, paged 8-bit AdamW over one flat tensor.
+No weights are read: every model gets normal(0, 0.02) weights on the GPU, and 4-bit ones are quantized there. Samples
+are random tokens with lognormal lengths (mean 125, sigma 0.3, clipped to 60..256); all tokens but the first are
+trained. The adapter is PEFT's LoRA with r=32, alpha=64 and dropout 0.1. Gradients are clipped to 1.0, and the optimizer
+is paged 8-bit AdamW over one flat tensor.
 
-A *step* is an optimizer step: wall time between two syncs over a pass of the samples, after two passes over the same
-ones, in which every batch shape is compiled and captured. *Useful* tokens are those of samples. The *floor* is 4 N
-FLOP a token at the rate of an 8192^3 bfloat16 product, measured in the same call. *NVML* is the peak of the process,
-with its context, its graphs and whatever building the model took; the other peaks begin after building.
+A *step* is an optimizer step. Its time is wall time between two synchronisations over one pass of the samples, after
+two passes over the same samples in which every batch shape is compiled and captured. *Useful* tokens are those of
+samples, without padding. The *floor* is the time of 4 N FLOP per token (N parameters) at the rate of an 8192^3 bfloat16
+product, measured in the same call. *NVML* is the peak of the process, including its context, its graphs and what
+building the model took. The other peaks are counted after building.
 
-Each variant has a process of its own; the next one imports while this one runs. `--baselines` names the script whose
-variants (BASELINES, and many_adapters.py beside it) run in between; the last column compares with them. DIR/gpu.jsonl
-gets a line a variant, DIR/gpu.md the tables, DIR/gpu.log what the processes say.
+Each variant has a process of its own, and the next one imports while this one runs. `--baselines` names the script
+whose variants (BASELINES, and many_adapters.py beside it) run in between. The last column compares with them.
+DIR/gpu.jsonl gets one line per variant, DIR/gpu.md the tables, and DIR/gpu.log the output of the processes.
 
-  --only NAME,...     these variants, in this order; `check` compares with PEFT's autograd in float32
-  --profile NAME      three steps of a training variant under torch's profiler: kernels, busy time, gaps
-  --budget SECONDS    no further variant begins when it is used up
-  --tiny              small shapes, without GPU
+  --only NAME,...     run these variants, in this order; `check` compares with PEFT's autograd in float32
+  --profile NAME      run three steps of a training variant under torch's profiler: kernels, busy time, gaps
+  --budget SECONDS    start no further variant after this time
+  --tiny              small shapes, without a GPU
 """
 
 import argparse
@@ -46,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 Record = dict[str, Any]
 GIB = 2**30
 STEPS = 24
-LONGEST_JOB = 170.0  # seconds of one process
+LONGEST_JOB = 170.0  # limit in seconds for one process
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL = [*LINEARS, "lm_head"]
 
@@ -56,7 +58,7 @@ ALL = [*LINEARS, "lm_head"]
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's architecture, by transformers' name of its family."""
+    """The sizes of a model; `family` is transformers' name of its architecture."""
 
     family: str
     vocab_size: int
@@ -69,14 +71,14 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Numbers of the frozen model."""
+        """The number of parameters of the frozen model."""
         hidden, kept = self.hidden_size, self.num_key_value_heads / self.num_attention_heads
         layer = 2 * hidden * hidden * (1 + kept) + 3 * hidden * self.intermediate_size + 2 * hidden
         vocabulary = self.vocab_size * hidden * (1 if self.tie_word_embeddings else 2)
         return round(vocabulary + self.num_hidden_layers * layer + hidden)
 
     def tiny(self) -> "Shape":
-        """The same, small."""
+        """A small model of the same family."""
         return Shape(self.family, 512, 64, 128, 2, 4, 2, self.tie_word_embeddings)
 
 
@@ -87,24 +89,26 @@ SMOLLM_135M = Shape("llama", 49152, 576, 1536, 30, 9, 3, tie_word_embeddings=Tru
 
 @dataclass(frozen=True)
 class Training:
-    """`rows` samples a step in micro-batches of `micro`; `kept`: with a bfloat16 copy of 4-bit weights."""
+    """A training variant: `rows` samples per step in micro-batches of `micro`. If `kept`, the dequantized bfloat16
+    weights are kept in memory."""
 
     shape: Shape = MISTRAL_7B
     rows: int = 8
     micro: int = 8
     quant: bool = True
     kept: bool = False
-    share: float = 0.0  # of the layers, checkpointed
+    share: float = 0.0  # fraction of the layers with activation checkpointing
     dropout: float = 0.1
     targets: list[str] = field(default_factory=lambda: ALL)
     optim: str = "paged_adamw_8bit"
-    torch_gib: float | None = None  # what torch may reserve
+    torch_gib: float | None = None  # memory that torch may reserve; None: all
     against: str | None = None
 
 
 @dataclass(frozen=True)
 class Generation:
-    """`prompts` of about 100 tokens each answered with 64, `batch` at a time, adapters merged."""
+    """A generation variant: `prompts` of about 100 tokens are each answered with 64 tokens, `batch` at a time, with the
+    adapters merged."""
 
     shape: Shape = MISTRAL_7B
     prompts: int = 256
@@ -114,7 +118,7 @@ class Generation:
     against: str | None = None
 
 
-# A context, kernels and graphs take about 1.5 GiB beside what torch reserves.
+# The CUDA context, kernels and graphs take about 1.5 GiB in addition to what torch reserves.
 CARD_24GB = 21.4
 TRAININGS = {
     "ftlab8": Training(against="proto8_graph"),
@@ -134,7 +138,7 @@ GENERATIONS = {
     "gen2012_135m": Generation(shape=SMOLLM_135M, prompts=2012, batch=512, quant=False, targets=LINEARS),
 }
 BASELINES = ["seed", "hf8", "proto8_graph", "proto8_cache_graph", "proto32_cache_graph", "g_graph256"]
-MANY = "many_135m"  # many_adapters.py, one trial of 8 samples; its output layer is not tied and has an adapter
+MANY = "many_135m"  # many_adapters.py, one adapter with 8 samples; its output layer is not tied and has an adapter
 USUAL = [
     "limits", "check", "ftlab8", "proto8_graph", "ftlab8_bf16", "proto8_cache_graph", "ftlab8_bf16_nodrop",
     "ftlab32_bf16", "proto32_cache_graph", "ftlab32_24gb", "ftlab32_24gb_16", "ftlab8_llama8b", "ftlab8_135m", MANY,
@@ -146,7 +150,7 @@ USUAL = [
 
 
 def samples(count: int, vocab: int, mean: float = 125, seed: int = 0) -> list[list[int]]:
-    """Random token ids; the same as those of baselines.py for the same arguments."""
+    """Random token ids, the same as those of baselines.py for the same arguments."""
     draw, sigma = random.Random(seed), 0.3
     mu = math.log(mean) - sigma * sigma / 2
     lengths = [min(256, max(60, round(math.exp(draw.gauss(mu, sigma))))) for _ in range(count)]
@@ -155,7 +159,7 @@ def samples(count: int, vocab: int, mean: float = 125, seed: int = 0) -> list[li
 
 
 def configured(shape: Shape) -> Any:
-    """transformers' configuration."""
+    """transformers' configuration of a shape."""
     from transformers import AutoConfig
 
     numbers = {name: value for name, value in vars(shape).items() if name != "family"}
@@ -165,7 +169,8 @@ def configured(shape: Shape) -> Any:
 
 
 def built(shape: Shape, device: Any, *, quant: bool) -> Any:
-    """A random model in bfloat16, made on the device; with `quant` its layers' linears in NF4, double quantised."""
+    """A random bfloat16 model, created on the device. With `quant`, the linear layers of its blocks are in NF4, double
+    quantized."""
     import torch
     from torch import nn
     from transformers import AutoModelForCausalLM
@@ -191,7 +196,7 @@ def built(shape: Shape, device: Any, *, quant: bool) -> Any:
 
 
 def packed(weight: Any) -> Any:
-    """A bitsandbytes layer: NF4, double quantised, bfloat16 products."""
+    """A bitsandbytes layer with these weights: NF4, double quantization, products in their precision."""
     import bitsandbytes as bnb
 
     out, columns = weight.shape
@@ -205,7 +210,7 @@ def packed(weight: Any) -> Any:
 
 
 def adapted(model: Any, targets: list[str], *, dropout: float, rank: int = 32) -> Any:
-    """The model inside PEFT."""
+    """The model with LoRA adapters of PEFT."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
@@ -215,7 +220,7 @@ def adapted(model: Any, targets: list[str], *, dropout: float, rank: int = 32) -
 
 
 class Fast:
-    """The fast step around a PEFT model, in a setting of the caller's choice."""
+    """The fast step of a PEFT model, in a setting that the caller chooses."""
 
     def __init__(self, model: Any, *, micro: int, longest: int, optim: str, kept: bool = False, share: float = 0.0):
         from ftlab.config import TrainerConfig
@@ -230,17 +235,17 @@ class Fast:
         self.flat = Flat(self.decoder.parameters())
         self.step = FastStep(self.decoder, cfg, longest=longest, need=lambda *_: 0.0)
         self.step.serve(Trainable({}, self.flat))
-        # The planner's choice is what `choose` would make of the memory that is free; here each variant has its own.
+        # In a run, the planner chooses the setting from the free memory; here each variant has its own.
         self.step._settle(Setting(micro, kept, share))
         self.optimizer = build_optimizer([self.flat.parameter], cfg)
 
     @property
     def graphs(self) -> int:
-        """Batch shapes captured so far."""
+        """The number of batch shapes captured so far."""
         return len(self.step.graphs) if self.step.graphs else 0
 
     def gradients(self, rows: list[Any], seed: int) -> Any:
-        """The mean loss, still on the device, and gradients in the flat buffer."""
+        """Compute gradients in the flat buffer and return the mean loss, still on the device."""
         trained = sum(row.trained for row in rows)
         self.step.begin()
         pieces = [rows[i : i + self.micro] for i in range(0, len(rows), self.micro)]
@@ -248,7 +253,7 @@ class Fast:
         return sum(losses) / trained
 
     def update(self, rows: list[Any], seed: int) -> Any:
-        """A whole optimizer step; asks nothing of the device."""
+        """Do a whole optimizer step without waiting for the device, and return the mean loss."""
         loss = self.gradients(rows, seed)
         gradient = self.flat.gradient
         gradient.mul_((1.0 / (gradient.norm() + 1e-6)).clamp(max=1.0))
@@ -260,7 +265,7 @@ class Fast:
 
 
 class Bench:
-    """A training variant, built; `batches` are the rows of each step."""
+    """A training variant with its model; `batches` are the rows of each step."""
 
     def __init__(self, variant: Training, *, tiny: bool) -> None:
         import torch
@@ -288,8 +293,8 @@ class Bench:
         self.seed = 0
 
     def warm(self) -> tuple[float, float]:
-        """Seconds of the first step, and of those steps that captured a graph: every shape is seen twice. The largest
-        comes first, as in a run, so that the others fit into its memory."""
+        """Run every shape twice; return the seconds of the first step, and of the steps that captured a graph together.
+        The largest shape comes first, as in a run, so that the others fit into its memory."""
         seconds = []
         for batch in sorted(self.batches, key=lambda rows: -sum(row.tokens for row in rows)) * 2:
             graphs = self.fast.graphs
@@ -298,7 +303,7 @@ class Bench:
         return seconds[0][0], sum(took for took, captured in seconds if captured)
 
     def timed(self, batches: list[Any]) -> tuple[float, Any]:
-        """Seconds of these steps, and the last one's loss."""
+        """Run these steps; return their seconds and the loss of the last one."""
         synced(self.device)
         began = time.perf_counter()
         for batch in batches:
@@ -308,7 +313,7 @@ class Bench:
         return time.perf_counter() - began, loss
 
     def padded(self) -> int:
-        """Tokens computed in a pass, padding included."""
+        """The number of tokens that a pass computes, padding included."""
         from ftlab.fast.layout import Layout
 
         micro = self.variant.micro
@@ -317,7 +322,7 @@ class Bench:
 
 
 def train(name: str, *, tiny: bool) -> Record:
-    """Time a training variant."""
+    """Measure a training variant and return its record."""
     bench = Bench(TRAININGS[name], tiny=tiny)
     first, capture = bench.warm()
     took, loss = bench.timed(bench.batches)
@@ -340,7 +345,7 @@ def synced(device: Any) -> None:
 
 
 def cleaned(device: Any) -> None:
-    """Give unused memory back, and begin peaks anew."""
+    """Free unused memory and reset the peaks."""
     import gc
 
     import torch
@@ -352,7 +357,7 @@ def cleaned(device: Any) -> None:
 
 
 def peaks(device: Any) -> Record:
-    """Peaks of torch's memory since `cleaned`."""
+    """The peaks of torch's memory in GiB since `cleaned`."""
     import torch
 
     if device.type != "cuda":
@@ -367,7 +372,7 @@ def peaks(device: Any) -> Record:
 
 
 def generate(name: str, *, tiny: bool) -> Record:
-    """Time a generation variant: the first call, merging included, and a second one."""
+    """Measure a generation variant and return its record: the first call, merging included, and a second one."""
     import torch
 
     from ftlab.fast.decoder import Decoder
@@ -385,7 +390,7 @@ def generate(name: str, *, tiny: bool) -> Record:
     with decoder.merged():
         synced(device)
         merged = time.perf_counter()
-        # No token ends an answer: every one is of full length.
+        # No token ends an answer, so every answer has full length.
         generator = Generator(decoder, end=-1, max_new_tokens=new, batch_size=batch)
         said = generator.run(prompts)
         first = time.perf_counter()
@@ -399,7 +404,7 @@ def generate(name: str, *, tiny: bool) -> Record:
 
 
 def filled(model: Any, deviation: float) -> None:
-    """Random B matrices, which begin as zeros."""
+    """Fill the B matrices of the adapters, which start as zeros, with random numbers."""
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, deviation)
@@ -409,7 +414,7 @@ def filled(model: Any, deviation: float) -> None:
 
 
 def limits(*, tiny: bool) -> Record:
-    """The device's rate of products and copies, and versions."""
+    """Measure the device's rate of products and copies; the record also has the versions of packages."""
     from importlib.metadata import version
 
     import torch
@@ -431,7 +436,7 @@ def limits(*, tiny: bool) -> Record:
 
 
 def median_seconds(work: Callable[[], Any]) -> float:
-    """Of 30 runs, after 10 others."""
+    """The median seconds of 30 runs, after 10 that do not count."""
     import torch
 
     events = [torch.cuda.Event(enable_timing=True) for _ in range(31)]
@@ -449,7 +454,7 @@ def median_seconds(work: Callable[[], Any]) -> float:
 
 
 def profile(name: str, out: Path, *, tiny: bool) -> Record:
-    """Three steps under the profiler; the trace stays in `out`."""
+    """Run three steps under torch's profiler and write the trace to `out`."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -473,7 +478,7 @@ def profile(name: str, out: Path, *, tiny: bool) -> Record:
 
 
 def spent(events: list[Record]) -> str:
-    """The most expensive kernels of a trace, and how long the device was busy and waited."""
+    """Describe a trace: how long the device was busy and idle, and its most expensive kernels."""
     durations: dict[str, list[float]] = defaultdict(list)
     spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in events)
     for event in events:
@@ -509,8 +514,11 @@ FAMILIES: dict[str, Record] = {
 
 
 class Small:
-    """A random model of three layers with adapters that are not zero, the fast step around it, and four rows; `twin`
-    is the same model in float32 with plain layers, for PEFT and autograd, `peer` the same in `dtype`, as it is."""
+    """A random model of three layers with non-zero adapters, its fast step, and four rows.
+
+    Two copies go through PEFT's forward pass and autograd: `reference` in float32 with dense layers, and `peer` in
+    `dtype` with the layers as they are.
+    """
 
     def __init__(self, family: str, device: Any, dtype: Any, *, quant: bool = False, dropout: float = 0.0) -> None:
         import torch
@@ -539,7 +547,7 @@ class Small:
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data.normal_(0, 0.1).copy_(parameter.to(dtype).float())
-        self.peer, self.twin = copy.deepcopy(self.model).train(), plain(self.model)
+        self.peer, self.reference = copy.deepcopy(self.model).train(), plain(self.model)
         draw, lengths = random.Random(1), (70, 33, 101, 52)
         self.rows = [
             Encoded("", [draw.randrange(3, 1009) for _ in range(n)], ((begin, n),))
@@ -548,19 +556,19 @@ class Small:
         self.fast = Fast(self.model, micro=4, longest=max(lengths), optim="adamw")
 
     def compared(self, rows: list[Any], seed: int = 7) -> "Errors":
-        """How far the fast step is from autograd in float32."""
-        expected = reference(self.twin, rows)
+        """The errors of the fast step relative to autograd in float32."""
+        expected = by_autograd(self.reference, rows)
         loss = float(self.fast.gradients(rows, seed))
         return Errors.of((loss, gradients_of(self.model)), expected)
 
     def usual(self, rows: list[Any]) -> "Errors":
-        """How far PEFT's own forward and autograd in the fast step's precision is from it; without dropout."""
-        return Errors.of(reference(self.peer, rows), reference(self.twin, rows))
+        """The errors of PEFT's own forward pass in the fast step's precision, relative to float32; without dropout."""
+        return Errors.of(by_autograd(self.peer, rows), by_autograd(self.reference, rows))
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Relative error of the loss, of all gradients together, the worst one of a gradient, and whose that is."""
+    """Relative errors: of the loss, of all gradients together, and of the worst gradient tensor, with its name."""
 
     loss: float
     whole: float
@@ -569,7 +577,7 @@ class Errors:
 
     @classmethod
     def of(cls, found: tuple[float, Record], expected: tuple[float, Record]) -> "Errors":
-        """Both are a loss and gradients by name."""
+        """The errors of `found` relative to `expected`; both are a loss and gradients by name."""
         errors = {n: float((found[1][n] - g).norm() / g.norm()) for n, g in expected[1].items()}
         worst = max(errors, key=lambda name: above(errors[name]))
         apart = math.hypot(*(float((found[1][n] - g).norm()) for n, g in expected[1].items()))
@@ -581,15 +589,15 @@ class Errors:
         return f"loss {self.loss:.1e}, gradient {self.whole:.1e}, worst tensor's {self.gradient:.1e} ({self.worst})"
 
     def outcome(self, bound: float, usual: "Errors | None" = None) -> tuple[bool, str]:
-        """Whether loss and gradient keep within a bound, or the gradient within what PEFT's own forward has in this
-        precision; and the figures."""
+        """Whether the errors are small enough, and the figures as text. The loss must stay within `bound`; the gradient
+        within `bound`, or within 1.1 times the error of PEFT's own forward pass in this precision."""
         allowed = max(bound, 1.1 * usual.whole) if usual else bound
         beside = f"; PEFT's own: {usual}" if usual else ""
         return self.loss <= bound and self.whole <= allowed, f"{self}{beside}"
 
 
-def reference(model: Any, rows: list[Any]) -> tuple[float, Record]:
-    """Mean loss and gradients by name, of PEFT's forward and autograd, row by row."""
+def by_autograd(model: Any, rows: list[Any]) -> tuple[float, Record]:
+    """Mean loss and gradients by name, from PEFT's forward pass and autograd, row by row."""
     from ftlab.train.batches import lay_flat
     from ftlab.train.loss import summed_loss
 
@@ -602,7 +610,7 @@ def reference(model: Any, rows: list[Any]) -> tuple[float, Record]:
 
 
 def above(error: float) -> float:
-    """What is not a number is worse than any."""
+    """The error as a sort key: NaN is worse than any number."""
     return math.inf if math.isnan(error) else error
 
 
@@ -612,23 +620,23 @@ def gradients_of(model: Any) -> Record:
 
 
 def plain(model: Any) -> Any:
-    """A copy in float32 whose 4-bit layers are dense."""
+    """A float32 copy of the model whose 4-bit layers are dense."""
     import bitsandbytes as bnb
     import torch
     from torch import nn
 
-    twin = copy.deepcopy(model)
-    for name, module in list(twin.named_modules()):
+    dense_copy = copy.deepcopy(model)
+    for name, module in list(dense_copy.named_modules()):
         if type(module).__name__ == "Linear4bit" and not hasattr(module, "base_layer"):
             dense = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
             weight = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
             dense.weight = nn.Parameter(weight.float(), requires_grad=False)
-            twin.set_submodule(name, dense)
-    return twin.to(torch.float32).train()
+            dense_copy.set_submodule(name, dense)
+    return dense_copy.to(torch.float32).train()
 
 
 def masked(small: Small, seed: int) -> None:
-    """Give the twin's and the peer's adapters the dropout masks of the fast step."""
+    """Give the adapters of both copies the dropout masks of the fast step."""
     import torch
     from torch import nn
 
@@ -645,7 +653,7 @@ def masked(small: Small, seed: int) -> None:
 
     places = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
     place = {name: i for i, names in enumerate(places) for name in names}
-    for name, module in [*small.twin.named_modules(), *small.peer.named_modules()]:
+    for name, module in [*small.reference.named_modules(), *small.peer.named_modules()]:
         if hasattr(module, "lora_dropout"):
             parts = name.split(".")
             layers = len(small.fast.decoder.layers)
@@ -654,7 +662,7 @@ def masked(small: Small, seed: int) -> None:
 
 
 def check(*, tiny: bool) -> Iterator[Record]:
-    """A record for everything that must hold."""
+    """Yield one record per check."""
     import torch
 
     device, dtype = torch.device("cpu" if tiny else "cuda"), torch.float32 if tiny else torch.bfloat16
@@ -671,16 +679,16 @@ def check(*, tiny: bool) -> Iterator[Record]:
     small = Small("llama", device, dtype)
     yield from guarded("gradients checkpointed", lambda: agrees_checkpointed(small, bound))
     yield from guarded("gradients in micro-batches", lambda: agrees_in_pieces(small, bound))
-    yield from guarded("no leak between rows", lambda: no_leak(small))
+    yield from guarded("rows do not interact", lambda: rows_do_not_interact(small))
     yield from guarded("dropout masks", lambda: masks_differ(device, dtype))
     if not tiny:
-        yield from guarded("replay against eager", lambda: replays(small))
-    yield from guarded("generation float32", lambda: says_the_same(device, torch.float32, 1.0))
-    yield from guarded(f"generation {dtype}", lambda: says_the_same(device, dtype, 0.0))
+        yield from guarded("graph replay equals eager", lambda: replays(small))
+    yield from guarded("generation float32", lambda: same_answers(device, torch.float32, 1.0))
+    yield from guarded(f"generation {dtype}", lambda: same_answers(device, dtype, 0.0))
 
 
 def guarded(name: str, work: Callable[[], tuple[bool, str]]) -> Iterator[Record]:
-    """The outcome of one check; an error is a failure."""
+    """Yield the record of one check; an exception counts as a failure."""
     try:
         holds, figures = work()
     except Exception:
@@ -689,13 +697,14 @@ def guarded(name: str, work: Callable[[], tuple[bool, str]]) -> Iterator[Record]
 
 
 def agrees(small: Small, bound: float) -> tuple[bool, str]:
-    """Loss and gradients of a few steps: as they are, captured, replayed."""
+    """Whether loss and gradients agree in three steps: eager, captured and replayed."""
     found = [small.compared(small.rows) for _ in range(3)]
     return max(found, key=lambda one: above(one.loss + one.whole)).outcome(bound, small.usual(small.rows))
 
 
 def agrees_under_dropout(device: Any, dtype: Any, bound: float) -> tuple[bool, str]:
-    """One row, so that the masks of a flat batch are those of the row."""
+    """Whether loss and gradients agree under dropout, on one row, so that the masks of the flat batch are those of the
+    row."""
     small, seed = Small("llama", device, dtype, dropout=0.3), 12345
     masked(small, seed)
     found = [small.compared(small.rows[:1], seed) for _ in range(3)]
@@ -705,7 +714,7 @@ def agrees_under_dropout(device: Any, dtype: Any, bound: float) -> tuple[bool, s
 
 @contextmanager
 def eager(fast: Fast) -> Iterator[None]:
-    """Without CUDA graphs, while the block runs."""
+    """Run the block without CUDA graphs."""
     graphs, fast.step.graphs = fast.step.graphs, None
     try:
         yield
@@ -714,7 +723,7 @@ def eager(fast: Fast) -> Iterator[None]:
 
 
 def agrees_checkpointed(small: Small, bound: float) -> tuple[bool, str]:
-    """Two of three layers are computed a second time."""
+    """Whether loss and gradients agree with activation checkpointing of two of three layers."""
     small.fast.step.checkpointed = 2
     with eager(small.fast):
         found = small.compared(small.rows)
@@ -723,15 +732,16 @@ def agrees_checkpointed(small: Small, bound: float) -> tuple[bool, str]:
 
 
 def agrees_in_pieces(small: Small, bound: float) -> tuple[bool, str]:
-    """Two rows at a time."""
+    """Whether loss and gradients agree in micro-batches of two rows."""
     small.fast.micro = 2
     found = small.compared(small.rows)
     small.fast.micro = 4
     return found.outcome(bound, small.usual(small.rows))
 
 
-def no_leak(small: Small) -> tuple[bool, str]:
-    """A row's loss in a flat batch, with its neighbours and with others; and with another first token of its own."""
+def rows_do_not_interact(small: Small) -> tuple[bool, str]:
+    """Whether the loss of a row in a flat batch stays the same with other neighbours, and changes with its own first
+    token."""
     from ftlab.data.encode import Encoded
 
     first, row, last = small.rows[:3]
@@ -748,7 +758,7 @@ def no_leak(small: Small) -> tuple[bool, str]:
 
 
 def masks_differ(device: Any, dtype: Any) -> tuple[bool, str]:
-    """The loss by seed: replays draw new masks, and the same ones for the same seed."""
+    """Whether replays draw new dropout masks for new seeds, and the same masks for the same seed."""
     small = Small("llama", device, dtype, dropout=0.3)
     losses = [float(small.fast.gradients(small.rows, seed)) for seed in (1, 2, 3, 4, 5, 3)]
     holds = len(set(losses)) == 5 and losses[2] == losses[5]
@@ -756,7 +766,7 @@ def masks_differ(device: Any, dtype: Any) -> tuple[bool, str]:
 
 
 def replays(small: Small) -> tuple[bool, str]:
-    """Gradients of a graph's replay against those of the same batch without graph, for batches it was not made of."""
+    """Whether a graph's replay gives the gradients of an eager step, on batches from which it was not captured."""
     from ftlab.data.encode import Encoded
 
     for _ in range(2):
@@ -772,8 +782,9 @@ def replays(small: Small) -> tuple[bool, str]:
     return small.fast.graphs > 0 and worst <= 5e-3, f"{small.fast.graphs} graphs, worst relative difference {worst:.1e}"
 
 
-def says_the_same(device: Any, dtype: Any, share: float) -> tuple[bool, str]:
-    """Answers of the generator, adapters merged, against PEFT's `generate`; and weights as before."""
+def same_answers(device: Any, dtype: Any, share: float) -> tuple[bool, str]:
+    """Whether at least `share` of the generator's answers, with merged adapters, equal those of PEFT's `generate`, and
+    the weights are unchanged afterwards."""
     import torch
 
     from ftlab.fast.generator import Generator
@@ -802,7 +813,7 @@ def says_the_same(device: Any, dtype: Any, share: float) -> tuple[bool, str]:
 
 
 def run_variant(settings: argparse.Namespace) -> None:
-    """Import, wait for the turn, run, write records."""
+    """Import, wait for this variant's turn, run it and write its records."""
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
     import torch
@@ -816,7 +827,7 @@ def run_variant(settings: argparse.Namespace) -> None:
     while settings.gate and not (settings.gate.exists() and settings.gate.stat().st_size):
         time.sleep(0.05)
     if not settings.tiny:
-        # Paged optimizers take managed memory: the card keeps room for it.
+        # Paged optimizers take managed memory, so some of the GPU is left free for it.
         torch.cuda.set_per_process_memory_fraction(0.9)
     with open(settings.out, "a") as file:
         for record in records_of(settings):
@@ -825,7 +836,7 @@ def run_variant(settings: argparse.Namespace) -> None:
 
 
 def records_of(settings: argparse.Namespace) -> Iterator[Record]:
-    """What the variant `--run` finds."""
+    """Yield the records of the variant named by `--run`."""
     name, tiny = settings.run, settings.tiny
     if settings.profile:
         yield profile(name, settings.traces, tiny=tiny)
@@ -843,17 +854,17 @@ def records_of(settings: argparse.Namespace) -> Iterator[Record]:
 
 
 class Job:
-    """The process of one variant; its records lie in files of `folder`."""
+    """The process of one variant; its records are files in `folder`."""
 
     def __init__(self, name: str, settings: argparse.Namespace, folder: Path) -> None:
         self.name, self.settings = name, settings
         self.gate, self.part, self.log = (folder / f"{name}.{kind}" for kind in ("gate", "jsonl", "log"))
         self.process: subprocess.Popen[bytes] | None = None
-        if name != MANY:  # which would not wait for its turn
+        if name != MANY:  # it would not wait for its turn
             self.start()
 
     def start(self) -> None:
-        """Import; the work begins with `finish`."""
+        """Start the process, which imports; its work starts with `finish`."""
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(self._command(), stdout=log, stderr=log)
 
@@ -868,7 +879,7 @@ class Job:
         return command + (["--profile", self.name, "--traces", str(settings.out)] if settings.profile else [])
 
     def finish(self, seconds: float) -> list[Record]:
-        """Let it work for so long at most; what it found, with the peak of its memory."""
+        """Let the process work for at most `seconds`; return its records, with the peak of its memory."""
         if self.process is None:
             self.start()
         assert self.process is not None
@@ -889,7 +900,7 @@ class Job:
         return records
 
     def stop(self) -> None:
-        """End it where it still runs."""
+        """Kill the process if it still runs."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -904,7 +915,7 @@ class Job:
 
 
 def many(found: Record) -> Record:
-    """A record of many_adapters.py in the form of the others."""
+    """Convert a record of many_adapters.py into the form of the others."""
     if "error" in found:
         return {"kind": "fail", "name": MANY, "error": found["error"]}
     seconds = found["ms_step"] / 1e3
@@ -917,7 +928,7 @@ def many(found: Record) -> Record:
 
 
 class Memory:
-    """The peak of a process on the GPU by NVML; of the whole GPU where NVML does not tell processes apart."""
+    """The peak GPU memory of a process by NVML, or of the whole GPU if NVML does not list processes."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.peak, self.whole = pid, 0.0, 0.0
@@ -930,7 +941,7 @@ class Memory:
             self.nvml = None
 
     def look(self) -> None:
-        """Take in the present state."""
+        """Update the peaks from the current state."""
         if self.nvml is None:
             return
         self.whole = max(self.whole, self.nvml.nvmlDeviceGetMemoryInfo(self.handle).used / GIB)
@@ -939,12 +950,12 @@ class Memory:
                 self.peak = max(self.peak, process.usedGpuMemory / GIB)
 
     def found(self) -> Record:
-        """What a record says of it."""
+        """The fields that are added to a record, in GiB."""
         return {"nvml_gib": self.peak or self.whole, "nvml_whole_gib": self.whole} if self.nvml else {}
 
 
 def run_all(settings: argparse.Namespace) -> list[Record]:
-    """Every variant, one after another."""
+    """Run every variant, one after another, and return all records."""
     began, records = time.monotonic(), list[Record]()
     with tempfile.TemporaryDirectory() as folder:
         jobs: list[Job] = []
@@ -967,7 +978,7 @@ def run_all(settings: argparse.Namespace) -> list[Record]:
 
 
 def keep(out: Path, job: Job, records: list[Record]) -> None:
-    """Write a variant's records down, and print them."""
+    """Write a variant's records to files and print them."""
     with open(out / "gpu.log", "a") as log:
         log.write(f"\n===== {job.name}\n{job.log.read_text(errors='replace')}")
     with open(out / "gpu.jsonl", "a") as file:
@@ -988,28 +999,28 @@ def keep(out: Path, job: Job, records: list[Record]) -> None:
 
 
 def tables(records: list[Record]) -> str:
-    """Markdown of everything measured."""
+    """All records as Markdown tables."""
     limit = next((record for record in records if record["kind"] == "limits"), {})
     lines = [json.dumps(limit)] if limit else []
     trainings = [record for record in records if record["kind"] == "train"]
     if trainings:
         titles = (
             "variant", "s/step", "samples/s", "useful tok/s", "useful share", "of 4N floor", "alloc GiB",
-            "reserved GiB", "NVML GiB", "capture s", "first step s", "loss", "against",
+            "reserved GiB", "NVML GiB", "capture s", "first step s", "loss", "compared with",
         )  # fmt: skip
         lines += ["", *markdown(titles, [training_row(r, trainings, limit.get("matmul_tflops")) for r in trainings])]
     generations = [record for record in records if record["kind"] == "gen"]
     if generations:
         titles = (
             "generation", "prompts", "s", "first call s", "merge s", "samples/s", "new tok/s", "alloc GiB",
-            "reserved GiB", "NVML GiB", "against",
+            "reserved GiB", "NVML GiB", "compared with",
         )  # fmt: skip
         lines += ["", *markdown(titles, [generation_row(record, generations) for record in generations])]
     return "\n".join(lines)
 
 
 def training_row(record: Record, others: list[Record], tflops: float | None) -> list[str]:
-    """Cells of a training variant."""
+    """The table cells of a training variant; `tflops` is the measured rate for the floor."""
     parameters = record.get("parameters", MISTRAL_7B.parameters)
     floor = 4 * parameters * record["tok_s"] / tflops / 1e12 if tflops else None
     variant = TRAININGS.get(record["name"])
@@ -1022,7 +1033,7 @@ def training_row(record: Record, others: list[Record], tflops: float | None) -> 
 
 
 def generation_row(record: Record, others: list[Record]) -> list[str]:
-    """Cells of a generation variant."""
+    """The table cells of a generation variant."""
     variant = GENERATIONS.get(record["name"])
     return [
         record["name"], cell(record, "samples", "d"), cell(record, "secs", ".2f"), cell(record, "first_call_s", ".1f"),
@@ -1032,24 +1043,24 @@ def generation_row(record: Record, others: list[Record]) -> list[str]:
 
 
 def memory_cells(record: Record) -> list[str]:
-    """The three peaks."""
+    """The table cells of the three memory peaks."""
     return [cell(record, key, ".1f") for key in ("alloc_gib", "reserved_gib", "nvml_gib")]
 
 
 def cell(record: Record, key: str, form: str) -> str:
-    """A figure, or a dash."""
+    """A figure as text, or a dash if the record has none."""
     value = record.get(key)
     return "-" if value is None else format(value, form)
 
 
 def against(record: Record, others: list[Record], name: str | None, key: str) -> str:
-    """How many times as fast as another variant of the same call."""
+    """The speed-up over another variant of the same call, or a dash."""
     other = next((one for one in others if one["name"] == name), None)
     return f"{other[key] / record[key]:.2f}x {name}" if other else "-"
 
 
 def markdown(titles: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    """Lines of a table."""
+    """The lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
 
 

@@ -1,13 +1,14 @@
-"""What the fast step's kernels reach on a CUDA device: python bench/kernels.py [word ...]
+"""Measure the kernels of the fast path on a CUDA device: python bench/kernels.py [word ...]
 
-One line a kernel: microseconds, TB/s of what must be read and written, its share of the device's own copy bandwidth,
-and the obvious way with torch or bitsandbytes beside it. Words choose the kernels whose names contain one of them.
+One line per kernel gives its microseconds, the TB/s at which it moves the bytes that must be read and written, the
+share of the device's copy bandwidth that this is, and the same for the usual call of torch or bitsandbytes ("torch").
+If words are given, only kernels whose names contain one of them are measured.
 
-Calls are captured in a CUDA graph, so that launching costs the same for both sides and the host counts for neither;
-each call of a graph works on tensors of its own, together larger than the L2 cache several times over. The median of
-several replays counts. Optimizers are timed as whole steps that the host launches: bitsandbytes' cannot be captured,
-and its waiting for the device counts. A child process measures; where a kernel kills or hangs it, the next child goes
-on behind it.
+Calls are captured in a CUDA graph, so that the host's launches do not count for either side. Each call of a graph has
+tensors of its own, which together are several times larger than the L2 cache. The median of several replays counts.
+Optimizers are timed as whole steps that the host launches, because those of bitsandbytes cannot be captured; their
+waiting for the device counts. A child process measures. If a kernel kills or hangs it, the next child continues with
+the next kernel.
 """
 
 import signal
@@ -32,15 +33,18 @@ from ftlab.fast.operands import Dropout
 
 Call = Callable[[], Any]
 BF16 = torch.bfloat16
-ROTATED = 2**28  # bytes that the calls of one graph touch, several L2 caches
-SECONDS = 100  # for one kernel, compiling included
+ROTATED = 2**28  # bytes that the calls of one graph touch: several times the L2 cache
+SECONDS = 100  # limit for one kernel, compilation included
 FAILED = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """`make` gives the two calls on new tensors: ours, and the obvious one. `moved` are the bytes of one call; those
-    of calls that are not `captured` the host launches."""
+    """A kernel to measure.
+
+    `make` returns two calls on new tensors: ftlab's kernel, and the usual call of torch or bitsandbytes. `moved` is the
+    number of bytes that one call reads and writes. Calls that are not `captured` in a graph are launched by the host.
+    """
 
     name: str
     moved: int
@@ -69,10 +73,10 @@ def dequantise(rows: int, columns: int) -> tuple[Call, Call]:
 def norm(tokens: int, width: int) -> tuple[Call, Call]:
     x, residual, weight, drop = random(tokens, width), random(tokens, width), random(width), dropping()
 
-    def obvious() -> Tensor:
+    def baseline() -> Tensor:
         return F.dropout(F.rms_norm(x + residual, (width,), weight, 1e-6), 0.1)
 
-    return partial(ops.add_rms_norm, x, residual, weight, 1e-6, 0.0, drop), obvious
+    return partial(ops.add_rms_norm, x, residual, weight, 1e-6, 0.0, drop), baseline
 
 
 def norm_backward(tokens: int, width: int) -> tuple[Call, Call]:
@@ -80,10 +84,10 @@ def norm_backward(tokens: int, width: int) -> tuple[Call, Call]:
     rstd = stream.float().pow(2).mean(-1).add(1e-6).rsqrt()
     leaf = stream.detach().requires_grad_()
 
-    def obvious() -> Tensor:
+    def baseline() -> Tensor:
         return torch.autograd.grad(F.rms_norm(leaf, (width,), weight, 1e-6), leaf, dy)[0] + dstream
 
-    return partial(ops.add_rms_norm_backward, dy, stream, rstd, weight, 0.0, dstream), obvious
+    return partial(ops.add_rms_norm_backward, dy, stream, rstd, weight, 0.0, dstream), baseline
 
 
 def gated(tokens: int, width: int) -> tuple[Call, Call]:
@@ -96,11 +100,11 @@ def gated_backward(tokens: int, width: int) -> tuple[Call, Call]:
     gu, dy = random(tokens, 2 * width), random(tokens, width)
     leaf = gu.clone().requires_grad_()
 
-    def obvious() -> Tensor:
+    def baseline() -> Tensor:
         gate, up = leaf.chunk(2, -1)
         return torch.autograd.grad(F.silu(gate) * up, leaf, dy)[0]
 
-    return partial(ops.gated_backward, dy, gu, "silu"), obvious
+    return partial(ops.gated_backward, dy, gu, "silu"), baseline
 
 
 def rotation(tokens: int, heads: int, kv: int, head_dim: int) -> tuple[Call, Call]:
@@ -137,14 +141,14 @@ def cross_entropy(rows: int, width: int) -> tuple[Call, Call]:
     logits, targets = random(rows, width), torch.randint(width, (rows,), device="cuda")
     leaf = logits.clone().requires_grad_()
 
-    def obvious() -> Tensor:
+    def baseline() -> Tensor:
         return torch.autograd.grad(F.cross_entropy(leaf.float(), targets, reduction="sum"), leaf)[0]
 
-    return partial(ops.cross_entropy_, logits, targets, 0.01), obvious
+    return partial(ops.cross_entropy_, logits, targets, 0.01), baseline
 
 
 def spread(rows: int) -> Tensor:
-    """Lengths from 100 to 200."""
+    """Lengths of `rows` cached sequences, spread evenly from 100 to 200."""
     return torch.linspace(100, 200, rows, device="cuda").int()
 
 
@@ -153,11 +157,11 @@ def decode(rows: int, heads: int, kv: int, head_dim: int, size: int = 256) -> tu
     k, v = (random(rows, size, kv, head_dim) for _ in range(2))
     seen = (torch.arange(size, device="cuda") < lengths[:, None])[:, None, None]
 
-    def obvious() -> Tensor:
+    def baseline() -> Tensor:
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=seen, enable_gqa=True)
 
-    return partial(ops.decode_attention, q, k, v, lengths, head_dim**-0.5, None), obvious
+    return partial(ops.decode_attention, q, k, v, lengths, head_dim**-0.5, None), baseline
 
 
 def store(rows: int, heads: int, kv: int, head_dim: int, size: int = 256) -> tuple[Call, Call]:
@@ -183,7 +187,7 @@ def adam8bit(name: str, numbers: int) -> tuple[Call, Call]:
 
 
 def plain(call: Call) -> Call:
-    """The same operation in torch's own."""
+    """The same operation with torch instead of ftlab's kernels."""
 
     def instead() -> Any:
         kernels, ops._kernels = ops._kernels, lambda x: None
@@ -220,13 +224,13 @@ def cases() -> Iterator[Case]:
     yield Case("decode_attention 256x(32, 8, 128)", 256 * 150 * 8 * 128 * 2 * 2, partial(decode, 256, 32, 8, 128))
     yield Case("decode_attention 256x(9, 3, 64)", 256 * 150 * 3 * 64 * 2 * 2, partial(decode, 256, 9, 3, 64))
     yield Case("store_kv_ 256x(32, 8, 128)", 256 * 8 * 128 * 2 * 2 * 2, partial(store, 256, 32, 8, 128))
-    numbers = 85_041_152  # of LoRA r=32 on all linears and the output layer of Mistral-7B
+    numbers = 85_041_152  # parameters of LoRA r=32 on all linear layers and the output layer of Mistral-7B
     for kind in ("AdamW8bit", "PagedAdamW8bit"):
         yield Case(f"adam8bit {kind} {numbers}", numbers * 16, partial(adam8bit, kind, numbers), captured=False)
 
 
 def microseconds(calls: list[Call], *, captured: bool = True) -> float:
-    """Of one call, when all are replayed as one graph, or where that is not `captured` launched by the host."""
+    """The microseconds of one call: all are replayed as one graph, or launched by the host if not `captured`."""
     if captured:
         return timed(graph_of(calls).replay) / len(calls)
 
@@ -251,7 +255,7 @@ def graph_of(calls: list[Call]) -> torch.cuda.CUDAGraph:
 
 
 def timed(work: Call, repeats: int = 9) -> float:
-    """The median of its microseconds on the device."""
+    """The median microseconds of `work` on the device."""
     work()
     times = []
     for _ in range(repeats):
@@ -265,7 +269,7 @@ def timed(work: Call, repeats: int = 9) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written a second by the device's own copy."""
+    """The bytes per second that the device's own copy reads and writes."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * 2**30 / (microseconds([partial(target.copy_, source)]) * 1e-6)
@@ -279,8 +283,8 @@ def line(case: Case, copy: float) -> str:
     try:
         theirs = microseconds([call for _, call in calls], captured=case.captured)
     except (RuntimeError, TypeError) as error:
-        return f"{head}  obvious way failed: {_short(error)}"
-    return f"{head}  obvious {theirs:8.1f} us  {theirs / ours:5.2f}x"
+        return f"{head}  torch failed: {_short(error)}"
+    return f"{head}  torch {theirs:8.1f} us  {theirs / ours:5.2f}x"
 
 
 def _short(error: BaseException) -> str:
@@ -289,7 +293,7 @@ def _short(error: BaseException) -> str:
 
 @contextmanager
 def killed_after(seconds: int) -> Iterator[None]:
-    """The process dies where the block takes longer, even inside a call that waits for the device."""
+    """Kill the process if the block takes longer, even inside a call that waits for the device."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
     try:
@@ -299,7 +303,8 @@ def killed_after(seconds: int) -> Iterator[None]:
 
 
 def measure(first: int, words: list[str]) -> int:
-    """Lines of the cases from `first` on; FAILED behind a case that left the device unusable."""
+    """Print the lines of the cases from `first` on and return the exit code: FAILED after a case that left the device
+    unusable."""
     with killed_after(SECONDS):
         copy = copy_bandwidth()
         print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}: copy {copy / 1e12:.2f} TB/s", flush=True)

@@ -1,13 +1,17 @@
-"""Training in little GPU memory: python bench/memory.py --out DIR [--gib 20,10,9] [--long 16000] [--tree OLD] [--tiny]
+"""Measure training in little GPU memory: python bench/memory.py --out DIR [--gib 20,10,9] [--long 16000] [--tree OLD]
 
-The model has Llama-3.1-8B's shape and random weights, its linear layers in NF4, made on the GPU and saved. Rows have
-300 to 900 tokens (texts of `sql_synth`, schemas joined), all trained; LoRA r=16 on all linear layers, no dropout, 8-bit
-AdamW, 16 rows an update. Each line is `python -m ftlab` in a process of its own, in which torch may hold so many GiB
-(0: all there is); the ratio compares its useful tokens a second, over the last three fifths of the updates, with the
-first line's, and behind `--tree`, which names another checkout, with our line before it. `--long` adds runs on rows of
-so many tokens, whose peak while the base loads counts: it is compared with the weights themselves.
+The model has the shape of Llama-3.1-8B and random weights, with its linear layers in NF4. It is created on the GPU and
+saved. Rows have 300 to 900 tokens (texts of `sql_synth` with several schemas joined), all of them trained. Training
+uses LoRA r=16 on all linear layers, no dropout, 8-bit AdamW and 16 rows per update.
 
-DIR/memory.jsonl gets a line a run, DIR/NAME.txt what it printed.
+Each run is `python -m ftlab` in a process of its own, in which torch may use only the given number of GiB (0: all of
+the GPU). Speed is useful tokens per second over the last three fifths of the updates. The ratio compares a run with the
+first one. `--tree` names another checkout, which runs after each run of this one and is compared with it.
+
+`--long` adds runs on rows of the given number of tokens. There, the peak while the base model loads is compared with
+the size of the weights. `--tiny` runs a small model without a limit.
+
+DIR/memory.jsonl gets one line per run, and DIR/NAME.txt what the run printed.
 """
 
 import argparse
@@ -35,9 +39,9 @@ FIXED = [
     "trainer.save_every=1000", "trainer.load_best=false", "eval.every=null", "eval.max_rows=4", "eval.max_new_tokens=8",
     "tracker=none", "force=true",
 ]  # fmt: skip
-# What of the printed lines says how rows went through the model.
-TOLD = ("out of memory", "fast step", "slower path")
-# Runs in the process of the command line, before torch has taken memory of the GPU.
+# Texts of printed lines that show how rows went through the model.
+SETTING_LINES = ("out of memory", "fast step", "slower path")
+# Program of a run: it limits torch's memory before any is allocated, then calls the command line.
 LIMITED = """
 import sys, torch
 gib = float(sys.argv.pop(1))
@@ -49,7 +53,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def make_model(folder: Path, *, tiny: bool) -> float:
-    """Save the model with the embedded tokenizer; GiB of its weights."""
+    """Save the model with the included tokenizer and return the GiB of its weights."""
     import torch
     from bitsandbytes.functional import QuantState
     from transformers import AutoTokenizer, BitsAndBytesConfig
@@ -78,15 +82,15 @@ def make_model(folder: Path, *, tiny: bool) -> float:
 
 
 def tensors_of(state: Any) -> Iterator[Any]:
-    """The scales of a 4-bit weight."""
+    """The tensors that hold the scales of a 4-bit weight."""
     yield state.absmax
     if state.nested:
         yield state.state2.absmax
 
 
 def make_rows(folder: Path, lengths: Iterator[int], count: int) -> float:
-    """Rows of about these numbers of tokens: schemas joined before a question. One in ten is a test row. Their mean
-    number of tokens, about."""
+    """Write `count` rows of about these numbers of tokens, each with several schemas joined before a question, and
+    return their approximate mean number of tokens. One row in ten is a test row."""
     from transformers import AutoTokenizer
 
     from ftlab.data.sql_synth import generate
@@ -113,7 +117,7 @@ def make_rows(folder: Path, lengths: Iterator[int], count: int) -> float:
 
 
 def short_lengths() -> Iterator[int]:
-    """300 to 900, lognormal with a mean of about 520."""
+    """Endless row lengths in tokens, from 300 to 900, lognormal with a mean of about 520."""
     draw = random.Random(1)
     while True:
         yield min(900, max(300, round(draw.lognormvariate(6.2, 0.35))))
@@ -127,15 +131,15 @@ def constant(length: int) -> Iterator[int]:
 def run(
     name: str, tree: Path, out: Path, gib: float, overrides: list[str], tokens: float, *, tiny: bool
 ) -> dict[str, Any]:
-    """One command line under a limit; its figures. An update has so many `tokens`."""
+    """Run one command line with torch limited to `gib`, and return its figures; `tokens` is the number per update."""
     folder = out / f"run_{name}"
     words = [*FIXED, f"model.id={out / 'model'}", f"run_dir={folder}", *overrides]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH", "")]))
     began = time.perf_counter()
-    with open(out / f"{name}.txt", "w") as told:
+    with open(out / f"{name}.txt", "w") as output:
         command = [sys.executable, "-c", LIMITED, str(0 if tiny else gib), *words]
-        code = subprocess.run(command, cwd=out, env=environment, stdout=told, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run(command, cwd=out, env=environment, stdout=output, stderr=subprocess.STDOUT).returncode
     summary, steps = {}, []
     if (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_text())
@@ -151,18 +155,19 @@ def run(
         "vram": summary.get("vram", {}),
         "setting": summary.get("setting"),
         "seconds": round(time.perf_counter() - began, 1),
-        "told": [line for line in lines if any(words in line for words in TOLD)][:12],
+        "told": [line for line in lines if any(words in line for words in SETTING_LINES)][:12],
         "end": "" if code == 0 else lines[-1][:300],
     }
 
 
-def told(found: dict[str, Any], first: float | None, weights: float) -> str:
+def described(found: dict[str, Any], first: float | None, weights: float) -> str:
+    """The lines that are printed for a run; `first` is the speed that it is compared with."""
     vram = found["vram"]
     peaks = ", ".join(f"{phase} {vram[phase]['allocated']:.1f}/{vram[phase]['reserved']:.1f}" for phase in vram)
     rate = found["tokens_per_second"]
     speed = f"{rate:,.0f} tokens/s" + (f" ({rate / first:.2f}x)" if first else "") if rate else "no steps recorded"
     load = vram.get("load", {}).get("allocated")
-    over = f"; load holds {load - weights:+.2f} GiB beside the weights" if load else ""
+    over = f"; peak while loading: {load - weights:+.2f} GiB over the weights" if load else ""
     return (
         f"{found['name']}: exit code {found['exit_code']}, {speed}; GiB allocated/reserved: {peaks or '-'}{over}\n"
         f"    {found['setting']} {found['end']}\n" + "".join(f"    {line}\n" for line in found["told"])
@@ -172,12 +177,12 @@ def told(found: dict[str, Any], first: float | None, weights: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", type=Path, help="where model and rows are made; DIR by default")
-    parser.add_argument("--gib", default="20,10,9")
-    parser.add_argument("--long", default="16000")
-    parser.add_argument("--tree", type=Path)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--model", type=Path, help="folder of the model and the rows; DIR by default")
+    parser.add_argument("--gib", default="20,10,9", help="limits in GiB, one run each; 0: no limit")
+    parser.add_argument("--long", default="16000", help="row lengths in tokens, one run each")
+    parser.add_argument("--tree", type=Path, help="another checkout to compare with")
+    parser.add_argument("--steps", type=int, default=STEPS, help="updates of each run")
+    parser.add_argument("--tiny", action="store_true", help="a small model, without a limit")
     settings = parser.parse_args()
     out = settings.out.resolve()
     work = (settings.model or out).resolve()
@@ -200,11 +205,11 @@ def main() -> None:
         for name, gib, overrides, tokens in orders:
             ours = run(name, ROOT, work, gib, overrides, tokens, tiny=settings.tiny)
             first = first or ours["tokens_per_second"]
-            print(told(ours, first, weights), flush=True)
+            print(described(ours, first, weights), flush=True)
             lines.write(json.dumps(ours) + "\n")
             if settings.tree:
                 other = run(f"{name}_other", settings.tree.resolve(), work, gib, overrides, tokens, tiny=settings.tiny)
-                print(told(other, ours["tokens_per_second"], weights), flush=True)
+                print(described(other, ours["tokens_per_second"], weights), flush=True)
                 lines.write(json.dumps(other) + "\n")
 
 

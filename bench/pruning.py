@@ -1,25 +1,27 @@
-"""What pruning is worth: python bench/pruning.py --out DIR [--seeds 5] [--trials 16] [--steps 60] [--minutes M]
+"""Measure what pruning saves: python bench/pruning.py --out DIR [--seeds 5] [--trials 16] [--steps 60] [--minutes M]
 
-The same space and number of trials, searched four ways, each with several sampler seeds, on the embedded base:
+The same space and number of trials are searched with four methods, each with several sampler seeds, on the included
+base model:
 
-    successive_halving, hyperband    TPE, hopeless trials stopped at a rung: ftlab's way
-    none                             TPE, every trial to its end: hydra-optuna-sweeper's way, which cannot prune
-    random                           random draws, every trial to its end
+    successive_halving, hyperband    TPE; hopeless trials are stopped at a rung, as ftlab does it
+    none                             TPE; every trial runs to its end, as in hydra-optuna-sweeper, which cannot prune
+    random                           random draws; every trial runs to its end
 
-Each search is `python -m ftlab --multirun` in a process of its own, one trial after another, so that what the sampler
-and the pruner know does not depend on how fast the machine is; `--workers` searches run at once. hydra-optuna-sweeper's
-barrier costs idle time, no steps, and only where it runs trials in batches; here it has none.
+Each search is `python -m ftlab --multirun` in a process of its own. Its trials run one after another, so that what the
+sampler and the pruner know does not depend on the speed of the machine. `--workers` searches run at once.
+hydra-optuna-sweeper waits for each batch of trials; that costs idle time and no steps, and does not happen here.
 
-Searches in DIR are gone on with: the same command again finishes what was stopped. After `--minutes` everything is
-stopped and what there is gets printed; a way is then compared with the unpruned search over as many trials as both have
-finished. DIR/<way>-<seed>.log says what became of each search; DIR/pruning.md and DIR/pruning.json keep the figures.
+Searches in DIR are resumed: the same command finishes what was stopped. After `--minutes` everything is stopped and the
+results so far are printed. A method is then compared with the unpruned search over the number of trials that both have
+finished. DIR/<method>-<seed>.log is the output of each search, and DIR/pruning.md and DIR/pruning.json hold the
+figures.
 
-*Steps* are the optimizer steps of all trials that were begun. *Best* is the highest validation score of a complete
-trial; the best of many is drawn upward by chance, for each way alike. Its 95 % interval is Wilson's, over the rows of
-validation. A search reaches the *same best* where its own lies in the interval of the unpruned search of its seed, or
-above. *Seconds* are those that trials ran, which other searches on the same cores or GPU lengthen.
+*Steps* are the optimizer steps of all trials that were started. *Best* is the highest validation score of a completed
+trial. The best of many is biased upward, in the same way for each method. Its 95 % interval is Wilson's, over the
+validation rows. A search reaches the *same best* if its best lies in the interval of the unpruned search with the same
+seed, or above it. *Seconds* are those in which trials ran; other searches on the same cores or GPU lengthen them.
 
-More words are overrides for all: python bench/pruning.py --out DIR quant=none
+Further words are overrides for all searches: python bench/pruning.py --out DIR quant=none
 """
 
 import argparse
@@ -43,7 +45,7 @@ from ftlab.sql.intervals import wilson
 from ftlab.sweep.study import Study, TrialRow
 
 ROOT = Path(__file__).resolve().parents[1]
-# The long ones first, so that the short ones fill what is left.
+# The long ones come first, so that the short ones fill the workers at the end.
 WAYS = {
     "none": ["sweep.sampler=tpe", "sweep.pruner=none"],
     "random": ["sweep.sampler=random", "sweep.pruner=none"],
@@ -57,8 +59,8 @@ SPACE = [
     "lora.target_modules=choice(all-linear,attention,mlp,qv)",
 ]
 RUNGS = 5
-TARGET = 0.5  # steps of a pruned search, of those of the unpruned one
-ENDING_S = 30  # that a search which was told to stop has for its checkpoint
+TARGET = 0.5  # steps of a pruned search, as a share of those of the unpruned one
+ENDING_S = 30  # seconds that a search has to write its checkpoint after SIGTERM
 
 
 def main() -> None:
@@ -76,13 +78,13 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     known = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known.add_argument("--out", type=Path, required=True, help="folder of the studies")
-    known.add_argument("--seeds", type=int, default=5, help="of the sampler, a search each")
-    known.add_argument("--trials", type=int, default=16, help="finished trials a search")
+    known.add_argument("--seeds", type=int, default=5, help="sampler seeds, one search each")
+    known.add_argument("--trials", type=int, default=16, help="finished trials of a search")
     known.add_argument("--steps", type=int, default=60, help="optimizer steps of a whole trial")
-    known.add_argument("--rows", type=int, default=100, help="of validation")
+    known.add_argument("--rows", type=int, default=100, help="validation rows")
     known.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="searches at once")
-    known.add_argument("--minutes", type=float, help="after which all is stopped and what there is printed")
-    known.add_argument("overrides", nargs="*", help="of every experiment")
+    known.add_argument("--minutes", type=float, help="minutes after which everything is stopped and reported")
+    known.add_argument("overrides", nargs="*", help="overrides for every search")
     return known.parse_args()
 
 
@@ -90,7 +92,7 @@ def parsed() -> argparse.Namespace:
 
 
 def run_all(settings: argparse.Namespace) -> None:
-    """Run the searches that are not finished, a few at a time, until all are or the time is over."""
+    """Run the unfinished searches, `--workers` at a time, until all are finished or the time is over."""
     deadline = time.monotonic() + 60 * settings.minutes if settings.minutes else float("inf")
     todo = [(way, seed) for way in WAYS for seed in range(settings.seeds) if not finished(settings, way, seed)]
     running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
@@ -103,13 +105,13 @@ def run_all(settings: argparse.Namespace) -> None:
             for search, process in list(running.items()):
                 if process.poll() is not None:
                     del running[search]
-                    tell(search, process.returncode)
+                    announce(search, process.returncode)
     finally:
         end(list(running.values()))
 
 
 def start(settings: argparse.Namespace, way: str, seed: int) -> "subprocess.Popen[bytes]":
-    """One search, as a user starts it."""
+    """Start one search as a user would."""
     every = max(1, round(settings.steps / RUNGS))
     words = [
         "experiment=quickstart",
@@ -136,12 +138,12 @@ def start(settings: argparse.Namespace, way: str, seed: int) -> "subprocess.Pope
         )
 
 
-def tell(search: tuple[str, int], code: int) -> None:
+def announce(search: tuple[str, int], code: int) -> None:
     print(f"{search[0]}-{search[1]}: {'done' if code == 0 else f'ended with {code}, see its log'}", file=sys.stderr)
 
 
 def end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Ask searches that still run to stop; their trials go on with the next command."""
+    """Stop the searches that still run; the same command resumes their trials."""
     for process in processes:
         process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + ENDING_S
@@ -165,7 +167,7 @@ def finished(settings: argparse.Namespace, way: str, seed: int) -> bool:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that came to an end or was pruned; with it the failed ones before."""
+    """A completed or pruned trial; its steps and seconds include those of failed trials before it."""
 
     number: int
     state: str
@@ -176,7 +178,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """One study: finished trials as they were begun."""
+    """One study, with its finished trials in the order in which they started."""
 
     way: str
     seed: int
@@ -185,7 +187,7 @@ class Search:
 
     @classmethod
     def read(cls, settings: argparse.Namespace, way: str, seed: int) -> "Search | None":
-        """What is on disk; None where the search has not begun."""
+        """The search as it is on disk; None if it has not started."""
         try:
             rows = Study.load(str(folder_of(settings, way, seed))).leaderboard()
         except FtlabError:
@@ -200,7 +202,7 @@ class Search:
         return cls(way, seed, trials, sum(row.state == "failed" for row in rows))
 
     def first(self, count: int) -> "Search":
-        """The search as it stood after so many finished trials."""
+        """The search as it was after `count` finished trials."""
         return Search(self.way, self.seed, self.trials[:count], self.failed)
 
     @property
@@ -217,12 +219,12 @@ class Search:
 
     @property
     def best(self) -> float:
-        """0 where no trial is complete."""
+        """The best validation score; 0 if no trial is complete."""
         return max((trial.score for trial in self.trials if trial.score is not None), default=0.0)
 
 
 def steps_of(row: TrialRow) -> int:
-    """Optimizer steps of a trial; of a failed one, as far as it was evaluated."""
+    """The optimizer steps of a trial; of a failed one, those up to its last evaluation."""
     summary = RunDir(row.folder).summary or {}
     return int(summary.get("step") or max(row.rungs, default=0))
 
@@ -231,20 +233,20 @@ def steps_of(row: TrialRow) -> int:
 
 
 def report(found: list[Search], settings: argparse.Namespace, seconds: float) -> list[str]:
-    """Markdown."""
+    """The report as lines of Markdown."""
     wanted = len(WAYS) * settings.seeds
     whole = sum(len(search.trials) >= settings.trials for search in found)
     lines = [
         f"{settings.trials} trials of {settings.steps} steps, {settings.seeds} sampler seeds, "
-        f"{settings.rows} rows of validation; {whole} of {wanted} searches are finished; "
+        f"{settings.rows} validation rows; {whole} of {wanted} searches are finished; "
         f"this run took {seconds:.0f} s.",
         "",
         *table(
-            ("way", "searches", "trials", "pruned", "failed", "steps", "best", "95 %", "seconds"),
+            ("method", "searches", "trials", "pruned", "failed", "steps", "best", "95 %", "seconds"),
             (summary_of(way, group, settings.rows) for way in WAYS if (group := of(found, way))),
         ),
         "",
-        "Mean over seeds, and the range.",
+        "Mean over seeds, with the range in brackets.",
         "",
     ]
     rivals = {search.seed: search for search in found if search.way == UNPRUNED}
@@ -252,8 +254,8 @@ def report(found: list[Search], settings: argparse.Namespace, seconds: float) ->
     for way in WAYS:
         pairs = [(s, rivals[s.seed]) for s in of(found, way) if way != UNPRUNED and s.seed in rivals]
         rows += [compared(way, pairs, settings.rows)] if pairs else []
-    titles = ("way", "seeds", "steps / unpruned", "range", "seconds / unpruned", "best - unpruned", "same best")
-    target = f"Target: same best score at <= {TARGET:.0%} of the steps."
+    titles = ("method", "seeds", "steps / unpruned", "range", "seconds / unpruned", "best - unpruned", "same best")
+    target = f"Target: the same best score with at most {TARGET:.0%} of the unpruned steps."
     singly = table(
         ("search", "trials", "pruned", "failed", "steps", "best", "95 %"),
         (row_of(search, settings.rows) for search in found if search.trials),
@@ -290,7 +292,7 @@ def summary_of(way: str, group: list[Search], rows: int) -> tuple[str, ...]:
 
 
 def compared(way: str, pairs: list[tuple[Search, Search]], rows: int) -> tuple[str, ...]:
-    """A way beside the unpruned search of the same seed, over as many trials as both have finished."""
+    """Compare a method with the unpruned search of the same seed, over the number of trials that both have finished."""
     even = [(a.first(len(b.trials)), b.first(len(a.trials))) for a, b in pairs if a.trials and b.trials]
     if not even:
         return (way, "0", *["-"] * 5)
@@ -321,5 +323,5 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the searches are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the searches are stopped too
     main()

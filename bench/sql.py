@@ -1,28 +1,28 @@
-"""How fast and how sharp the SQL scores are: python bench/sql.py [DATA_FOLDER] [--rows 15716] [--equal 0.75 0.5]
+"""Measure speed and accuracy of the SQL scores: python bench/sql.py [DATA_FOLDER] [--rows 15716] [--equal 0.75 0.5]
 
-DATA_FOLDER holds train.jsonl.gz of sql-create-context (rows with question, context, answer, source, db_id); by default
-it is data/sql_create_context in the folder that FTLAB_SHARED names, else in ../shared beside this repository. Markdown
-tables are printed. One processor core is used: this process and the scoring process that it starts are bound to it.
+DATA_FOLDER holds train.jsonl.gz of sql-create-context (rows with question, context, answer, source, db_id). The default
+is data/sql_create_context in the folder that FTLAB_SHARED names, else in ../shared beside this repository. The script
+prints Markdown tables. It uses one processor core: this process and the scoring process that it starts are bound to it.
 
-*Speed.* So many rows are made of the data set's golds. A share of the predictions is the gold itself, the others are
-rewrites by the fourteen rules, one-edit mutants, golds written otherwise with the same results, golds of other
-rows and texts that are no query. They are written to a JSON Lines file and scored as `python -m ftlab score` does:
-read, judged in the scoring process at 32 databases, written. The seconds are wall-clock seconds from opening the file
-to closing the other, the start of the scoring process included; making the rows is not counted. Milliseconds a pair are
-what a caller of `Scorer.score` waits.
+*Speed.* `--rows` rows are made from the gold queries of the data set. In a share of them (`--equal`) the prediction is
+the gold query itself. The others are rewrites by the fourteen rules, one-edit mutants, queries of another form with the
+same results, gold queries of other rows, and texts that are no query. They are written to a JSON Lines file and scored
+as `python -m ftlab score` does it: read, judged in the scoring process with 32 databases, and written. Seconds are
+wall-clock seconds from opening the input file to closing the output file, including the start of the scoring process
+but not making the rows. Milliseconds of a pair are what a caller of `Scorer.score` waits.
 
-*Beside another checkout* (`--beside FOLDER`). The same rows are judged by that checkout and by this one, a block of
-rows by the one and then by the other, each in a process of its own, four times; the seconds are the processes'
-processor time at the fastest of these, so that what else the machine does counts little.
+*Comparison with another checkout* (`--beside FOLDER`). Both checkouts judge the same rows, in alternating blocks, each
+in a process of its own and four times. Seconds are processor time, and the fastest of the four counts, so that other
+work of the machine has little effect.
 
-*IN lists.* Two lists of 3,000 elements, the same in another order, and with one element changed.
+*IN lists.* Two lists of 3,000 elements: the same in a different order, and with one element changed.
 
-*The Spider test-suite way.* Zhong, Yu and Klein, "Semantic Evaluation for Text-to-SQL with Distilled Test Suites"
-(EMNLP 2020, github.com/taoyds/test-suite-sql-eval), written anew in `Suite`: databases are filled at random with
-values drawn from the gold's literals and beside them; those are kept on which the gold differs from one of its own
-mutants that no database told apart before; then gold and prediction are executed on all kept ones and compared as
-there: columns in any order, rows in order where the gold has an ORDER BY. Both ways judge the same pairs, one-edit
-mutants and known-equal rewrites, in this process and on the same SQLite.
+*The Spider test suite's method.* Zhong, Yu and Klein, "Semantic Evaluation for Text-to-SQL with Distilled Test Suites"
+(EMNLP 2020, github.com/taoyds/test-suite-sql-eval), reimplemented in `Suite`. Databases are filled at random with the
+gold query's literals and similar values. A database is kept if the gold query and one of its own mutants give different
+results on it, and gave the same on all databases before. Then gold and prediction are executed on all kept databases
+and compared as in that suite: columns in any order, rows in order if the gold query has an ORDER BY. Both methods judge
+the same pairs (one-edit mutants and rewrites known to be equal), in this process and with the same SQLite.
 """
 
 import argparse
@@ -65,7 +65,7 @@ DATABASES = 32
 LIST_LENGTH = 3_000
 SAMPLE = 500
 
-# Of the suite: random databases tried for a gold, its mutants that they must tell apart, rows of a table.
+# Of the suite: random databases tried for a gold query, its mutants that must give other results, rows of a table.
 TRIED, NEIGHBOURS, TABLE_ROWS = 100, 25, 12
 
 Row = dict[str, Any]
@@ -93,10 +93,16 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Benchmark of the SQL scores; prints Markdown.")
-    parser.add_argument("data", type=Path, nargs="?", default=DATA)
+    parser.add_argument("data", type=Path, nargs="?", default=DATA, help="folder of train.jsonl.gz")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to score")
-    parser.add_argument("--beside", type=Path, help="another checkout, to compare the speed of both")
-    parser.add_argument("--equal", type=float, nargs="+", default=list(TARGETS), help="shares of equal strings")
+    parser.add_argument("--beside", type=Path, help="another checkout to compare the speed with")
+    parser.add_argument(
+        "--equal",
+        type=float,
+        nargs="+",
+        default=list(TARGETS),
+        help="shares of rows whose prediction is the gold query",
+    )
     return parser.parse_args(arguments)
 
 
@@ -151,14 +157,14 @@ def tier(verdict: Verdict) -> str:
     if "over the budget" in verdict.reason:
         return "over budget"
     if verdict.databases:
-        return "executed, equal" if verdict.exec_equal else "executed, told apart"
+        return "executed, equal" if verdict.exec_equal else "executed, different"
     if not verdict.valid:
         return "invalid"
     return "equal string" if verdict.exact_string else "equal tree"
 
 
 def score_file(source: Path, target: Path) -> list[Timed]:
-    """Read, score and write all rows, in one scoring process."""
+    """Read, score and write all rows with one scoring process; return each row with its verdict and seconds."""
     timed = []
     with Scorer(DATABASES) as scorer, source.open(encoding="utf-8") as lines, target.open("w") as out:
         for row in map(json.loads, lines):
@@ -170,7 +176,7 @@ def score_file(source: Path, target: Path) -> list[Timed]:
 
 
 def make_rows(golds: list[Row], count: int, share: float, rng: Random) -> list[Row]:
-    """Rows to score: a share of them equal strings, the others of the kinds of `KINDS`."""
+    """Make `count` rows to score: in `share` of them the strings are equal, the others are of the `KINDS`."""
     by_database: defaultdict[str, list[str]] = defaultdict(list)
     for row in golds:
         by_database[row["db_id"]].append(row["answer"])
@@ -204,7 +210,7 @@ def predict(kind: str, row: Row, others: list[str], rng: Random) -> str:
 
 
 def same_results(gold: str) -> str:
-    """A query of another tree that returns the same rows."""
+    """A query with a different tree that returns the same rows."""
     if not re.search(r"\b(ORDER BY|LIMIT)\b", gold):
         return f"SELECT * FROM ({gold}) AS inner_one"
     tree = parse.query(gold)
@@ -216,7 +222,7 @@ def same_results(gold: str) -> str:
     return tree.sql(dialect=parse.DIALECT)
 
 
-# --- beside another checkout --------------------------------------------------------------------------------
+# --- comparison with another checkout --------------------------------------------------------------------------------
 
 WORKER = """
 import json, sys, time
@@ -229,12 +235,12 @@ for line in sys.stdin:
         slowest = max(slowest, time.process_time() - start)
     print(json.dumps([time.process_time() - began, slowest, answers]), flush=True)
 """
-# Rows judged at a time, and how many times two by each checkout.
+# Rows per block; each checkout judges a block twice this often.
 BLOCK, REPEATS = 100, 2
 
 
 def beside(golds: list[Row], options: argparse.Namespace) -> int:
-    """Judge the same rows with both checkouts in turn, after a first block that does not count."""
+    """Judge the same rows with both checkouts in turn; a first block does not count. Returns the exit code."""
     trees = {"other": options.beside.resolve(), "this": Path(__file__).resolve().parents[1]}
     workers = {name: start_worker(tree) for name, tree in trees.items()}
     rows = []
@@ -259,8 +265,19 @@ def beside(golds: list[Row], options: argparse.Namespace) -> int:
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
-    print(f"## {options.rows:,} rows beside {options.beside}, ms of processor time a pair\n")
-    table(["equal strings", "other", "this", "ratio", "slowest, other, s", "this, s", "other verdicts"], rows)
+    print(f"## {options.rows:,} rows compared with {options.beside}, processor milliseconds per pair\n")
+    table(
+        [
+            "equal strings",
+            "other",
+            "this",
+            "ratio",
+            "slowest pair, other, s",
+            "slowest pair, this, s",
+            "changed verdicts",
+        ],
+        rows,
+    )
     return 0
 
 
@@ -288,8 +305,8 @@ def long_lists() -> None:
     context = "CREATE TABLE t (name VARCHAR, number INTEGER)"
     rows = []
     with Scorer(DATABASES) as scorer:
-        scorer.score("SELECT 1", "SELECT 1", context)  # the process has started
-        for name, other in (("another order", shuffled), ("one element differs", changed)):
+        scorer.score("SELECT 1", "SELECT 1", context)  # starts the scoring process
+        for name, other in (("different order", shuffled), ("one element differs", changed)):
             gold, pred = (f"SELECT name FROM t WHERE number IN ({', '.join(one)})" for one in (numbers, other))
             began = time.perf_counter()
             verdict = scorer.score(gold, pred, context)
@@ -299,11 +316,11 @@ def long_lists() -> None:
     table(["lists", "seconds", "target", "ast_equal", "exec_equal", "reason"], rows)
 
 
-# --- the Spider test-suite way ------------------------------------------------------------------------------
+# --- the Spider test suite's method ------------------------------------------------------------------------------
 
 
 def side_by_side(golds: list[Row]) -> None:
-    """Both ways on the same pairs; what either tells apart is not equivalent, the known-equal ones are."""
+    """Judge the same pairs by both methods. A mutant that either finds different is a wrong answer."""
     different, equal = sample_pairs(golds, Random(4))
     spent: defaultdict[str, float] = defaultdict(float)
     outcomes: list[tuple[bool, bool]] = []
@@ -315,34 +332,34 @@ def side_by_side(golds: list[Row]) -> None:
         suite = Suite(gold, read_schema(context), Random(at))
         spent["making"] += time.perf_counter() - began
         began = time.perf_counter()
-        theirs = suite.tells_apart(pred)
+        theirs = suite.differs(pred)
         spent["executing"] += time.perf_counter() - began
         spent["kept"] += len(suite.kept)
         suite.engine.close()
         outcomes.append((ours, theirs))
     pairs = len(outcomes)
-    told = [pair for pair in outcomes[: len(different)] if any(pair)]
-    wrong = outcomes[len(different) :]
+    wrong = [pair for pair in outcomes[: len(different)] if any(pair)]
+    right = outcomes[len(different) :]
     each = {name: f"{1000 * spent[name] / pairs:.1f}" for name in ("ftlab", "making", "executing")}
-    print(f"## Beside the Spider test-suite way: {len(different)} mutants, {len(equal)} known-equal predictions\n")
+    print(f"## ftlab and the Spider test suite: {len(different)} mutants, {len(equal)} predictions known to be equal\n")
     table(
         [
-            "way",
-            "ms a pair",
-            "of it databases",
+            "method",
+            "ms per pair",
+            "of it making databases",
             "databases",
-            "of mutants told apart by either",
-            "equal ones told apart",
+            "wrong answers found, of those that either found",
+            "equal predictions found different",
         ],
         [
-            ["ftlab", each["ftlab"], "made for each pair", f"up to {DATABASES}", ratio(told, 0), ratio(wrong, 0)],
+            ["ftlab", each["ftlab"], "made for each pair", f"up to {DATABASES}", ratio(wrong, 0), ratio(right, 0)],
             [
                 "test suite",
                 f"{1000 * (spent['making'] + spent['executing']) / pairs:.1f}",
-                f"{each['making']} (once a gold)",
+                f"{each['making']} (once per gold query)",
                 f"{spent['kept'] / pairs:.1f} kept of {TRIED}",
-                ratio(told, 1),
                 ratio(wrong, 1),
+                ratio(right, 1),
             ],
         ],
     )
@@ -354,8 +371,8 @@ def ratio(outcomes: list[tuple[bool, bool]], way: int) -> str:
 
 
 def sample_pairs(golds: list[Row], rng: Random) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
-    """Mutants with another tree, and a fifth as many predictions that are equal by construction; half of the golds
-    name more than one table or query. All are valid."""
+    """Valid pairs of gold query, prediction and context: `SAMPLE` mutants, and a fifth as many predictions that are
+    equal by construction. Half of the gold queries contain a JOIN or a subquery."""
     shuffled = rng.sample(golds, len(golds))
     intricate = [row for row in shuffled if re.search(r"JOIN|SELECT.*SELECT", row["answer"])]
     different: list[tuple[str, str, str]] = []
@@ -375,7 +392,7 @@ def sample_pairs(golds: list[Row], rng: Random) -> tuple[list[tuple[str, str, st
 
 
 class Suite:
-    """The kept databases of one gold."""
+    """The kept databases of one gold query."""
 
     def __init__(self, gold: str, schema: Schema, rng: Random) -> None:
         self.gold, self.schema, self.rng = gold, schema, rng
@@ -404,7 +421,7 @@ class Suite:
         }
 
     def value(self, kind: str) -> object:
-        """Half of the values from the gold's literals and beside them, the others from a small range."""
+        """A random value: half of them are the gold query's literals or similar, the others are from a small range."""
         number = self.rng.randrange(10)
         if self.values and self.rng.random() < 0.5:
             text = self.rng.choice(self.values)
@@ -424,7 +441,7 @@ class Suite:
             return gold is pred
         return equal_results(gold, pred, self.ordered)
 
-    def tells_apart(self, pred: str) -> bool:
+    def differs(self, pred: str) -> bool:
         for rows in self.kept:
             self.engine.fill(rows)
             if not self.same(self.run(self.gold), self.run(pred)):
@@ -441,7 +458,7 @@ def literals(gold: str) -> list[str]:
 
 
 def equal_results(gold: list[tuple[Any, ...]], pred: list[tuple[Any, ...]], ordered: bool) -> bool:
-    """As that suite compares: some order of the prediction's columns makes the rows equal."""
+    """Whether some order of the prediction's columns makes the rows equal, as that suite compares."""
     if not gold and not pred:
         return True
     if len(gold) != len(pred) or len(gold[0]) != len(pred[0]):
@@ -452,7 +469,7 @@ def equal_results(gold: list[tuple[Any, ...]], pred: list[tuple[Any, ...]], orde
 
 
 def orders(width: int) -> Iterator[tuple[int, ...]]:
-    """The orders of so many columns; beyond five only the written one."""
+    """Yield the orders of `width` columns; beyond five columns, only the one as written."""
     yield from permutations(range(width)) if width <= 5 else [tuple(range(width))]
 
 

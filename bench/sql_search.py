@@ -1,13 +1,14 @@
-"""How many wrong answers the search for a telling database misses: python bench/sql_search.py [DATA_FOLDER]
+"""Measure how many wrong answers the execution match misses: python bench/sql_search.py [DATA_FOLDER]
 
-Two sets of gold queries: those of tests/sql_golds.txt (ratios, ages, sums by CASE, clean-up of texts, offsets), ten
-one-edit mutants each; and, where DATA_FOLDER holds train.jsonl.gz of sql-create-context, 1,000 of its golds, five each.
-Mutants that SQLite refuses and mutants of the gold's canonical tree are left out.
+There are two sets of gold queries. Those of tests/sql_golds.txt (ratios, ages, sums by CASE, cleaned-up texts, offsets)
+get ten one-edit mutants each. If DATA_FOLDER holds train.jsonl.gz of sql-create-context, 1,000 of its gold queries get
+five each. Mutants that SQLite refuses, and mutants with the canonical tree of the gold query, are left out.
 
-A mutant that the 32 usual databases do not tell from its gold is tried on 2,000 more: half of them made from what the
-two queries compare, as the usual ones are, and half filled at random by `random_databases`, which knows nothing of
-hints, plans and trials. Of the mutants that any database tells apart, the share that the usual ones do is printed, by
-kind of edit, with milliseconds of processor time a pair; `--show` prints what they miss.
+If a mutant and its gold query give the same results on the 32 usual databases, both are run on 2,000 more. Half of
+these are made from what the two queries compare, like the usual ones. The other half is filled at random by
+`random_databases`, which does not use the search's hints, plans and trials. The script prints which share of the
+mutants that differ on any database also differ on the usual ones, by kind of edit, and the processor milliseconds per
+pair. `--show` prints the mutants that the usual databases miss.
 """
 
 import argparse
@@ -47,23 +48,27 @@ Rows = dict[str, list[tuple[Any, ...]]]
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description="Share of the mutants that the search tells apart; prints Markdown.")
-    parser.add_argument("data", type=Path, nargs="?", default=DATA)
+    parser = argparse.ArgumentParser(description="Share of the wrong answers that the search finds; prints Markdown.")
+    parser.add_argument("data", type=Path, nargs="?", default=DATA, help="folder of train.jsonl.gz")
     parser.add_argument("--show", action="store_true", help="print the mutants that were missed")
-    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="I N: only every N-th gold from the I-th on")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--part", type=int, nargs=2, default=(0, 1), help="I N: only every N-th gold query from the I-th on"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the edits")
     options = parser.parse_args(arguments)
-    measure("queries of analysts", analysts_golds(), 10, options, computed=True)
+    measure("analysts' queries", analysts_golds(), 10, options, computed=True)
     file = options.data / "train.jsonl.gz"
     if file.is_file():
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             golds = [(row["context"], row["answer"]) for row in map(json.loads, lines)]
-        measure("training golds", Random(options.seed).sample(golds, 1_000), 5, options, computed=False)
+        measure(
+            "gold queries of the training set", Random(options.seed).sample(golds, 1_000), 5, options, computed=False
+        )
     return 0
 
 
 def measure(name: str, golds: Sequence[Gold], each: int, options: argparse.Namespace, computed: bool) -> None:
-    told, missed, never, spent, tried = Counter[str](), Counter[str](), 0, 0.0, 0
+    distinguished, missed, never, spent, tried = Counter[str](), Counter[str](), 0, 0.0, 0
     first, step = options.part
     for at, (context, gold) in islice(enumerate(golds), first, None, step):
         rng = Random(f"{options.seed} {at}")
@@ -75,28 +80,30 @@ def measure(name: str, golds: Sequence[Gold], each: int, options: argparse.Names
             tried += found.databases
             engine.reset()
             if found.exec_equal is False:
-                told[kind] += 1
-            elif telling(engine, gold, text, rng):
+                distinguished[kind] += 1
+            elif distinguishable(engine, gold, text, rng):
                 missed[kind] += 1
                 if options.show:
                     print(f"- {kind}: {gold}\n  {text}", flush=True)
             else:
                 never += 1
         engine.close()
-    parted, pairs = told.total() + missed.total(), told.total() + missed.total() + never
-    print(f"## {name}: {pairs:,} mutants of {len(golds):,} golds\n")
+    wrong = distinguished.total() + missed.total()
+    pairs = wrong + never
+    print(f"## {name}: {pairs:,} mutants of {len(golds):,} gold queries\n")
+    share = 100 * distinguished.total() / wrong
     print(
-        f"{parted:,} are told apart by some database, {told.total():,} of them ({100 * told.total() / parted:.1f} %) by"
+        f"{wrong:,} give different results on some database, {distinguished.total():,} of them ({share:.1f} %) on the"
     )
-    print(f"the {USUAL} usual ones: {1000 * spent / pairs:.1f} ms and {tried / pairs:.1f} databases a pair.\n")
-    print("| edit | told apart | missed |\n| --- | --- | --- |")
-    for kind in sorted({*told, *missed}, key=lambda kind: (-missed[kind], kind)):
-        print(f"| {kind} | {told[kind]} | {missed[kind]} |")
+    print(f"{USUAL} usual ones: {1000 * spent / pairs:.1f} ms and {tried / pairs:.1f} databases per pair.\n")
+    print("| edit | found | missed |\n| --- | --- | --- |")
+    for kind in sorted({*distinguished, *missed}, key=lambda kind: (-missed[kind], kind)):
+        print(f"| {kind} | {distinguished[kind]} | {missed[kind]} |")
     print(flush=True)
 
 
 def wrong_answers(engine: Engine, gold: str, rng: Random, computed: bool) -> Iterator[tuple[str, str]]:
-    """The mutants that run and are other queries by the rules."""
+    """Yield the kind and text of each mutant that SQLite accepts and whose canonical tree differs from the gold's."""
     if engine.prepare(gold) is not None:
         return
     tree = tree_of(engine, gold)
@@ -105,8 +112,8 @@ def wrong_answers(engine: Engine, gold: str, rng: Random, computed: bool) -> Ite
             yield kind, text
 
 
-def telling(engine: Engine, gold: str, pred: str, rng: Random) -> bool:
-    """Whether one of many databases tells two queries apart."""
+def distinguishable(engine: Engine, gold: str, pred: str, rng: Random) -> bool:
+    """Whether the two queries give different results on one of the additional databases."""
     comparison = Comparison(gold)
     if engine.prepare(comparison.probe) is not None:
         comparison.plain()
@@ -131,8 +138,8 @@ def telling(engine: Engine, gold: str, pred: str, rng: Random) -> bool:
 
 
 def random_databases(gold: str, pred: str, schema: Schema, rng: Random) -> Iterator[Rows]:
-    """Tables of 0 to 30 rows, now and then of hundreds where a LIMIT is great, with values from both queries and beside
-    them; columns of few or of many values, ordered by nothing."""
+    """Yield databases with tables of 0 to 30 rows, sometimes of hundreds if a LIMIT is large. Their values are those of
+    both queries and similar ones, in no order, and a column has few or many different values."""
     literals = [text for query in (gold, pred) for text in literals_of(query)]
     named = [table for key, table in schema.tables.items() if key in f"{gold} {pred}".lower()]
     pools = {table.name: [pools_of(column.kind, literals, rng) for column in table.columns.values()] for table in named}
@@ -148,7 +155,7 @@ def random_databases(gold: str, pred: str, schema: Schema, rng: Random) -> Itera
 
 
 def some(pool: list[Any], rng: Random) -> list[Any]:
-    """A few or all values of a pool, in a third of the cases with NULL."""
+    """A few or all values of a pool, in 30 % of the cases with NULL."""
     values = rng.sample(pool, rng.choice((1, 3, 10, len(pool))))
     return [*values, None] if rng.random() < 0.3 else values
 
@@ -162,7 +169,7 @@ def literals_of(query: str) -> list[str]:
 
 
 def pools_of(kind: str, literals: list[str], rng: Random) -> list[list[Any]]:
-    """Pools of values for one column, each of another sort."""
+    """Pools of values for one column, one pool for each sort of value."""
     makers = {"number": [number], "any": [day, day, text]}.get(kind, [text, text, day, number_as_text, json_text])
     return [[make(literals, rng) for _ in range(POOL)] for make in makers]
 

@@ -1,9 +1,9 @@
-"""How fast something is shown: python bench/startup.py [--beside OLD] [--runs 5]
+"""Measure how fast the command line answers: python bench/startup.py [--beside OLD] [--runs 5]
 
-`--help`, `--hydra-help` and `--cfg job`, each as `python -m ftlab` in a process of its own in an empty folder, with the
-packages of the Python that runs this (install every extra: launchers add to what Hydra looks at). Wall-clock seconds,
-the median and the slowest, with the target of 1.0 s. `--beside` names another checkout, whose runs alternate with ours;
-the ratio is the median of the pairs'.
+The calls are `--help`, `--hydra-help` and `--cfg job`. Each runs as `python -m ftlab` in a process of its own in an
+empty folder, with the packages of the Python that runs this script. Install every extra, because Hydra also looks at
+the launchers. The table shows the median and the slowest wall-clock seconds, with the target of 1.0 s. `--beside` names
+another checkout, whose calls alternate with those of this one; the ratio is the median over the pairs of calls.
 """
 
 import argparse
@@ -21,7 +21,7 @@ TARGET = 1.0
 
 
 def seconds(tree: Path, words: list[str], folder: str) -> float:
-    """One call of a checkout's command line."""
+    """The wall-clock seconds of one call of a checkout's command line."""
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "ftlab", *words],
@@ -33,8 +33,8 @@ def seconds(tree: Path, words: list[str], folder: str) -> float:
     return time.perf_counter() - began
 
 
-def told(words: list[str], pairs: list[list[float]]) -> str:
-    """A line of the table."""
+def table_row(words: list[str], pairs: list[list[float]]) -> str:
+    """The table's row for one call; `pairs` holds the seconds of this checkout, and of the other if there is one."""
     ours, *others = (list(side) for side in zip(*pairs, strict=True))
     verdict = "ok" if statistics.median(ours) <= TARGET else "too slow"
     cells = [f"{statistics.median(side):.2f} (slowest {max(side):.2f})" for side in (ours, *others)]
@@ -44,18 +44,18 @@ def told(words: list[str], pairs: list[list[float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--beside", type=Path, metavar="OLD")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--beside", type=Path, metavar="OLD", help="another checkout to compare with")
+    parser.add_argument("--runs", type=int, default=5, help="calls of each kind")
     settings = parser.parse_args()
     trees = [ROOT, *([settings.beside.resolve()] if settings.beside else [])]
-    heads = ["call", "s", *(["s of OLD", "OLD / ours"] if settings.beside else []), f"<= {TARGET} s"]
+    heads = ["call", "s", *(["s of OLD", "OLD / this"] if settings.beside else []), f"<= {TARGET} s"]
     print(f"load before: {os.getloadavg()[0]:.2f}\n\n| {' | '.join(heads)} |\n{'| --- ' * len(heads)}|")
     with tempfile.TemporaryDirectory() as folder:
         for words in CALLS:
-            for tree in trees:  # files are read once, compiled ones written
+            for tree in trees:  # so that files are in the disk cache and compiled
                 seconds(tree, words, folder)
             pairs = [[seconds(tree, words, folder) for tree in trees] for _ in range(settings.runs)]
-            print(told(words, pairs), flush=True)
+            print(table_row(words, pairs), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""What the sweep engine costs: python bench/sweep.py [--trials 100] [--only overhead start workers]
+"""Measure what the sweep engine costs: python bench/sweep.py [--trials 100] [--only overhead start workers]
 
-Markdown tables are printed, with each figure's target. Each side of a comparison runs in the same go; the load of the
-machine before is printed, since other processes slow everything here.
+The script prints Markdown tables with the target of each figure. Both sides of a comparison run in the same call. The
+load of the machine before each measurement is printed, because other processes slow everything here.
 
-*Overhead.* A toy objective that reports five rungs, asks the pruner each time and computes nothing, on a study in a
-file of SQLite in a temporary folder, in this process, through `ftlab.sweep.worker.work`; again with the lines that the
-driver prints into a file, and with its live table in a terminal; and the same objective with bare Optuna as its users
-write it: `RDBStorage` with heartbeats, `study.optimize`. A trial takes from the begin of one objective to that of the
-next. Milliseconds are wall-clock and processor time of this process. No trial is pruned, whatever the pruner says, so
-that all report five times. The verdict is on the slowest of ftlab's. Beside it, what a trial spends on composing its
-configuration, which a run outside a sweep does as well.
+*Overhead.* A toy objective reports five rungs, asks the pruner each time and computes nothing. Its study is a SQLite
+file in a temporary folder, and everything runs in this process. Four variants are compared: `ftlab.sweep.worker.work`
+alone, with the lines that the driver prints into a file, with the driver's live table in a terminal, and bare Optuna as
+its users write it (`RDBStorage` with heartbeats, `study.optimize`). The time of a trial is that from the start of one
+objective to the start of the next, as wall-clock and processor milliseconds of this process. The pruner's answers are
+ignored, so every trial reports five times. The target applies to the slowest of ftlab's variants. The script also
+prints how long composing a trial's configuration takes, which a run outside a sweep does as well.
 
-*Start.* From starting a worker of a study that exists until it would load the first trial's model, beside a process
-that imports the libraries that train alone. The difference is ftlab's own. A worker that a driver starts is
-`ftlab.sweep.join`; with one worker the driver, `python -m ftlab --multirun ...`, is the worker itself.
+*Start.* The time from starting a worker of an existing study until it would load the first trial's model, compared
+with a process that only imports the training libraries. The difference is ftlab's own time. A worker that a driver
+starts is `ftlab.sweep.join`; with one worker, the driver (`python -m ftlab --multirun ...`) is itself the worker.
 
-*Workers.* Trials that compute in pure Python for about two seconds of one core, a fixed number of them a worker, with
-one worker process and with two; beside the same work in bare processes that know of no study, which is what the
-machine gives. Seconds from the first begin to the last end.
+*Workers.* Trials that compute in pure Python for about two seconds of one core, with the same number of trials per
+worker, run in one worker process and in two. The same work in bare processes without a study shows what the machine can
+give. The time is that from the first start to the last end.
 """
 
 import argparse
@@ -57,7 +57,8 @@ TRIALS_A_WORKER = 6
 SECONDS = 2.0
 TARGETS = {"overhead": 50.0, "start": 1.0, "workers": 1.8}
 
-# Run in a child: the time at which training would begin. Importing what trains first changes no sum.
+# Program of a child: it prints the time at which training would start. The training libraries are imported first, which
+# does not change the total.
 STARTED = """
 import os, sys, time
 from ftlab import experiment
@@ -77,9 +78,9 @@ IMPORTED = "import time; from ftlab import experiment; print(time.time())"
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--trials", type=int, default=100, help="trials of the overhead's measurement")
-    arguments.add_argument("--only", nargs="+", choices=list(TARGETS), default=list(TARGETS))
-    arguments.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # a process of the third measurement
+    arguments.add_argument("--trials", type=int, default=100, help="trials of the overhead measurement")
+    arguments.add_argument("--only", nargs="+", choices=list(TARGETS), default=list(TARGETS), help="measurements")
+    arguments.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # for a process of the workers measurement
     arguments.add_argument("--bare", type=int, help=argparse.SUPPRESS)
     arguments.add_argument("--loops", type=int, help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Markdown."""
+    """Print a Markdown table."""
     titles = list(titles)
     for row in (titles, ["---"] * len(titles), *rows):
         print(f"| {' | '.join(row)} |")
@@ -114,7 +115,7 @@ def study_in(folder: Path, n_trials: int, sampler: str = "tpe") -> Study:
 
 
 class Clock:
-    """A toy objective that notes when it begins."""
+    """A toy objective that records when it starts."""
 
     def __init__(self, on_event: Listener = unheard) -> None:
         self.on_event = on_event
@@ -132,7 +133,7 @@ class Clock:
         return rate
 
     def milliseconds(self) -> tuple[list[float], list[float]]:
-        """A trial each: wall-clock, processor."""
+        """The wall-clock and the processor milliseconds of each trial, sorted."""
         return gaps(self.wall), gaps(self.cpu)
 
 
@@ -141,12 +142,12 @@ def gaps(times: list[float]) -> list[float]:
 
 
 def overhead(folder: Path, n_trials: int) -> None:
-    """Milliseconds a trial, of the engine and of bare Optuna."""
+    """Print the milliseconds per trial of ftlab's worker and of bare Optuna."""
     sides: list[tuple[str, Callable[[Path, int], Clock]]] = [
         ("bare Optuna", by_optuna),
         ("ftlab's worker", by_worker),
-        ("ftlab's worker and its lines", lambda place, count: by_driver(place, count, io.StringIO())),
-        ("ftlab's worker and its live table", lambda place, count: by_driver(place, count, Screen())),
+        ("ftlab's worker and the driver's lines", lambda place, count: by_driver(place, count, io.StringIO())),
+        ("ftlab's worker and the driver's live table", lambda place, count: by_driver(place, count, Screen())),
     ]
     found = [(name, side(folder / name.replace(" ", "-"), n_trials).milliseconds()) for name, side in sides]
     base = statistics.median(found[0][1][0])
@@ -165,7 +166,7 @@ def overhead(folder: Path, n_trials: int) -> None:
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds."""
+    """The seconds of one call."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
@@ -179,7 +180,7 @@ def by_worker(folder: Path, n_trials: int) -> Clock:
 
 
 class Screen(io.StringIO):
-    """A terminal that nobody sees."""
+    """A text buffer that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -220,10 +221,10 @@ def by_optuna(folder: Path, n_trials: int) -> Clock:
 
 
 def start(folder: Path, n_trials: int) -> None:
-    """Seconds until a worker would load the model, beyond importing what trains."""
+    """Print the seconds until a worker would load the model, compared with importing the training libraries."""
     words = ["--multirun", "experiment=quickstart", "tracker=none", *SPACE, f"run_dir={folder / 'start'}"]
     words += ["sweep.study=start", "sweep.n_trials=20", "sweep.retries=1000", "sweep.max_failures=1000"]
-    seconds_to(STARTED, words)  # makes the study, which a driver has done before a worker starts
+    seconds_to(STARTED, words)  # creates the study, which exists before a driver starts a worker
     known = rungs_of(composition(["experiment=quickstart"]).config)
     order = WorkerOrder.of(Study.load(str(folder / "start")), None, known).environment()
     imports, joined, driven = [], [], []
@@ -232,7 +233,11 @@ def start(folder: Path, n_trials: int) -> None:
         joined.append(seconds_to(STARTED, [], order))
         driven.append(seconds_to(STARTED, words))
     own = statistics.median(joined) - statistics.median(imports)
-    sides = [("importing what trains", imports), ("a worker", joined), ("a driver that works itself", driven)]
+    sides = [
+        ("importing the training libraries", imports),
+        ("a worker", joined),
+        ("a driver that is itself the worker", driven),
+    ]
     table(
         ("seconds", "median", "range", "/ imports"),
         (
@@ -250,12 +255,12 @@ def start(folder: Path, n_trials: int) -> None:
 
 
 def seconds_to(code: str, words: list[str], order: dict[str, str] | None = None) -> float:
-    """Until a child prints the time."""
+    """The seconds until a child process prints the time."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(order or {})}
     began = time.time()
     done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
     if done.returncode or not done.stdout:
-        raise SystemExit(f"a worker did not come to its first trial:\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"a worker did not reach its first trial:\n{done.stdout}{done.stderr}")
     return float(done.stdout.split()[-1]) - began
 
 
@@ -263,7 +268,7 @@ def seconds_to(code: str, words: list[str], order: dict[str, str] | None = None)
 
 
 def compute(loops: int) -> int:
-    """Work of one core, without other memory than a register's worth."""
+    """Occupy one core, almost without using memory."""
     total = 0
     for number in range(loops):
         total = (total * 31 + number) & 0xFFFF
@@ -277,7 +282,7 @@ def loops_of(seconds: float) -> int:
 
 
 def workers(folder: Path, n_trials: int) -> None:
-    """Trials an hour of one worker and of two, beside what the cores give."""
+    """Print the trials per hour of one worker and of two, compared with bare processes."""
     loops = loops_of(SECONDS)
     hourly = {
         (kind, count): TRIALS_A_WORKER * count * 3600 / spent(kind, count, folder, loops)
@@ -296,7 +301,7 @@ def workers(folder: Path, n_trials: int) -> None:
 
 
 def spent(kind: str, count: int, folder: Path, loops: int) -> float:
-    """Seconds from the first trial's begin to the last one's end."""
+    """The seconds from the start of the first trial to the end of the last."""
     place = folder / f"workers-{count}"
     what = ["--bare", str(TRIALS_A_WORKER)]
     if kind == "workers":
@@ -309,7 +314,7 @@ def spent(kind: str, count: int, folder: Path, loops: int) -> float:
 
 
 def one_of_several(folder: Path | None, bare: int | None, loops: int) -> None:
-    """Compute, and print when each trial began and ended."""
+    """Run this process's share of the trials, and print when each starts and ends."""
 
     def run(trial: object) -> float:
         print(time.time())

@@ -1,15 +1,16 @@
-"""What a second GPU is worth to a sweep: python bench/sweep_gpu.py --out DIR [--trials 6] [--seconds 8]
+"""Measure how much a second GPU speeds up a sweep: python bench/sweep_gpu.py --out DIR [--trials 6] [--seconds 8]
 
-The same sweep of the embedded base with `sweep.workers=1` and with `sweep.workers=2`, each as `python -m ftlab
---multirun` in a process of its own: random sampler, no pruner, the same draws, steps and seeds on both sides, one core
-a worker. How many steps make a trial of about `--seconds` is measured before, in a sweep of two trials of which the
-second one counts; `--steps` sets them instead.
+The same sweep of the included base model runs with `sweep.workers=1` and with `sweep.workers=2`, each as `python -m
+ftlab --multirun` in a process of its own, with a random sampler and no pruner. Draws, steps and seeds are the same, and
+each worker has one core. A sweep of two trials beforehand measures how many steps make a trial of about `--seconds`
+(its second trial counts); `--steps` sets the number instead.
 
-*Trials an hour* are those between the begin of the first trial and the end of the last: what starting the processes
-takes is told beside it. *Trial* is the median of a trial's seconds. Target: >= 1.8 times as many with two workers.
+*Trials an hour* counts from the start of the first trial to the end of the last. The time that starting the processes
+takes is printed separately. *Trial s* is the median seconds of a trial. The target is at least 1.8 times as many trials
+an hour with two workers.
 
-With one GPU the second side is left out; `--tiny` makes short trials on two cores. DIR/sweep_gpu.md and
-DIR/sweep_gpu.json keep the figures, DIR/workers-N.log and DIR/workers-N/ the sweeps; what is there is replaced.
+With one GPU, the sweep with two workers is left out. `--tiny` runs short trials on two cores. DIR/sweep_gpu.md and
+DIR/sweep_gpu.json hold the figures, and DIR/workers-N.log and DIR/workers-N/ the sweeps. Existing files are replaced.
 """
 
 import argparse
@@ -57,50 +58,50 @@ TINY += ["eval.batch_size=4", "eval.max_new_tokens=2"]
 
 @dataclass(frozen=True)
 class Side:
-    """A sweep that has run."""
+    """The figures of a sweep that has run."""
 
     workers: int
     trials: int
     steps: int
-    hourly: float  # trials, from the first begin to the last end
-    trial_s: float  # median
-    start_s: float  # from the command to the first trial's begin
-    whole_s: float  # of the command
-    cpu_s: float  # of all its processes
+    hourly: float  # trials an hour, from the start of the first trial to the end of the last
+    trial_s: float  # median seconds of a trial
+    start_s: float  # from the command to the start of the first trial
+    whole_s: float  # of the whole command
+    cpu_s: float  # processor seconds of all its processes
     best: float
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path, required=True)
-    arguments.add_argument("--trials", type=int, default=6)
-    arguments.add_argument("--seconds", type=float, default=8.0, help="of a trial's training")
-    arguments.add_argument("--steps", type=int, help="of a trial, instead of --seconds")
-    arguments.add_argument("--tiny", action="store_true", help="short trials, on two cores where there is no GPU")
+    arguments.add_argument("--trials", type=int, default=6, help="trials of each sweep")
+    arguments.add_argument("--seconds", type=float, default=8.0, help="seconds of a trial's training")
+    arguments.add_argument("--steps", type=int, help="steps of a trial, instead of --seconds")
+    arguments.add_argument("--tiny", action="store_true", help="short trials; without a GPU, on two cores")
     settings = arguments.parse_args()
     settings.out.mkdir(parents=True, exist_ok=True)
     gpus = len(visible_gpus())
     if not gpus and not settings.tiny:
-        raise SystemExit("no GPU to be seen (nvidia-smi, CUDA_VISIBLE_DEVICES): --tiny runs on two cores")
+        raise SystemExit("no GPU is visible (nvidia-smi, CUDA_VISIBLE_DEVICES): --tiny runs on two cores")
     steps = settings.steps or steps_of(settings)
     print(f"{gpus} GPUs, {len(os.sched_getaffinity(0))} cores; {settings.trials} trials of {steps} steps", flush=True)
     sides = [side(settings, 1, settings.trials, steps)]
     if gpus == 1:
-        print("one GPU: two workers are left out", flush=True)
+        print("one GPU: the sweep with two workers is left out", flush=True)
     else:
         sides.append(side(settings, 2, settings.trials, steps))
     record(settings.out, sides)
 
 
 def steps_of(settings: argparse.Namespace) -> int:
-    """How many steps take `--seconds`."""
+    """The number of steps that takes about `--seconds`."""
     study = swept(settings, 1, 2, PROBE_STEPS, settings.out / "probe")
     seconds = float(RunDir(study.folder / "1").summary["seconds"]["train"])
     return max(1, round(float(settings.seconds) * PROBE_STEPS / seconds))
 
 
 def side(settings: argparse.Namespace, workers: int, trials: int, steps: int) -> Side:
-    """A sweep with so many workers, and what it took."""
+    """Run a sweep with this number of workers and return its figures."""
     began, cpu = time.time(), children_s()
     study = swept(settings, workers, trials, steps, settings.out / f"workers-{workers}")
     whole, cpu = time.time() - began, children_s() - cpu
@@ -124,13 +125,13 @@ def side(settings: argparse.Namespace, workers: int, trials: int, steps: int) ->
 
 
 def children_s() -> float:
-    """Processor seconds of the processes that have ended, with all that they had started."""
+    """The processor seconds of all child processes that have ended, their own children included."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def swept(settings: argparse.Namespace, workers: int, trials: int, steps: int, folder: Path) -> Study:
-    """The study of a sweep that was run anew, in a process of its own."""
+    """Run a sweep from scratch in a process of its own and return its study."""
     shutil.rmtree(folder, ignore_errors=True)
     words = [*FIXED, *(TINY if settings.tiny else []), *SPACE]
     words += [f"sweep.workers={workers}", f"sweep.n_trials={trials}", f"run_dir={folder.resolve()}"]
@@ -147,7 +148,7 @@ def swept(settings: argparse.Namespace, workers: int, trials: int, steps: int, f
 
 
 def record(folder: Path, sides: Sequence[Side]) -> None:
-    """Print the figures, and keep them."""
+    """Print the figures and write them to files."""
     titles = ("workers", "trials", "steps", "trials an hour", "trial s", "start s", "whole s", "processor s", "best")
     rows = [
         (

@@ -1,14 +1,18 @@
-"""Samples a second of one GPU and of several, at the same update: python bench/two_gpus.py --out DIR [--tiny]
+"""Compare the samples per second of one GPU with several: python bench/two_gpus.py --out DIR [--tiny]
 
-One launch of `--processes` processes (torch's own launcher), each with Mistral-7B's shape on its GPU: random weights in
-NF4 with a bfloat16 copy, LoRA r32 on all linears and the output layer, dropout 0.1 (bench/gpu.py). First the first
-process alone does updates of `--rows` samples while the others wait, then all do the same updates together: each its
-share of the rows, one all-reduce of the flat gradient, clipping and the optimizer everywhere. Both are timed over the
-same samples after two passes in which their shapes are captured, three times, and the median counts. The parts of an
-update together are timed once more with the GPU waited for after each: gradients, the wait for the slowest process,
-the all-reduce, clipping, the optimizer, and asking whether anybody is to stop.
+One launch of torch's launcher starts `--processes` processes. Each has a model with the shape of Mistral-7B on its GPU:
+random weights in NF4 with dequantized weights kept in memory, LoRA r=32 on all linear layers and the output layer, and
+dropout 0.1 (bench/gpu.py).
 
-DIR/two_gpus.json gets the figures. `--tiny` runs small shapes on the CPU, over gloo.
+First, the first process alone does updates of `--rows` samples while the others wait. Then all processes do the same
+updates together: each takes its share of the rows, one all-reduce sums the flat gradient, and every process clips and
+runs the optimizer. Both are timed over the same samples, after two passes in which CUDA graphs of their shapes are
+captured. The median of three passes counts.
+
+The parts of a joint update are timed once more, waiting for the GPU after each: gradients, the wait for the slowest
+process, the all-reduce, clipping, the optimizer, and the exchange of stop signals.
+
+DIR/two_gpus.json holds the figures. `--tiny` runs small shapes on the CPU, over gloo.
 """
 
 import argparse
@@ -26,7 +30,7 @@ import gpu  # beside this file; it puts the repository on the path
 
 
 class Shared:
-    """A training variant of bench/gpu.py in this process, one of several."""
+    """A training variant of bench/gpu.py in this process, which is one of several."""
 
     def __init__(self, ranks: Any, rows: int, *, tiny: bool) -> None:
         import torch
@@ -40,14 +44,14 @@ class Shared:
         self.spent: dict[str, float] | None = None
 
     def settle(self, micro: int) -> None:
-        """Micro-batches of so many rows, in one."""
+        """Use micro-batches of `micro` rows."""
         from ftlab.fast.plan import Setting
 
         self.fast.micro = micro
         self.fast.step._settle(Setting(micro, True, 0.0))
 
     def update(self, rows: list[Any], seed: int, *, together: bool) -> None:
-        """An optimizer step, as the loop does it."""
+        """Do one optimizer step as the training loop does it."""
         from ftlab.train.batches import trained_of
 
         fast, ranks = self.fast, self.ranks
@@ -71,7 +75,7 @@ class Shared:
         self.lap("signal")
 
     def lap(self, part: str) -> None:
-        """Where parts are timed: the time since the last lap is this one's."""
+        """Add the time since the last lap to this part, if parts are timed."""
         if self.spent is None:
             return
         gpu.synced(self.device)
@@ -80,7 +84,7 @@ class Shared:
         self.clock = now
 
     def begin_together(self) -> None:
-        """The first process has stepped before the others: they take over its adapters, and nobody its moments."""
+        """Give all processes the adapters of the first, which has trained alone, and a new optimizer."""
         from ftlab.config import TrainerConfig
         from ftlab.train.optim import build_optimizer
 
@@ -90,7 +94,7 @@ class Shared:
         self.fast.optimizer = build_optimizer([parameter], cfg)
 
     def passed(self, *, together: bool) -> float:
-        """Seconds of an update, over all samples."""
+        """Run one pass over all samples and return the mean seconds per update."""
         gpu.synced(self.device)
         if together:
             self.ranks.meet()
@@ -102,20 +106,20 @@ class Shared:
         return (time.perf_counter() - began) / len(self.bench.batches)
 
     def measured(self, micro: int, *, together: bool) -> float:
-        """Seconds of an update once every shape is captured."""
+        """The seconds per update after every shape is captured: the median of three passes."""
         self.settle(micro)
         for _ in range(2):
             self.passed(together=together)
         return statistics.median(self.passed(together=together) for _ in range(3))
 
     def parts(self) -> dict[str, float]:
-        """Milliseconds of the parts of an update together."""
+        """The milliseconds of each part of a joint update."""
         self.spent = {}
         self.passed(together=True)
         return {f"{part}_ms": 1e3 * spent / len(self.bench.batches) for part, spent in self.spent.items()}
 
     def apart(self) -> float:
-        """The greatest difference between this process's adapters and those of the first."""
+        """The greatest absolute difference between any process's adapters and those of the first."""
         mine = self.fast.flat.parameter.detach()
         firsts = mine.clone()
         self.ranks.same([firsts])
@@ -123,7 +127,7 @@ class Shared:
 
 
 def work(settings: argparse.Namespace) -> Callable[[Any], None]:
-    """What each process does."""
+    """The function that each process runs."""
 
     def measure(ranks: Any) -> None:
         began = time.perf_counter()
@@ -154,7 +158,7 @@ def work(settings: argparse.Namespace) -> Callable[[Any], None]:
 
 
 def launch(settings: argparse.Namespace) -> int:
-    """Start the processes; their exit code."""
+    """Start the processes and return their exit code."""
     words = ["--out", str(settings.out), "--rows", str(settings.rows), "--inner", *["--tiny"] * settings.tiny]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run([*launcher, f"--nproc_per_node={settings.processes}", __file__, *words]).returncode

@@ -246,4 +246,5 @@ def _dict(hint: Any, value: Any) -> tuple[Any, bool]:
 
 def _is_number(value: Any) -> bool:
     """Whether it is a number that a float can hold."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return whole or isinstance(value, float)
