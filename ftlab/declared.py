@@ -15,7 +15,8 @@ def of(key: str) -> Metric:
     task is not installed, a plain metric that has its name for a title, and of which neither more nor less is better.
     """
     name = name_of(key)
-    return _by_name().get(name) or Metric(name, name, "")
+    found = _own().get(name) or _every().get(name)
+    return found.metric if found else Metric(name, name, "")
 
 
 def task_of(key: str) -> Task | None:
@@ -27,16 +28,17 @@ def task_of(key: str) -> Task | None:
 
 def known() -> list[Metric]:
     """Every metric, in the order in which tables show them: the run's, the stages', the tasks'."""
-    return list(_by_name().values())
+    return [found.metric for found in _every().values()]
 
 
 def objectives(task: str | None = None, stage: str | None = None) -> dict[str, Metric]:
     """What `objective` and `sweep.rung_metric` may name, by key: metrics on validation, of one task and one stage or of
     all of them."""
-    parts: list[Iterable[Metric]] = [part.metrics for part in ([tasks.get(task)] if task else tasks.usable())]
-    parts += [part.metrics for part in ([stages.get(stage)] if stage else stages.usable())]
-    names = [metric.name for part in parts for metric in part if metric.objective]
-    return {f"eval/{name}": _by_name()[name] for name in names if name in _by_name()}
+    parts = [*([tasks.get(task)] if task else tasks.usable()), *([stages.get(stage)] if stage else stages.usable())]
+    found: dict[str, Metric] = {}
+    for metric in (metric for part in parts for metric in part.metrics if metric.objective):
+        found.setdefault(f"eval/{metric.name}", metric)
+    return found
 
 
 def costs() -> dict[str, Metric]:
@@ -47,7 +49,7 @@ def costs() -> dict[str, Metric]:
 def in_order(keys: Iterable[str]) -> list[str]:
     """Keys of one split as tables list them: none by kind of row, rates first, what has no direction last, and of two
     names of one number the one that is shown."""
-    known_names = list(_by_name())
+    known_names = list(_every())
     metrics = {key: of(key) for key in keys if key.count("/") == 1}
     present = {metric.name for metric in metrics.values()}
     shown = [key for key, metric in metrics.items() if metric.hidden_by not in present]
@@ -72,50 +74,53 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
-def refused(chosen: Iterable[str]) -> list[str]:
-    """Why some of the parts that a configuration has chosen (`data.task=shout`) cannot be used: one declares a metric
-    otherwise than another part does. Where it is not chosen, such a part has no metrics."""
-    found = _collected(*_parts()).refused
-    return [found[part] for part in chosen if part in found]
-
-
-def _by_name() -> dict[str, Metric]:
-    return _collected(*_parts()).metrics
-
-
-def _parts() -> tuple[tuple[Task, ...], tuple[Any, ...]]:
-    """Tasks and stages, ftlab's own first: where two declare a metric differently, the first one counts."""
-    return (
-        tuple(sorted(tasks.usable(), key=lambda task: not tasks.is_own(task.name))),
-        tuple(sorted(stages.usable(), key=lambda stage: not stages.is_own(stage.name))),
-    )
+def refused(task: str | None, stage: str | None) -> list[str]:
+    """Why a task and a stage cannot be chosen: one declares a metric otherwise than another part does, by whose
+    declaration the metric would be shown."""
+    chosen = {f"data.task={task}": tasks.get(task)} if task else {}
+    chosen |= {f"trainer.stage={stage}": stages.get(stage)} if stage else {}
+    own = {*map(id, tasks.own()), *map(id, stages.own())}
+    others = _own() if all(id(part) in own for part in chosen.values()) else _every()
+    return [
+        f"{part} declares the metric {metric.name} otherwise than {others[metric.name].part}: rename it"
+        for part, declaring in chosen.items()
+        for metric in declaring.metrics
+        if metric.name in others and others[metric.name].metric != metric
+    ]
 
 
 @dataclass(frozen=True)
-class Declarations:
-    """All metrics by name, and why a part's are left out, by what chooses the part."""
+class Declaration:
+    """A metric, and the part that declares it, by what chooses the part."""
 
-    metrics: dict[str, Metric]
-    refused: dict[str, str]
+    part: str
+    metric: Metric
+
+
+def _own() -> dict[str, Declaration]:
+    """The metrics of ftlab's own parts, for which no other package is imported."""
+    return _collected(tuple(tasks.own()), tuple(stages.own()))
+
+
+def _every() -> dict[str, Declaration]:
+    """Those of all parts, the first declaration of each name: ftlab's own before those of other packages."""
+    own_tasks, own_stages = tasks.own(), stages.own()
+    return _collected(
+        (*own_tasks, *(task for task in tasks.usable() if task not in own_tasks)),
+        (*own_stages, *(stage for stage in stages.usable() if stage not in own_stages)),
+    )
 
 
 @lru_cache(maxsize=16)
-def _collected(known_tasks: Sequence[Task], known_stages: Sequence[Any]) -> Declarations:
+def _collected(known_tasks: Sequence[Task], known_stages: Sequence[Any]) -> dict[str, Declaration]:
     parts: dict[str, Iterable[Metric]] = {"every run": RUN}
     parts |= {f"trainer.stage={stage.name}": stage.metrics for stage in known_stages}
     parts |= {f"data.task={task.name}": task.metrics for task in known_tasks}
-    found: dict[str, Metric] = {}
-    owner: dict[str, str] = {}
-    refused: dict[str, str] = {}
+    found: dict[str, Declaration] = {}
     for part, metrics in parts.items():
-        other = [metric.name for metric in metrics if found.get(metric.name, metric) != metric]
-        if other:
-            refused[part] = f"{part} declares the metric {other[0]} otherwise than {owner[other[0]]}: rename it"
-            continue
         for metric in metrics:
-            found.setdefault(metric.name, metric)
-            owner.setdefault(metric.name, part)
-    return Declarations(found, refused)
+            found.setdefault(metric.name, Declaration(part, metric))
+    return found
 
 
 if __name__ == "__main__":

@@ -99,19 +99,25 @@ class Registry(Generic[T]):
         broken = self.broken()
         return [self.get(name) for name in self.names() if name not in broken]
 
+    def own(self) -> list[T]:
+        """The same of ftlab's own parts; no other package is imported for it."""
+        names = [name for name in self.names() if self.is_own(name)]
+        broken = dict(self._refused(names))
+        return [self.get(name) for name in names if name not in broken]
+
     def broken(self) -> dict[str, str]:
         """Why `get` refuses a name, for each that it does; each part is tried once a process."""
         searched = self._searched()
         if self._broken is None or self._broken[0] != searched:
-            self._broken = searched, dict(self._refused())
+            self._broken = searched, dict(self._refused(self.names()))
         return self._broken[1]
 
     def is_own(self, name: str) -> bool:
         """Whether ftlab itself ships the part."""
         return all(provider.package == OWN for provider in self.providers()[name])
 
-    def _refused(self) -> Iterator[tuple[str, str]]:
-        for name in self.names():
+    def _refused(self, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+        for name in names:
             try:
                 self.get(name)
             except ConfigError as error:

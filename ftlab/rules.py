@@ -78,7 +78,7 @@ def _unknown_parts(cfg: ExperimentConfig) -> Iterator[str]:
         if name not in kind.names():
             yield kind.unknown(name)
             return
-    yield from declared.refused([f"data.task={cfg.data.task}", f"trainer.stage={cfg.trainer.stage}"])
+    yield from declared.refused(cfg.data.task, cfg.trainer.stage)
     yield from _unknown_source(cfg)
     needs, gives = stages.get(cfg.trainer.stage).needs, sorted(tasks.get(cfg.data.task).gives)
     if needs not in gives:
@@ -269,7 +269,7 @@ def _check_data(cfg: ExperimentConfig, rule: Any, one_of: Any) -> None:
 
 def _check_eval_keys(cfg: ExperimentConfig, task: Task, rule: Any) -> None:
     """What the judge of another task reads means nothing here."""
-    own = {key: other.name for other in tasks.usable() for key in other.eval_keys}
+    own = {key: other.name for other in tasks.own() for key in other.eval_keys}
     for key in own.keys() - set(task.eval_keys):
         value = getattr(cfg.eval, key)
         default = getattr(EvalConfig, key)

@@ -196,12 +196,14 @@ def parts() -> Iterator[Line]:
             brought = " and ".join(f"{one.package} {one.version}" for one in providers if one.package != OWN)
             if not brought:
                 continue
-            chosen = f"{key}={name}"
-            problem = broken.get(name) or next(iter(declared.refused([chosen])), "")
+            problem = broken.get(name)
+            if not problem and kind is not sources:
+                refused = declared.refused(*((name, None) if kind is tasks else (None, name)))
+                problem = next(iter(refused), None)
             yield (
                 Line("warn", "part", f"{problem} ({brought})")
                 if problem
-                else Line("ok", "part", f"{chosen}, {brought}")
+                else Line("ok", "part", f"{key}={name}, {brought}")
             )
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from ftlab.registry import Registry
 
-__all__ = ["broken", "get", "is_own", "names", "providers", "unknown", "usable"]
+__all__ = ["broken", "get", "names", "own", "providers", "unknown", "usable"]
 
 _registry: Registry[Any] = Registry("trainer.stage", __name__, "STAGE", "ftlab.stages.stage:Stage")
 names, get, unknown, providers = _registry.names, _registry.get, _registry.unknown, _registry.providers
-usable, broken, is_own = _registry.usable, _registry.broken, _registry.is_own
+usable, broken, own = _registry.usable, _registry.broken, _registry.own

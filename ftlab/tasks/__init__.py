@@ -8,8 +8,8 @@ task imports neither torch nor what it judges with.
 from ftlab.registry import Registry
 from ftlab.tasks.task import Judgement, Task
 
-__all__ = ["Judgement", "Task", "broken", "get", "is_own", "names", "providers", "unknown", "usable"]
+__all__ = ["Judgement", "Task", "broken", "get", "names", "own", "providers", "unknown", "usable"]
 
 _registry: Registry[Task] = Registry("data.task", __name__, "TASK", "ftlab.tasks.task:Task")
 names, get, unknown, providers = _registry.names, _registry.get, _registry.unknown, _registry.providers
-usable, broken, is_own = _registry.usable, _registry.broken, _registry.is_own
+usable, broken, own = _registry.usable, _registry.broken, _registry.own

@@ -89,6 +89,16 @@ def test_names_are_told_and_help_is_shown_without_importing_the_package(cli: Cli
 
 
 @pytest.mark.usefixtures("shout")
+def test_what_is_not_chosen_is_not_imported() -> None:
+    """A package may take long to import, or import torch."""
+    compose(["experiment=quickstart"])
+    assert declared.of("eval/loss").title == "loss"
+    assert "extra" not in sys.modules
+    compose(["data.task=shout", "data=jsonl", "data.path=x"])
+    assert "extra" in sys.modules
+
+
+@pytest.mark.usefixtures("shout")
 def test_its_options_are_typed() -> None:
     said = refusal("data.task=shout", *OWN_ROWS, "data.options.mrak=x")
     assert said == ("data.options.mrak is no option of data.task=shout. Did you mean data.options.mark? It has mark")
@@ -146,7 +156,20 @@ def test_a_metric_declared_otherwise_hinders_only_who_chooses_its_part(install: 
     install("extra", POINTS, {"extra/__init__.py": "", "extra/shout.py": SHOUT.replace("shout_loud", "loss")})
     said = refusal("data.task=shout", "data=jsonl", "data.path=x", "objective=eval/loss")
     assert said == "data.task=shout declares the metric loss otherwise than trainer.stage=sft: rename it"
+    assert "declares the metric loss otherwise" in cli("doctor")[1]
     assert declared.of("eval/loss").direction == "minimize"
     assert set(declared.objectives()) >= {"eval/loss", "eval/match_exact"}
     assert cli("runs")[0] == 0
     assert compose(["data=sql_synth"]).data.task == "sql"
+
+
+def test_two_packages_that_declare_one_metric_differently_do_not_meet(install: Install) -> None:
+    """The first one by name is as it was; the other one is refused where it is chosen."""
+    install("extra", POINTS, {"extra/__init__.py": "", "extra/shout.py": SHOUT})
+    other = SHOUT.replace('"shout"', '"yell"').replace('"loud", "share', '"noisy", "share')
+    install("other", {"ftlab.tasks": {"yell": "other:TASK"}}, {"other/__init__.py": other})
+    assert compose(["data.task=shout", *OWN_ROWS]).data.task == "shout"
+    assert declared.of("eval/shout_loud").title == "loud"
+    assert refusal("data.task=yell", *OWN_ROWS) == (
+        "data.task=yell declares the metric shout_loud otherwise than data.task=shout: rename it"
+    )
