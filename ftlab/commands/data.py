@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ftlab import data, stages, tasks
 from ftlab.config import ExperimentConfig
-from ftlab.data.encode import Encoded, refuse_nothing, warnings_of, whole_step
+from ftlab.data.encode import Encoded, refuse_empty, suggested_length, warnings_of
 from ftlab.data.lengths import COLOURS, PERCENTILES, Measured, bins, figure, measure, percentile
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main(cfg: ExperimentConfig, tokenizer: "PreTrainedTokenizerBase") -> int:
     _show_samples(console, train.fitted.encoded, tokenizer)
     _show_lengths(console, train.lengths, max_length)
     console.print(_plot(cfg, train), soft_wrap=True)
-    refuse_nothing(train.fitted, train.tokens, max_length)
+    refuse_empty(train.fitted, train.tokens, max_length)
     return 0
 
 
@@ -78,8 +78,8 @@ def _remarks(splits: data.Splits, found: dict[str, Measured], max_length: int) -
     remarks += [Text(line, style=WARN) for line in warnings_of({k: v.fitted for k, v in found.items()}, max_length)]
     longer = [name for name, split in found.items() if split.lengths and split.lengths[-1] > max_length]
     if longer:
-        longest = whole_step(max(found[name].lengths[-1] for name in longer))
-        most = whole_step(max(percentile(found[name].lengths, 99) for name in longer))
+        longest = suggested_length(max(found[name].lengths[-1] for name in longer))
+        most = suggested_length(max(percentile(found[name].lengths, 99) for name in longer))
         advice = f"data.max_length={longest} would keep all rows of {_listed(longer)} whole"
         if max_length < most < longest:
             advice += f", data.max_length={most} at least 99 % of them"

@@ -1,7 +1,7 @@
 """Data: where rows come from, how they are split, and how they become prompts and token ids.
 
-Rows of files and of the Hub are read here, by the columns that a task names; rows that a task makes itself are its
-sources, by name.
+This package reads the rows of files and of the Hub, using the columns that a task names. A task that generates rows
+itself lists its generators as `sources`, by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ftlab.config import DataConfig
 from ftlab.data import table
-from ftlab.data.splits import Example, Parts, Splits, divide
+from ftlab.data.splits import Example, SourceSplits, Splits, divide
 
 __all__ = ["TABLE", "Example", "Splits", "load"]
 
@@ -18,26 +18,26 @@ TABLE = "table"  # the source of files and Hub data sets, whatever the task
 
 
 class Origin(table.Reader, Protocol):
-    """What loading needs to know of a task: the rows that it reads, and those that it makes."""
+    """The part of a task that loading needs: how it reads rows, and the sources whose rows it generates."""
 
     @property
-    def sources(self) -> Mapping[str, Callable[[DataConfig], Parts]]: ...
+    def sources(self) -> Mapping[str, Callable[[DataConfig], SourceSplits]]: ...
 
 
 def check_source(cfg: DataConfig) -> None:
-    """What can be told of a source without reading it: its file or folder is there, and is one.
+    """Check a source without reading it: its file or folder exists and is neither a pipe nor a device.
 
     Raises:
-        DataError: it is not.
+        DataError: the check fails.
     """
     if cfg.source == TABLE and cfg.path:
         table.existing(Path(cfg.path).expanduser())
 
 
 def load(cfg: DataConfig, task: Origin) -> Splits:
-    """The splits of an experiment, checked row by row and divided the same way every time.
+    """Return the splits of an experiment; every row is checked, and the division is deterministic.
 
-    Raises DataError with file, line and remedy. Reads no weights and imports no torch.
+    Raises DataError with file, line and remedy. Reads no weights and does not import torch.
     """
     parts = table.load(cfg, task) if cfg.source == TABLE else task.sources[cfg.source](cfg)
     return divide(parts, cfg)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ftlab import data, models, provenance, stages, tasks, weights
 from ftlab.config import ExperimentConfig
 from ftlab.data import Splits
-from ftlab.data.encode import EncodedSet, refuse_nothing, warnings_of
+from ftlab.data.encode import EncodedSet, refuse_empty, warnings_of
 from ftlab.errors import ConfigError
 from ftlab.evaluate import Split
 from ftlab.summary import RowCounts, Sources
@@ -66,7 +66,7 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
     models.check_adapter(bare, cfg.lora)
     tokens = task.render(splits.train, tokenizer, cfg.data)
     train = stages.get(cfg.trainer.stage).encode(tokens, cfg)
-    refuse_nothing(train, tokens, cfg.data.max_length)
+    refuse_empty(train, tokens, cfg.data.max_length)
     validation = Split("eval", splits.validation, tokenizer, cfg)
     test = Split("test", splits.test, tokenizer, cfg)
     sources = provenance.record(splits, cfg, located.folder)

@@ -475,7 +475,7 @@ def test_a_split_none_of_whose_rows_fit_is_named(fit: Fit, tmp_path: Path, rows_
     long = {"question": "q" * 300, "context": "CREATE TABLE t (a INT)", "answer": "SELECT a FROM t"}
     shutil.copy(rows_folder / "train.jsonl", tmp_path)
     (tmp_path / "test.jsonl").write_text(json.dumps(long))
-    with pytest.raises(InputError, match=r"leaves nothing of test to measure a loss on.*\n.*data\.max_length=384"):
+    with pytest.raises(InputError, match=r"leaves no row of test to measure a loss on.*\n.*data\.max_length=384"):
         fit(f"data.path={tmp_path}")
 
 

@@ -64,7 +64,7 @@ def test_splits_notes_hash_and_lengths_are_shown(capsys: pytest.CaptureFixture[s
     assert re.search(r"validation +6 ", out)
     assert re.search(r"test +6 ", out)
     assert "60 rows from train.jsonl" in out
-    assert "taken from train by whole groups (6 by context)" in out
+    assert "taken from train in whole groups (6 groups by context)" in out
     assert re.search(r"sha256 of all rows: [0-9a-f]{64}", out)
     counts = [int(n) for n in re.findall(r"^ +\d+ to \d+ +[█▏▎▍▌▋▊▉]* (\d+)$", out, re.MULTILINE)]
     assert sum(counts) == 48, "the histogram holds every row of train"
@@ -138,7 +138,7 @@ def test_a_plot_that_cannot_be_written_does_not_end_the_command(
 
 
 def test_everything_is_shown_before_no_row_fits_ends_it(capsys: pytest.CaptureFixture[str], tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"data\.max_length=16 leaves nothing to train on"):
+    with pytest.raises(DataError, match=r"data\.max_length=16 leaves no row to train on"):
         command.main(config(max_length=16), tokenizer)
     out = capsys.readouterr().out
     assert re.search(r"train +48 +0 +48 \(100\.0%\)", out)
@@ -176,5 +176,5 @@ def test_rows_of_every_split_that_do_not_fit_are_told_of(capsys: pytest.CaptureF
     for name in ("validation", "test"):
         Path(f"{name}.jsonl").write_text(json.dumps(row | {"question": "short"}) + "\n" + json.dumps(row))
     out = show(capsys, cfg, tokenizer)
-    assert "data.max_length=170: validation: 1 prompts shortened, 0 rows left out of its loss, of 2 rows" in out
+    assert "data.max_length=170: of 2 validation rows, 1 are truncated and 0 left out of the loss" in out
     assert "would keep all rows of validation and test whole" in out
