@@ -324,7 +324,7 @@ def test_a_record_without_a_hash_of_its_base_is_resumed_with_a_line(fit: Fit, te
     file.write_text(json.dumps({**json.loads(file.read_text()), "model": {"id": "x"}}))
     terminal.notes.clear()
     assert fit().summary.model.sha256 == summary["model"]["sha256"]
-    line = "the run's record has no hash of its base: whether that has changed is not known"
+    line = "the run has no hash of its base model on record: ftlab cannot check for changes"
     assert terminal.notes.count(line) == 1
 
 

@@ -59,7 +59,7 @@ def show(capsys: pytest.CaptureFixture[str], cfg: ExperimentConfig, tokenizer: A
 
 def test_splits_notes_hash_and_lengths_are_shown(capsys: pytest.CaptureFixture[str], tokenizer: Any) -> None:
     out = show(capsys, config(), tokenizer)
-    assert "my rows, as org/tiny reads it" in out
+    assert "my rows, tokenized for org/tiny" in out
     assert re.search(r"train +48 +0 +0 +\d+ +\d+ +\d+ +\d+", out)
     assert re.search(r"validation +6 ", out)
     assert re.search(r"test +6 ", out)
@@ -77,7 +77,7 @@ def test_three_samples_mark_what_is_trained(capsys: pytest.CaptureFixture[str], 
     cfg = config()
     cfg.trainer.loss_on = loss_on
     out = show(capsys, cfg, tokenizer)
-    assert "with ⟦trained tokens⟧" in out
+    assert "marked: ⟦trained tokens⟧" in out
     marked = re.findall(r"⟦([^⟧]+)⟧", out)[1:]
     assert len(marked) == 3
     for text in marked:
@@ -106,7 +106,7 @@ def test_truncated_and_dropped_rows_are_counted_with_a_length_that_keeps_them(
     cells = re.search(r"train +48 +(\d+) \([\d.]+%\)", out)
     assert cells
     assert int(cells[1]) > 0
-    suggested = re.search(r"data\.max_length=(\d+) would keep all rows", out)
+    suggested = re.search(r"data\.max_length=(\d+) would truncate no row", out)
     assert suggested
     assert re.search(r"train +48 +0 +0 ", show(capsys, config(max_length=int(suggested[1])), tokenizer))
 
@@ -177,4 +177,4 @@ def test_rows_of_every_split_that_do_not_fit_are_told_of(capsys: pytest.CaptureF
         Path(f"{name}.jsonl").write_text(json.dumps(row | {"question": "short"}) + "\n" + json.dumps(row))
     out = show(capsys, cfg, tokenizer)
     assert "data.max_length=170: of 2 validation rows, 1 are truncated and 0 left out of the loss" in out
-    assert "would keep all rows of validation and test whole" in out
+    assert "would truncate no row of validation and test" in out

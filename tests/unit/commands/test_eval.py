@@ -97,7 +97,7 @@ def test_values_are_plain_text_of_the_keys_type(run: Path, tmp_path: Path) -> No
     ("words", "said"),
     [
         (["eval.max_row=3"], "eval.max_rows"),
-        (["trainer.lr=1"], "nothing that an evaluation reads"),
+        (["trainer.lr=1"], "no effect on an evaluation"),
         (["data=sql_sinth"], "sql_synth"),
         (["split=train"], "validation"),
         (["eval.max_rows=some"], "whole number"),

@@ -293,7 +293,7 @@ def test_a_broken_row_stops_it_before_anything_is_scored(
         (["in.jsonl", "out.jsonl", "--databases"], "--databases needs a value"),
         (["in.jsonl", "out.jsonl", "--databases=1", "--databases=2"], "--databases is given twice"),
         (["in.jsonl", "out.jsonl", "--databses", "3"], "Did you mean: --databases?"),
-        (["in.jsonl", "out.jsonl", "-d", "3"], "-d is no option of score"),
+        (["in.jsonl", "out.jsonl", "-d", "3"], "-d is not an option of score"),
         (["in.jsonl", "out.jsonl", "--extrakt=true"], "Did you mean: --extract?"),
         (["in.jsonl", "out.jsonl", "extract=true"], "two files, got 3 (in.jsonl, out.jsonl, extract=true)"),
         (["in.jsonl", "out.jsonl", "--extract=maybe"], "true or false"),
