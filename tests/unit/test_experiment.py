@@ -690,7 +690,7 @@ def test_a_pruned_run_stops_at_once_and_leaves_its_records(trial: Fit, terminal:
     phases = len(terminal.phases)
     assert trial(watch).summary.tree() == summary
     assert len(terminal.phases) == phases
-    assert f"{run} holds this run, pruned at step 2 of 4; force=true runs it to its end" in terminal.notes
+    assert f"{run} holds this run, pruned at step 2 of 4; force=true runs it to the end" in terminal.notes
     assert trial(Watcher(), "force=true").summary.status == "finished"
 
 

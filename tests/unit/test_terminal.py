@@ -320,7 +320,7 @@ def test_on_a_full_disk_nothing_is_shown_and_all_goes_on(capsys: pytest.CaptureF
         with terminal.phase("data"), terminal.progress(2) as bar:
             bar.update(1, {"train/loss": 0.5})
     assert terminal.lost == "No space left on device"
-    assert capsys.readouterr().err == "ftlab: nothing more is shown here (No space left on device); the run goes on\n"
+    assert capsys.readouterr().err == "ftlab: no further output here (No space left on device); the run continues\n"
 
 
 def test_without_its_reader_nothing_is_shown_and_all_goes_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def test_a_damaged_adapter_can_be_saved_anew_as_it_is_told(run: Path, fit: Any, 
 def test_what_is_neither_run_nor_study_is_told_so(tmp_path: Path, cli: Cli) -> None:
     code, _, err = cli("doctor", str(tmp_path))
     assert code == 2
-    assert "is no run folder" in err
+    assert "is not a run folder" in err
 
 
 def test_a_study_says_how_it_stands_and_what_of_its_trials_is_damaged(

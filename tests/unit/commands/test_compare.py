@@ -244,7 +244,7 @@ def test_a_real_run_can_be_compared(cli: Cli, finished: Path, tmp_path: Path) ->
         ([], "two runs or files, got none: python -m ftlab compare"),
         (["a.jsonl"], "got 1"),
         (["a.jsonl", "a.jsonl", "a.jsonl"], "got 3"),
-        (["a.jsonl", "absent"], "absent is no run folder"),
+        (["a.jsonl", "absent"], "absent is not a run folder"),
         (["a.jsonl", "a.jsonl", "split=train"], "split=train must be test or validation"),
         (["a.jsonl", "a.jsonl", "metric=accuracy"], "must be one of string, AST, exec, valid"),
         (["a.jsonl", "a.jsonl", "metrics=exec"], "Did you mean: metric?"),

@@ -65,7 +65,7 @@ def test_the_runs_own_scores_stand_beside_only_where_the_split_is_the_same(
     (data / f"{split}.jsonl").write_text("".join([json.dumps(again) + "\n", *lines[1:]]))
     code, out, err = cli("eval", str(run), f"data.path={data}")
     assert code == 0, err
-    assert ("test: 6 rows in the run and now, but not the same" in out) != shown
+    assert ("test: 6 rows in the run and now, but they differ" in out) != shown
     loss = next(line.split() for line in out.splitlines() if line.split()[:1] == ["loss"])
     assert (loss[1] == "-") != shown
 

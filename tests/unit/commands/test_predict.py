@@ -56,7 +56,7 @@ def test_each_question_of_a_file_has_one_line(
         (["question=x", "context=y", "temperature=1"], "temperature= is not an argument"),
         (["input=absent.jsonl"], "absent.jsonl"),
         (["input={broken}"], "broken:2: broken JSON"),
-        (["input={list}"], "list:1: no JSON object"),
+        (["input={list}"], "list:1: not a JSON object"),
         (["input={null}"], 'null:1: this line needs "question"'),
         (["input={empty}"], "no question"),
         (["input={latin}"], "latin: line 1: UTF-16"),

@@ -245,7 +245,7 @@ def refused(cli: Cli, tmp_path: Path, *words: str) -> str:
     ("text", "said"),
     [
         (json.dumps(row()) + '\n{"id": 2, "gold"', "in.jsonl:2: broken JSON"),
-        (json.dumps(row()) + "\n[1]\n", "in.jsonl:2: no JSON object"),
+        (json.dumps(row()) + "\n[1]\n", "in.jsonl:2: not a JSON object"),
         *(
             (json.dumps({k: v for k, v in row().items() if k != name}) + "\n", f"in.jsonl:1: no {name} (the row has")
             for name in ("id", "context", "gold", "pred")

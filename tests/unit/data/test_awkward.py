@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
         "größe,context,answer\na,b,c\n".encode("cp1252"),
         ("line 1: the first line is not UTF-8", "CP1252"),
     ),
-    "noise": ("r.jsonl", bytes(range(128, 256)) + b"\n", ("line 1: not UTF-8", "none that can be told")),
+    "noise": ("r.jsonl", bytes(range(128, 256)) + b"\n", ("line 1: not UTF-8", "cannot be recognised")),
     "one bad line in a UTF-8 file": (
         "r.csv",
         FRENCH.encode() + b"\xe9t\xe9,c,a\n",
