@@ -175,5 +175,5 @@ def test_a_finished_run_whose_data_are_gone_is_reported_with_a_line(fit: Fit, mi
     shutil.rmtree(mine)
     terminal.notes.clear()
     fit(f"data.path={mine}")
-    assert any("is not known" in note for note in terminal.notes)
+    assert any("cannot check whether the data have changed" in note for note in terminal.notes)
     assert any("force=true runs it again" in note for note in terminal.notes)

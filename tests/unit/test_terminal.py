@@ -198,7 +198,7 @@ def test_scores_show_rates_in_percent_losses_as_they_are_and_splits_apart(plain:
     )
     rows = [line.split() for line in shown(plain) if line]
     assert rows == [
-        ["base", "tuned", "difference", "95", "%", "of", "tuned"],
+        ["base", "tuned", "difference", "95", "%", "CI", "of", "tuned"],
         ["validation"],
         ["exact", "match", "1.0", "%", "63.0", "%", "+62.0", "pp", "56.1", "to", "69.4"],
         ["loss", "3.200", "0.412", "-2.788"],
