@@ -445,7 +445,7 @@ def test_of_interrupted_processes_the_first_says_so(
 def test_a_dry_run_shows_the_plan_and_writes_nothing(cli: Cli, small: list[str], tmp_path: Path) -> None:
     code, out, err = cli("--dry-run", *small, "run_dir=dry")
     assert code == 0, err
-    assert "4 rows a step" in out
+    assert "4 rows per step" in out
     assert "micro-batch 2 x 2" in out
     assert list(tmp_path.iterdir()) == []
 
