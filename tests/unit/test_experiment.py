@@ -286,7 +286,7 @@ def test_the_base_of_an_older_record_is_scored_again(fit: Fit, terminal: Any, tm
 # --- what is scored ---------------------------------------------------------------------------------------
 
 
-CHANGED = r"the base model\.id=.* has changed since the run began \(model\.safetensors\): .*begin anew with force=true"
+CHANGED = r"the base model\.id=.* has changed since the run began \(model\.safetensors\)\. .*start again with force=true"
 
 
 @pytest.mark.parametrize("when", ["train", "base scores"])
