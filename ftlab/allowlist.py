@@ -1,9 +1,9 @@
-"""What a configuration may start: ftlab's sweeper and the launchers of its extras, by their exact names.
+"""The code that a configuration may run: ftlab's sweeper and the launchers of its extras, by their exact names.
 
-Hydra calls whatever a `_target_` names, and Python's logging whatever `class`, `()` and `ext://` name, so that a YAML
-file could run anything that is installed. `GuardedLoader` composes in Hydra's place and looks at each configuration
-before Hydra sees it: in a run, in `--multirun`, for `--cfg`, `--info` and `--help`, and in a launcher's processes.
-What a launcher runs as a command counts only where it is typed for this call.
+Hydra calls whatever a `_target_` names, and Python's logging whatever `class`, `()` and `ext://` name, so a YAML file
+could run anything that is installed. `GuardedLoader` replaces Hydra's loader and checks each configuration before Hydra
+uses it: in a run, in `--multirun`, for `--cfg`, `--info` and `--help`, and in a launcher's processes. Settings that a
+launcher runs as commands are accepted only on the command line of this call.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from ftlab.conf_folders import Repository
 from ftlab.errors import ConfigError
 
 SWEEPER = "hydra_plugins.ftlab_sweeper.FtlabSweeper"
-# Settings of launchers that a file may change. The others are run as commands, or say where to.
+# Settings of launchers that a file may change. The others are run as commands, or name a machine or folder.
 JOBLIB = frozenset({"n_jobs", "prefer", "require", "verbose", "timeout"})
 SUBMITIT = frozenset(
     {
@@ -53,16 +53,16 @@ OPTIONS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray", "ray_aw
 HANDLERS = ("logging.StreamHandler",)
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOGGING = ("hydra_logging", "job_logging")
-CALLING = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")  # what Hydra reads as a call
+CALLING = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")  # keys that Hydra interprets as a call
 OWN_RECORD = ".hydra"
-DEEPEST = 60  # levels of a configuration; resolvers could make one without an end
+DEEPEST = 60  # largest depth of a configuration; resolvers could create an infinite one
 
 Tree = DictConfig | ListConfig
 Path = tuple[str, ...]
 
 
 class GuardedLoader(ConfigLoaderImpl):
-    """Hydra's loader, which hands out nothing that `check` refuses."""
+    """Hydra's loader, which raises for configurations that `check` refuses."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         named = [place for place in config_search_path.get_path() if place.provider in ("main", "command-line")]
@@ -78,12 +78,12 @@ class GuardedLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """The checked configuration.
+        """Return the checked configuration.
 
         Raises:
-            ConfigError: it would start something that is not on the list.
+            ConfigError: it would run something that is not on the allowlist.
         """
-        if config_name is None:  # Hydra's help about itself, with Hydra's own sweeper and log file
+        if config_name is None:  # Hydra's help about itself would use Hydra's own sweeper and log file
             overrides = ["hydra/sweeper=ftlab", "hydra/job_logging=none", *overrides]
         cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         check(cfg, OverridesParser.create().parse_overrides(overrides))
@@ -96,8 +96,8 @@ class GuardedLoader(ConfigLoaderImpl):
         config_name: str | None = None,
         overrides: list[str] | None = None,
     ) -> list[str]:
-        """The options of a group. Where no configuration changes the search path, they are read from the repository
-        itself: Hydra's loader would copy it for each group, with every configuration that any plug-in has stored."""
+        """Return the options of a group. If no configuration changes the search path, they are read directly from the
+        repository: Hydra's loader would copy it for each group, with the configurations of all plug-ins."""
         if config_name is None and not overrides:
             return list(self.repository.get_group_options(group_name, results_filter))
         return super().get_group_options(group_name, results_filter, config_name, overrides)
@@ -113,7 +113,7 @@ class GuardedLoader(ConfigLoaderImpl):
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Whatever Hydra composes inside is checked."""
+    """Check every configuration that Hydra composes inside of this context."""
     names = vars(hydra_module)
     before = names["ConfigLoaderImpl"]
     names["ConfigLoaderImpl"] = GuardedLoader
@@ -124,11 +124,11 @@ def guarded() -> Iterator[None]:
 
 
 def check(cfg: DictConfig, typed: Sequence[Override]) -> None:
-    """Refuse a composed configuration that would run code, and fix what was checked, so that nothing resolves to
-    something else later. `typed` are the overrides of this call.
+    """Refuse a composed configuration that would run code, and fix the checked values, so that they cannot resolve
+    differently later. `typed` are the overrides of this call.
 
     Raises:
-        ConfigError: every key that names something which is not on the list.
+        ConfigError: lists every key whose value is not on the allowlist.
     """
     hydra = OmegaConf.to_container(cfg.hydra, resolve=False) if "hydra" in cfg else {}
     assert isinstance(hydra, dict)
@@ -137,7 +137,8 @@ def check(cfg: DictConfig, typed: Sequence[Override]) -> None:
         problems += _callbacks(hydra)
     problems += [*_commands(hydra, typed), *_environment(hydra, typed)]
     if hydra.get("output_subdir") not in (None, OWN_RECORD):
-        problems.append(f"hydra.output_subdir={hydra['output_subdir']} is not used: ftlab writes {OWN_RECORD}/ itself")
+        given = hydra["output_subdir"]
+        problems.append(f"hydra.output_subdir={given} has no effect: ftlab writes {OWN_RECORD}/ itself. Remove it")
     logs = {name: _plain(cfg.hydra, name) for name in LOGGING if name in hydra}
     problems += [problem for name, node in logs.items() for problem in _logging(node, ("hydra", name))]
     if problems:
@@ -147,9 +148,9 @@ def check(cfg: DictConfig, typed: Sequence[Override]) -> None:
 
 
 def _fix(hydra: DictConfig, logs: Mapping[str, Any]) -> None:
-    """Nothing inside a launcher or a sweeper is called, whatever it resolves to; loggers are as checked."""
+    """Keep Hydra from calling anything inside a launcher or sweeper, and set the loggers to their checked values."""
     with read_write(hydra), open_dict(hydra):
-        hydra["output_subdir"] = None  # Hydra's record would have secrets in it
+        hydra["output_subdir"] = None  # Hydra's own record would contain secrets
         for name, node in logs.items():
             hydra[name] = node
         for name in ("launcher", "sweeper"):
@@ -158,36 +159,36 @@ def _fix(hydra: DictConfig, logs: Mapping[str, Any]) -> None:
 
 
 def _check_places(places: Sequence[str], key: str) -> None:
-    """A package would be imported, which runs it."""
+    """Refuse search paths other than folders: a package would be imported, which runs its code."""
     foreign = [place for place in places if "://" in place and not place.startswith(("file://", "sweeps://"))]
     if foreign:
-        raise ConfigError(f"{key}={foreign[0]} is no folder, and a configuration is read from folders only: name one")
+        raise ConfigError(f"{key}={foreign[0]} is not a folder: configurations are read from folders only, so name one")
 
 
 # --- what is called --------------------------------------------------------------------------------------------
 
 
 def _calls(node: Any, path: Path, seen: set[int]) -> Iterator[str]:
-    """Keys that Hydra reads as calls, wherever they stand; what interpolations and resolvers stand for included."""
+    """Yield a problem for each key, at any depth, that Hydra interprets as a call, with interpolations resolved."""
     if isinstance(node, (dict, list)):  # what some resolvers return
         node = OmegaConf.create(node)
     if not isinstance(node, Tree) or id(node) in seen:
         return
     if len(path) > DEEPEST:
-        raise ConfigError(f"{'.'.join(path[:4])}... is nested more than {DEEPEST} levels deep: write it out")
+        raise ConfigError(f"{'.'.join(path[:4])}... is nested more than {DEEPEST} levels deep: write a flatter value")
     seen.add(id(node))
     if node._is_none() or node._is_missing():
         return
     for key in node.keys() if isinstance(node, DictConfig) else range(len(node)):
         here = (*path, str(key))
         if str(key) in CALLING and here not in (("hydra", "launcher", "_target_"), ("hydra", "sweeper", "_target_")):
-            yield _refusal(here, _shown(node, key), "nothing is called from here")
+            yield _refusal(here, _shown(node, key), "ftlab calls nothing from this key. Remove it")
             continue
         yield from _calls(_value(node, key), here, seen)
 
 
 def _value(node: Tree, key: Any) -> Any:
-    """A value with its interpolation resolved; None where that needs what is only known while a job runs."""
+    """Return a value with its interpolation resolved; None if that needs values known only while a job runs."""
     try:
         return node[key]
     except OmegaConfBaseException:
@@ -207,19 +208,19 @@ def _callbacks(hydra: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def _started(hydra: Mapping[Any, Any]) -> Iterator[str]:
-    """The launcher and the sweeper, each by its literal name."""
+    """Yield a problem if the launcher or the sweeper is not, by its literal name, on the allowlist."""
     for name, allowed, options in (("launcher", tuple(LAUNCHERS), OPTIONS), ("sweeper", (SWEEPER,), ("ftlab",))):
         node = hydra.get(name)
         target = node.get("_target_") if isinstance(node, Mapping) else node
         if name in hydra and target not in allowed:
-            yield _refusal(("hydra", name, "_target_"), target, f"only hydra/{name}={'|'.join(options)} may")
+            yield _refusal(("hydra", name, "_target_"), target, f"only hydra/{name}={'|'.join(options)} is allowed")
     foreign = [key for key in _mapping(hydra.get("sweeper")) if key not in ("_target_", "params")]
     if foreign:
-        yield f"hydra.sweeper.{foreign[0]} is no setting: ftlab's sweeper takes hydra.sweeper.params"
+        yield f"hydra.sweeper.{foreign[0]} is not a setting of ftlab's sweeper, which has hydra.sweeper.params only"
 
 
 def _refusal(path: Path, value: object, why: str) -> str:
-    return f"{'.'.join(path)}={value} is refused: it could run any code, and {why}"
+    return f"{'.'.join(path)}={value} is refused, because it could run any code: {why}"
 
 
 def _mapping(node: Any) -> Mapping[Any, Any]:
@@ -230,7 +231,7 @@ def _mapping(node: Any) -> Mapping[Any, Any]:
 
 
 def _commands(hydra: Mapping[Any, Any], typed: Sequence[Override]) -> Iterator[str]:
-    """Settings of a launcher that are run as commands, or lead elsewhere, and stand in a file."""
+    """Yield a problem for each setting of a launcher in a file that could run commands or use another machine."""
     node = _mapping(hydra.get("launcher"))
     target = node.get("_target_")
     plain, default = LAUNCHERS.get(str(target), frozenset()), _leaves(_default_launcher(target))
@@ -239,13 +240,13 @@ def _commands(hydra: Mapping[Any, Any], typed: Sequence[Override]) -> Iterator[s
         if key in CALLING or same or _is_typed(f"hydra.launcher.{key}", typed) or (key in plain and _is_plain(value)):
             continue
         yield (
-            f"hydra.launcher.{key}={value} stands in a file, and may run commands or lead to another machine: "
-            f"it counts only typed for this call. Add hydra.launcher.{key}=VALUE to the command, or remove it"
+            f"hydra.launcher.{key}={value} is set in a file, but may run commands or use another machine, so it is "
+            f"accepted on the command line only. Add hydra.launcher.{key}=VALUE to the command, or remove it"
         )
 
 
 def _default_launcher(target: Any) -> Any:
-    """The settings with which a launcher's package ships."""
+    """Return the default settings of a launcher's package."""
     stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).values()
     nodes = [OmegaConf.to_container(OmegaConf.create(entry.node), resolve=False) for entry in stored]
     return next((node for node in nodes if _mapping(node).get("_target_") == target), {})
@@ -260,17 +261,17 @@ def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """One line of text, as written, or a number."""
+    """Whether a value is one line of literal text, or a number."""
     return not isinstance(value, (Mapping, list)) and str(value).isprintable() and "${" not in str(value)
 
 
 def _is_typed(key: str, typed: Sequence[Override]) -> bool:
-    """Whether an override names the key, or gives a node around it that holds it."""
+    """Whether an override sets the key, itself or within a node."""
     return any(key == over or key.startswith(f"{over}.") for override in typed for over in _keys_of(override))
 
 
 def _keys_of(override: Override) -> Iterator[str]:
-    """The dotted keys to which an override gives values."""
+    """Yield the dotted keys that an override sets."""
     value = override.value()
     if isinstance(value, Mapping):
         yield from (f"{override.key_or_group}.{key}" for key in _leaves(value))
@@ -279,35 +280,37 @@ def _keys_of(override: Override) -> Iterator[str]:
 
 
 def _environment(hydra: Mapping[Any, Any], typed: Sequence[Override]) -> Iterator[str]:
-    """Variables can name programs and libraries that are run: LD_PRELOAD, PATH."""
+    """Yield a problem for each environment variable that a file sets: LD_PRELOAD or PATH could run programs."""
     job = _mapping(hydra.get("job"))
     copied = job.get("env_copy") or []
     for name in _mapping(job.get("env_set")):
         key = f"hydra.job.env_set.{name}"
         if name not in copied and not _is_typed(key, typed):
-            yield f"{key} stands in a file: set {name} in your shell, or type +{key}=VALUE, if you want it"
+            yield f"{key} is set in a file, which is not allowed: set {name} in your shell, or add +{key}=VALUE"
 
 
 # --- loggers -----------------------------------------------------------------------------------------------------
 
 
 def _plain(hydra: DictConfig, name: str) -> Any:
-    """A node of the logging configuration as it is used, resolved once and for all."""
+    """Return a node of the logging configuration with all interpolations resolved."""
     try:
         node = hydra[name]
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     except OmegaConfBaseException as error:
-        raise ConfigError(f"hydra.{name} cannot be resolved ({str(error).splitlines()[0]}): write it out") from None
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"hydra.{name} cannot be resolved ({reason}): write its values out") from None
 
 
 def _logging(node: Any, path: Path) -> Iterator[str]:
-    """Whatever names a class, a function or an object, except handlers that write to the terminal."""
+    """Yield a problem for each value that names a class, a function or an object, except terminal handlers."""
     items: list[tuple[Any, Any]] = list(enumerate(node)) if isinstance(node, list) else list(_mapping(node).items())
     for key, value in items:
         here = (*path, str(key))
         refers = isinstance(value, str) and value.startswith(("ext://", "cfg://"))
         is_class = key == "class" and not (value in HANDLERS and path[2:3] == ("handlers",) and len(path) == 4)
         if str(key).startswith(("(", ".")) or is_class or (refers and not (key == "stream" and value in STREAMS)):
-            yield _refusal(here, value, f"loggers write to the terminal: class {HANDLERS[0]}, stream {STREAMS[0]}")
+            only = f"loggers may only write to the terminal: class {HANDLERS[0]}, stream {STREAMS[0]}"
+            yield _refusal(here, value, only)
         else:
             yield from _logging(value, here)

@@ -1,5 +1,5 @@
-"""What a file holds: its bytes, unpacked, where they can be text in UTF-8; otherwise what they are, and how to convert
-them. No torch.
+"""Reads text files: their bytes, decompressed. A file that is not text in UTF-8 is refused with what it is and how to
+convert it. No torch.
 """
 
 import gzip
@@ -16,19 +16,19 @@ from ftlab.paths import special
 
 GZIP = b"\x1f\x8b"
 BOM = b"\xef\xbb\xbf"
-SAMPLE = 20_000  # bytes of lines outside ASCII that an encoding is guessed from
+SAMPLE = 20_000  # bytes of non-ASCII lines from which an encoding is guessed
 
-# First bytes of files that are no text, what they are, and what to do.
+# The first bytes of files that are not text, what these files are, and the remedy.
 _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "compressed by Zstandard", "Unpack it: zstd -d {path}"),
     (b"\xfd7zXZ\x00", "compressed by xz", "Unpack it: xz -dk {path}"),
     (b"BZh", "compressed by bzip2", "Unpack it: bzip2 -dk {path}"),
     (b"PK\x03\x04", "a ZIP archive or a spreadsheet (.xlsx)", "Unpack it, or save the sheet as CSV in UTF-8."),
     (b"\xd0\xcf\x11\xe0", "an Office document (.xls)", "Save the sheet as CSV in UTF-8."),
-    (b"PAR1", "a Parquet file", "Give it the ending .parquet."),
+    (b"PAR1", "a Parquet file", "Rename it so that its name ends in .parquet."),
     (b"ARROW1", "an Arrow file", "Load it with the package datasets or pyarrow and save it as Parquet."),
     (b"SQLite format 3\x00", "an SQLite database", "Write its rows as JSON lines or CSV."),
-    (b"%PDF", "a PDF document", "Name a file of rows: data.path=FILE"),
+    (b"%PDF", "a PDF document", "Name a file with rows: data.path=FILE"),
     (b"<!doctype html", "a web page, perhaps an error or log-in page saved in its place", "Download the file again."),
     (b"<html", "a web page, perhaps an error or log-in page saved in its place", "Download the file again."),
 )
@@ -37,7 +37,7 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes of a text file, unpacked where they were packed by gzip, without a byte order mark."""
+    """The bytes of a text file, decompressed if they were gzipped (`packed`), without a byte order mark."""
 
     path: Path
     data: bytes
@@ -45,7 +45,7 @@ class Content:
 
     @cached_property
     def lines(self) -> list[bytes]:
-        """Lines without their ends: \\n, or \\r in a file that has no other."""
+        """Lines without line breaks: \\n, or \\r in a file without \\n."""
         if b"\n" not in self.data and b"\r" in self.data:
             return self.data.split(b"\r")
         return self.data.split(b"\n")
@@ -55,19 +55,17 @@ class Content:
         """What to do about bytes that are not UTF-8."""
         odd = [line for line in self.lines if not line.isascii()]
         if any(_is_utf8(line) for line in odd):
-            return "Other lines are UTF-8: correct or delete these, or copy the file again if it is cut off."
+            return "Other lines are UTF-8: correct or delete these, or copy the file again if it is incomplete."
         sizes = accumulate(map(len, odd))
         names = guess(
             b"\n".join(line for line, size in zip(odd, sizes, strict=True) if size <= SAMPLE or line is odd[0])
         )
         if not names:
-            return (
-                "Its encoding is none that can be told from its bytes: save it as UTF-8 with the program that wrote it."
-            )
+            return "Its encoding cannot be recognised: save it as UTF-8 with the program that wrote it."
         if not names[1:]:
-            seems = f"It seems to be {_named(names[0])}. Write it as UTF-8"
+            seems = f"It seems to be {_named(names[0])}. Convert it to UTF-8"
         else:
-            seems = f"It may be {' or '.join(map(_named, names))}. Write it as UTF-8; if it is {names[0]}"
+            seems = f"It may be {' or '.join(map(_named, names))}. Convert it to UTF-8; if it is {names[0]}"
         return f"{seems}: {conversion(self.path, names[0], self.packed)}"
 
 
@@ -76,10 +74,10 @@ def _named(encoding: str) -> str:
 
 
 def read(path: Path) -> Content:
-    """The content of a text file; gzip is told by its first bytes, whatever the file is called.
+    """Return the content of a text file; gzip is recognised by its first bytes, not by the file's name.
 
     Raises:
-        DataError: a pipe, socket or device, a damaged archive, UTF-16 or UTF-32, a Git LFS pointer, or no text at all.
+        DataError: a pipe, socket or device, a damaged archive, UTF-16 or UTF-32, a Git LFS pointer, or not text at all.
         OSError: it cannot be read.
     """
     refuse_special(path)
@@ -96,16 +94,16 @@ def read(path: Path) -> Content:
 
 
 def refuse_special(path: Path) -> None:
-    """Raise DataError where a path names neither a file nor a folder."""
+    """Raise DataError if a path names a pipe, a socket or a device."""
     if what := special(path):
-        raise DataError(f"{path}: {what}, not a file of rows. Write the rows into a file and name that.")
+        raise DataError(f"{path}: {what}, not a file with rows. Write the rows to a file and name that file.")
 
 
 def refuse_other(path: Path, head: bytes) -> None:
-    """Raise DataError where a file that should hold rows begins like something else."""
+    """Raise DataError if a file that should hold rows begins like another kind of file."""
     if head.startswith(_LFS):
         raise DataError(
-            f"{path}: a Git LFS pointer, not the file itself. Fetch it: git lfs pull, in the repository it is from."
+            f"{path}: a Git LFS pointer, not the file itself. Fetch the file: run git lfs pull in its repository."
         )
     for begin, name, remedy in _OTHERS:
         if head.lstrip(b"\r\n\t " + BOM)[: len(begin)].lower() == begin.lower():
@@ -113,7 +111,7 @@ def refuse_other(path: Path, head: bytes) -> None:
 
 
 def conversion(path: Path, encoding: str, packed: bool = False) -> str:
-    """The command that writes a file in another encoding as UTF-8."""
+    """Return the shell command that converts a file to UTF-8."""
     name = shlex.quote(path.name)
     if packed:
         return f"gzip -dc < {name} | iconv -f {encoding} -t UTF-8 > NEW"
@@ -128,7 +126,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _wide(head: bytes) -> str:
-    """UTF-16 or UTF-32 by the byte order mark, or by where the zeros of the first character stand."""
+    """Recognise UTF-16 or UTF-32 by the byte order mark, or by the positions of zero bytes in the first character."""
     if head.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
         return "UTF-32"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):

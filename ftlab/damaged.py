@@ -1,4 +1,4 @@
-"""Damaged records are set aside: renamed, never deleted."""
+"""Renames damaged records, which are never deleted."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def set_aside(path: Path, *, copy: bool = False) -> Path:
-    """Rename a file to `NAME.damaged-1`, or the first number that is free; its new path. `copy` leaves the file too."""
+    """Rename a file to `NAME.damaged-1`, or the first free number, and return the new path. `copy` keeps the file."""
     aside = _free_name(path)
     if copy:
         shutil.copy2(path, aside)

@@ -1,4 +1,4 @@
-"""All metrics that a run may have, found by key: those of every run, of each task and of each stage."""
+"""All declared metrics, found by key: those of every run, of each task and of each stage."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from ftlab.tasks import Task
 
 
 def of(key: str) -> Metric:
-    """The metric of a key (`eval/loss`, `test/sql_ast_match/nested`, `train/lr`). Of an unknown key, as in a run whose
-    task is not installed, a plain metric that has its name for a title, and of which neither more nor less is better.
+    """Return the metric of a key (`eval/loss`, `test/sql_ast_match/nested`, `train/lr`). An unknown key, such as of a
+    task that is not installed, gets a plain metric with its name as the title and no direction.
     """
     name = name_of(key)
     found = _own().get(name) or _every().get(name)
@@ -20,20 +20,20 @@ def of(key: str) -> Metric:
 
 
 def task_of(key: str) -> Task | None:
-    """The task that declares the metric of a key; None where none does."""
+    """Return the task that declares the metric of a key, or None."""
     name = name_of(key)
     found = (task for task in tasks.usable() if any(metric.name == name for metric in task.metrics))
     return next(found, None)
 
 
 def known() -> list[Metric]:
-    """Every metric, in the order in which tables show them: the run's, the stages', the tasks'."""
+    """Return every metric, in the order in which tables show them: the run's, the stages', the tasks'."""
     return [found.metric for found in _every().values()]
 
 
 def objectives(task: str | None = None, stage: str | None = None) -> dict[str, Metric]:
-    """What `objective` and `sweep.rung_metric` may name, by key: metrics on validation, of one task and one stage or of
-    all of them."""
+    """Return the metrics that `objective` and `sweep.rung_metric` may name, by key: metrics on validation, of one task
+    and one stage or of all of them."""
     parts = [*([tasks.get(task)] if task else tasks.usable()), *([stages.get(stage)] if stage else stages.usable())]
     found: dict[str, Metric] = {}
     for metric in (metric for part in parts for metric in part.metrics if metric.objective):
@@ -42,13 +42,13 @@ def objectives(task: str | None = None, stage: str | None = None) -> dict[str, M
 
 
 def costs() -> dict[str, Metric]:
-    """Numbers of a run that a sweep may also aim at, by key."""
+    """Return the numbers of a run that a sweep may also optimise, by key."""
     return {metric.name: metric for metric in RUN if metric.objective}
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Keys of one split as tables list them: none by kind of row, rates first, what has no direction last, and of two
-    names of one number the one that is shown."""
+    """Return the keys of one split in the order of tables: rates first, metrics without a direction last. Keys for
+    single kinds of row are left out, and so are metrics that are hidden by another one (`Metric.hidden_by`)."""
     known_names = list(_every())
     metrics = {key: of(key) for key in keys if key.count("/") == 1}
     present = {metric.name for metric in metrics.values()}
@@ -63,11 +63,11 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 
 def markdown() -> str:
-    """The table of keys in docs/metrics.md: `python -m ftlab.declared` prints it."""
+    """Return the table of keys in docs/metrics.md; `python -m ftlab.declared` prints it."""
     lines = ["| key | what | unit | better |", "| --- | --- | --- | --- |"]
     better = {"maximize": "more", "minimize": "less", None: ""}
     for metric in known():
-        alone = metric.by_bucket and not metric.field  # given by kind of row alone
+        alone = metric.by_bucket and not metric.field  # computed only for single kinds of row
         keys = [] if alone else [f"`{key}`" for key in metric.keys]
         keys += [f"`eval/{metric.name}/KIND`"] if metric.by_bucket else []
         lines.append(f"| {', '.join(keys)} | {metric.help} | {metric.unit} | {better[metric.direction]} |")

@@ -1,6 +1,6 @@
-"""What encoding of one or two bytes a character may have written some bytes, told by whether its text makes sense.
+"""Guesses the encoding of bytes that are not UTF-8, by how plausible the text is that each encoding yields.
 
-An encoding is named only where it makes sense of nearly all characters; where several do, all of them are.
+An encoding is a candidate only if nearly all characters of its text are plausible; all candidates are returned.
 """
 
 import unicodedata
@@ -9,18 +9,18 @@ from functools import partial
 from itertools import groupby
 
 _MARKS = set("‘’‚“”„–—…€£¥°§©®«»·•¿¡™½¼¾×²³ªº\u00a0")  # noqa: RUF001
-_WORDS = set("àáéèòóôêöåæøÀÁÉÈÒÓÔÊÖÅÆØаивкосуяАИВКОСУЯ")  # letters that are words
+_WORDS = set("àáéèòóôêöåæøÀÁÉÈÒÓÔÊÖÅÆØаивкосуяАИВКОСУЯ")  # letters that are words by themselves
 _CJK_MARKS = set("、。「」『』（），：；！？《》〈〉【】・ー“”‘’—…\u3000")  # noqa: RUF001
 
 
 def guess(data: bytes) -> list[str]:
-    """The encodings, as iconv calls them, that may have written `data`, likeliest first: one where its text is
-    plausible in one reading only, up to four where it is in several, none where it is in none or in more."""
+    """Return the possible encodings of `data`, by their names in iconv, most likely first: up to four, and none if no
+    text is plausible or more than four different texts are."""
     texts = {name: text for name, codec in _CODECS.items() if (text := _decodes(data, codec))}
     likely = [name for name, text in texts.items() if _PLAUSIBLE[name](text) >= 0.95]
     if "CP949" in likely and sum(byte > 0x7F for byte in data) >= 16:
-        return ["CP949"]  # Chinese of eight characters or more has some that are no Hangul
-    first_of: dict[str, str] = {}  # of encodings that read the same, the first: the others add nothing
+        return ["CP949"]  # Chinese text of eight characters or more has some that are not Hangul
+    first_of: dict[str, str] = {}  # from each text to the first encoding that yields it
     for name in likely:
         first_of.setdefault(texts[name], name)
     return list(first_of.values()) if len(first_of) <= 4 else []
@@ -34,8 +34,8 @@ def _decodes(data: bytes, codec: str) -> str:
 
 
 def _alphabetic(text: str, script: str) -> float:
-    """The share of the characters outside ASCII that stand as in words of `script`: letters beside other letters, no
-    capital after a small one, no Latin word of accented letters alone; or that are marks and stand as such."""
+    """Return the share of non-ASCII characters that are plausible: letters of `script` as in words (next to other
+    letters, no capital after a small letter, no Latin word of accented letters only), and marks outside of words."""
     good = total = 0
     for odd, group in groupby(enumerate(text), key=lambda pair: not pair[1].isascii()):
         if not odd:
@@ -60,9 +60,9 @@ def _stands(text: str, at: int, char: str, script: str, word: bool) -> bool:
 
 
 def _ideographic(text: str, codec: str, first: int, last: int, trail: int, syllables: tuple[str, ...] = ()) -> float:
-    """The share of the characters outside ASCII that are common in `codec`: ideographs with lead bytes from `first` to
-    `last` and a second byte from `trail` on; `syllables`, by how their Unicode names begin (a text without any is in
-    no language that has them); marks."""
+    """Return the share of non-ASCII characters that are common in `codec`: ideographs whose lead byte is from `first`
+    to `last` and whose second byte is at least `trail`; `syllables`, given by the beginnings of their Unicode names (a
+    text without any scores 0); and marks."""
     odd = [char for char in text if not char.isascii()]
     codes = [char.encode(codec) for char in odd]
     spelled = [bool(syllables) and unicodedata.name(char, "").startswith(syllables) for char in odd]
@@ -87,7 +87,7 @@ _CODECS = {
     "CP932": "cp932",
     "EUC-JP": "euc_jp",
     "CP949": "cp949",
-    # Only these tell some texts of the first ones from their neighbours'.
+    # Tried so that texts which these encodings explain as well are not attributed to one of the above.
     "ISO-8859-2": "iso8859_2",
     "CP1254": "cp1254",
     "CP1257": "cp1257",
@@ -123,7 +123,7 @@ _PLAUSIBLE: dict[str, Callable[[str], float]] = {
     "CP850": _LATIN,
     "CP1251": _CYRILLIC,
     "KOI8-R": _CYRILLIC,
-    # GB18030 reads nearly any bytes; its common characters are the first level of GB 2312.
+    # GB18030 decodes nearly any bytes; its common characters are the first level of GB 2312.
     "GB18030": partial(_ideographic, codec="gb18030", first=0xB0, last=0xD7, trail=0xA1),
     "BIG5": partial(_ideographic, codec="big5", first=0xA4, last=0xC6, trail=0x40),
     "CP932": partial(_ideographic, codec="cp932", first=0x88, last=0x97, trail=0x40, syllables=_KANA),

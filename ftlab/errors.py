@@ -1,31 +1,31 @@
-"""Every error a user can meet, and the exit code of each.
+"""Every error that a user can get, and its exit code.
 
 FtlabError               1   the run failed
-├── InputError           2   something the user wrote or pointed at is wrong
+├── InputError           2   something that the user wrote or named is wrong
 │   ├── ConfigError      2   the configuration: key, value, rule, remedy
 │   ├── DataError        2   the data: file, line, remedy
 │   ├── WeightsError     2   weights or tokenizer that cannot be found or read
 │   └── RunDirError      2   the run folder: locked, of another configuration, not writable
 ├── TrainingError        1   training cannot go on (NaN loss, too little memory)
-├── Pruned               1   a sweep gives a trial up; its run ends with the status pruned, without an error
+├── Pruned               1   a sweep ended a trial early; its run has the status pruned and reports no error
 └── Stopped             75   stopped by a signal; the same command resumes from the last checkpoint
 """
 
 
 class FtlabError(Exception):
-    """The run failed for a reason ftlab understands; shown without a traceback."""
+    """The run failed for a reason that ftlab recognises; shown without a traceback."""
 
     exit_code = 1
 
 
 class InputError(FtlabError):
-    """Something the user wrote or pointed at is wrong."""
+    """Something that the user wrote or named is wrong."""
 
     exit_code = 2
 
 
 class ConfigError(InputError):
-    """One or several rules of the configuration are broken; all of them are listed."""
+    """One or more rules of the configuration are broken; `problems` has a line for each."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -49,15 +49,15 @@ class TrainingError(FtlabError):
 
 
 class Pruned(FtlabError):
-    """What `Trial.on_evaluation` raises to give a run up. It never leaves `experiment.run`."""
+    """Raised by `Trial.on_evaluation` to end a run early. `experiment.run` never raises it."""
 
 
 class Stopped(FtlabError):
-    """A signal stopped the run; a complete checkpoint lies on disk, once training began."""
+    """A signal stopped the run; if training had begun, a complete checkpoint is on disk."""
 
     exit_code = 75
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, for a message of one line."""
+    """Return the first line of an exception's text, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

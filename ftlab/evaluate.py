@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ftlab import stages, tasks
 from ftlab.config import EvalConfig, ExperimentConfig
 from ftlab.data import Example
-from ftlab.data.encode import Encoded, refuse_nothing
+from ftlab.data.encode import Encoded, refuse_empty
 from ftlab.fast import scoring
 from ftlab.fast.decoder import Decoder
 from ftlab.generate import decoded, generate, greedy
@@ -53,7 +53,7 @@ class Split:
         self.prompts = [row.prompt for row in tokens]  # answered whole, whatever data.max_length
         self.stage = stages.get(cfg.trainer.stage)
         self.fitted = self.stage.encode(tokens, cfg)
-        refuse_nothing(self.fitted, tokens, cfg.data.max_length, self.title)
+        refuse_empty(self.fitted, tokens, cfg.data.max_length, self.title)
         self.encoded: list[Encoded] = self.fitted.encoded
         self.tokenizer, self.cfg = tokenizer, cfg
 

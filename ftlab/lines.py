@@ -1,7 +1,6 @@
-"""Files of JSON lines that a command is given or asked for, gzip or not. No torch.
+"""JSON-lines files that commands read and write, gzipped or not. No torch.
 
-A file that cannot be read is refused as a whole, with the line of its first fault; a file is written as a whole, or
-not at all.
+A file with a fault is refused with the line of its first fault. A file is written completely or not at all.
 """
 
 import gzip
@@ -18,11 +17,11 @@ from ftlab.errors import DataError, InputError
 
 
 def read(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a file with their line numbers, counted from 1. Blank lines are passed over, a byte order mark
-    too; gzip is told by its content.
+    """Return the objects of a file with their line numbers, counted from 1. Blank lines and a byte order mark are
+    skipped; gzip is recognised by the content.
 
     Raises:
-        DataError: the file cannot be read, or a line is no JSON object; the message names file and line.
+        DataError: the file cannot be read, or a line is not a JSON object; the message names file and line.
     """
     text = _content(path)
     return [(number, _object(text, number, line)) for number, line in enumerate(text.lines, 1) if line.strip()]
@@ -30,18 +29,18 @@ def read(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """A list for the rows that `path` shall hold; they are written, all at once, when the block has ended well, and
-    compressed where the name ends in .gz. After an error or Ctrl-C `path` is as it was. What is no ordinary file (a
-    pipe, /dev/null) is written as it is.
+    """Yield a list for the new rows of `path`. They are written atomically when the block ends without an error, and
+    gzipped if the name ends in .gz; otherwise `path` stays unchanged. Pipes and devices (/dev/null) are written
+    directly.
 
     Raises:
-        InputError: it cannot be written; before the block runs where that can be known.
+        InputError: the file cannot be written; raised before the block runs if that is known then.
     """
     rows: list[dict[str, Any]] = []
     with _refusing(path):
         aside = _aside(path)
         if aside != path:
-            aside.touch()  # proves that it can be written; a killed process leaves nothing behind
+            aside.touch()  # checks that it can be written; removed at once, so that a killed process leaves no file
             aside.unlink()
     try:
         yield rows
@@ -65,7 +64,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    """A row in UTF-8; half characters (lone surrogates), which UTF-8 has no bytes for, are escaped."""
+    """Return a row as a line in UTF-8; half characters (lone surrogates), which UTF-8 cannot encode, are escaped."""
     try:
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
@@ -73,11 +72,11 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 def _aside(path: Path) -> Path:
-    """Where the new content waits; beside the file, so that it can be moved in one step."""
+    """Return the temporary file for the new content, in the same folder, so that it can replace `path` in one step."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file to write")
     if not path.parent.is_dir():
-        raise InputError(f"{path} cannot be written: there is no folder {path.parent}")
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}. Create it, or name another file")
     if path.exists() and not path.is_file():
         return path
     if path.exists() and not os.access(path, os.W_OK):
@@ -90,7 +89,7 @@ def _content(path: Path) -> Content:
     try:
         return content.read(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error})") from None
+        raise DataError(f"{path} cannot be read ({error.strerror or error}): check the path") from None
 
 
 def _object(text: Content, number: int, line: bytes) -> dict[str, Any]:
@@ -100,16 +99,17 @@ def _object(text: Content, number: int, line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         bad = error.object[error.start]
         raise DataError(
-            f"{path}:{number}: not UTF-8 (byte 0x{bad:02x} at {error.start + 1:,}). {text.remedy}"
+            f"{path}:{number}: not UTF-8 (byte 0x{bad:02x} at position {error.start + 1:,}). {text.remedy}"
         ) from None
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: broken JSON ({error.msg}, column {error.colno})") from None
+        reason = f"{error.msg}, column {error.colno}"
+        raise DataError(f"{path}:{number}: broken JSON ({reason}): correct or delete this line") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{number}: broken JSON ({error})") from None
+        raise DataError(f"{path}:{number}: broken JSON ({error}): correct or delete this line") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path}:{number}: no JSON object, but {json.dumps(value)[:40]}")
+        raise DataError(f"{path}:{number}: not a JSON object but {json.dumps(value)[:40]}: write one object per line")
     return value
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")

@@ -1,5 +1,5 @@
-"""What a path names. Opening a named pipe waits for whoever writes into it, and a device may have no end: what is given
-as a file or folder must be one. No torch.
+"""Recognises paths that are neither files nor folders. They are refused, because opening a named pipe waits for its
+writer and a device may have no end. No torch.
 """
 
 import os
@@ -15,11 +15,11 @@ _SPECIAL = (
 
 
 def special(path: Path) -> str:
-    """What a path names where that is neither a file nor a folder; empty where it is one, or nothing is there. A
-    shell's pipe (`<(command)`, /dev/stdin) has no name of its own and is read to its end like a file."""
+    """Return what a path names if it is neither a file nor a folder, otherwise an empty text, also if nothing exists. A
+    pipe of the shell (`<(command)`, /dev/stdin) has no name of its own and counts as a file."""
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # not to be reached, or no path at all: opening it says why
+    except (OSError, ValueError):  # not accessible, or not a valid path: opening it will raise the reason
         return ""
     if stat.S_ISFIFO(mode) and not os.path.lexists(os.path.realpath(path)):
         return ""

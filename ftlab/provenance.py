@@ -1,7 +1,7 @@
-"""What a run is trained and scored on, as hashes: the rows of each split, the prompt template, the tokenizer.
+"""Hashes of what a run is trained and scored on: the rows of each split, the prompt template, the tokenizer.
 
-Rows are hashed as they were read, and the tokenizer by what of its files decides token ids: a file that is touched,
-packed otherwise or written in another layout is the same. No torch.
+The hashes are of content, not of files: of the rows as read, and of the parts of the tokenizer's files that determine
+token ids. Touching, compressing or reformatting a file does not change them. No torch.
 """
 
 import json
@@ -18,24 +18,24 @@ from ftlab.summary import Sources
 from ftlab.terminal import Terminal
 
 VOCABULARIES = ("tokenizer.model*", "vocab.*", "merges.txt", "added_tokens.json", "*.tiktoken")
-# What tokenizer.json holds beside the tokenizer: the state of its last use.
+# Parts of tokenizer.json that only store the settings of its last use.
 STATE = ("truncation", "padding")
-# Of the files beside it, what decides ids.
+# Keys of the other files that determine token ids.
 MARKERS = ("bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "add_eos_token", "add_prefix_space")
 
 
 def read(cfg: ExperimentConfig) -> Sources:
-    """The record of what a configuration names now.
+    """Return the hashes of what a configuration refers to now.
 
     Raises:
-        InputError: data or tokenizer that cannot be read.
+        InputError: data or tokenizer cannot be read.
     """
     return record(data.load(cfg.data, tasks.get(cfg.data.task)), cfg, weights.find(cfg.model, what="tokenizer").folder)
 
 
 def check_reported(folder: RunDir, cfg: ExperimentConfig, terminal: Terminal) -> None:
-    """Refuse to report a run as one of data, template or tokenizer that it was not made of. What cannot be read any
-    more is not compared, which a line says.
+    """Refuse to show a finished run as the result of other data, another template or tokenizer than it had. What cannot
+    be read any more is not compared; a note says so.
 
     Raises:
         RunDirError: lists every difference.
@@ -43,13 +43,13 @@ def check_reported(folder: RunDir, cfg: ExperimentConfig, terminal: Terminal) ->
     try:
         now = read(cfg)
     except InputError as error:
-        terminal.note(f"whether the data are still those of the run is not known: {str(error).splitlines()[0]}")
+        terminal.note(f"cannot check whether the data have changed since the run: {str(error).splitlines()[0]}")
         return
     folder.check_sources(now)
 
 
 def record(splits: Splits, cfg: ExperimentConfig, tokenizer: Path) -> Sources:
-    """The record of rows that were read, and of the tokenizer in a folder."""
+    """Return the hashes of rows, of the prompt template and of the tokenizer in a folder."""
     return {
         **rows_record(splits),
         "template": {"sha256": _hash(cfg.data.prompt.encode(errors="surrogatepass"))},
@@ -58,15 +58,15 @@ def record(splits: Splits, cfg: ExperimentConfig, tokenizer: Path) -> Sources:
 
 
 def rows_record(splits: Splits) -> Sources:
-    """The record of rows alone: each split's, and that of all together."""
+    """Return the hashes of the rows: of each split, and of all rows together."""
     rows = {name: getattr(splits, name) for name in SPLITS}
     each = {name: {"rows": len(part), "sha256": fingerprint(part)} for name, part in rows.items()}
     return {"data": {"sha256": splits.sha256}, **each}
 
 
 def _tokenizer(folder: Path) -> list[bytes]:
-    """What of a tokenizer's files decides token ids: tokenizer.json alone where there is one, which holds what older
-    vocabularies hold as well, and the markers."""
+    """Return the parts of a tokenizer's files that determine token ids: tokenizer.json or, without one, the older
+    vocabulary files; and the special tokens."""
     whole = folder / "tokenizer.json"
     others = [] if whole.is_file() else [file for pattern in VOCABULARIES for file in sorted(folder.glob(pattern))]
     markers: dict[str, Any] = {}
@@ -78,7 +78,7 @@ def _tokenizer(folder: Path) -> list[bytes]:
 
 
 def _node(file: Path) -> dict[str, Any]:
-    """The values of a JSON file in whatever layout; none where it is absent or holds something else."""
+    """Return the values of a JSON file; none if it is absent or holds something else."""
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def _node(file: Path) -> dict[str, Any]:
 
 
 def _text(marker: Any) -> Any:
-    """A marker that stands with its properties, as its text."""
+    """Return the text of a special token, which may be stored with properties."""
     return marker.get("content") if isinstance(marker, dict) else marker
 
 

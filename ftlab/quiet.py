@@ -1,10 +1,10 @@
-"""Notices of libraries that mean nothing to a user of ftlab are silenced; the package imports this first.
+"""Silences notices of libraries that do not help a user of ftlab; the package imports this module first.
 
-- bitsandbytes: an optional CPU kernel package is absent (its own kernels do the work).
-- transformers: PEFT still reads `is_gradient_checkpointing` under its old name.
-- bitsandbytes: without a GPU there is nothing to page an optimizer to; the updates are the same.
-- PEFT: an adapter on a layer that shares its weights (ftlab says so in a line of its own).
-- PEFT: a PiSSA adapter beside another: to save one, its start is loaded beside it for a moment and subtracted.
+- bitsandbytes: an optional package of CPU kernels is missing (its own kernels are used).
+- transformers: PEFT still reads `is_gradient_checkpointing`, an old name.
+- bitsandbytes: a paged optimizer without a GPU pages nothing; its updates are the same.
+- PEFT: an adapter on a layer that shares its weights (ftlab prints its own warning).
+- PEFT: a second adapter next to a PiSSA adapter; saving one loads its initial state for a moment to subtract it.
 """
 
 import logging

@@ -1,8 +1,8 @@
-"""Masking secrets in whatever is written or shown, in three degrees:
+"""Masks secrets in everything that is written or shown, at three levels:
 
-known(text)           values of secrets that this process knows; for data, which must stay as it is otherwise
-redact(text)          and whatever has a secret's shape; for configuration and notes
-redact_message(text)  and `password=...` in the middle of a line; for errors, tracebacks and logs
+known(text)           masks the values of secrets that this process knows; for data, which is otherwise left unchanged
+redact(text)          also masks text that has the form of a secret; for configuration and notes
+redact_message(text)  also masks `password=...` in the middle of a line; for errors, tracebacks and logs
 """
 
 import json
@@ -16,13 +16,13 @@ from urllib.parse import quote
 
 MASK = "***"
 
-# Words of a variable's name that make its value a secret: HF_TOKEN, SECRET_KEY_BASE, PGPASSWORD.
+# Words in the name of an environment variable whose value is a secret: HF_TOKEN, SECRET_KEY_BASE, PGPASSWORD.
 _VARIABLE = re.compile(
     r"(?:^|_)(?:(?:API|ACCESS|PRIVATE)?KEY|TOKEN|SECRET|CREDENTIALS?|AUTH|PASS|MYSQL_PWD)(?:_|\d*$)|"
     r"PASSWORD|PASSWD|PASSPHRASE",
     re.IGNORECASE,
 )
-_SHORTEST = 8  # masking a shorter value would hit ordinary words
+_SHORTEST = 8  # masking a shorter value would also mask ordinary words
 _ORDINARY = frozenset(
     {
         *("password", "passw0rd", "changeme", "postgres", "localhost", "anonymous", "disabled", "required", "optional"),
@@ -32,13 +32,13 @@ _ORDINARY = frozenset(
 _IN_ADDRESS = re.compile(r"://[^\s/:@]*:([^\s@]+)@")
 _remembered: set[str] = set()
 
-# A key names a secret when its LAST words say so: `hub_token` does, `tokenizer` and `max_new_tokens` do not.
+# A key names a secret if its LAST words do: `hub_token` does, `tokenizer` and `max_new_tokens` do not.
 _SECRET_NAME = re.compile(
     r"(?:^|[._/-])(?:api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|secret(?:[_-]?key)?|(?:pg)?password|passwd|"
     r"passphrase|credentials?|authorization|token)$",
     re.IGNORECASE,
 )
-# Tokens of a vocabulary, not of an account.
+# Names of vocabulary tokens, which are not secrets.
 _PUBLIC_NAME = re.compile(
     r"(?:^|[._/-])(?:bos|eos|pad|unk|sep|cls|mask|image|stop|end|start|first|last|next|per|special)_?token$",
     re.IGNORECASE,
@@ -52,14 +52,14 @@ _ASSIGNMENT = re.compile(
     re.MULTILINE,
 )
 
-# The same anywhere in a line; of a message nothing is lost where it is SQL.
+# The same anywhere in a line. It is used for messages only, where masking a piece of SQL does no harm.
 _INLINE = re.compile(
     r"(?P<head>(?<![\w.])(?:--?|[+~]{1,2})?(?P<name>[\w./@-]+?)(?:=|:[ ](?=\S+$)|(?<=-key)[ ]|(?<=-token)[ ])[\"']?)"
     r"[^\s\"',;)\]}]+",
     re.MULTILINE,
 )
 
-# Addresses of these have no path before their host, so that a password may hold any character.
+# URLs with these schemes have no path before the host, so a password in them may contain any character.
 _STORES = (
     "postgres(?:ql)?|mysql|mariadb|mssql|oracle|clickhouse|snowflake|redis|rediss|amqps?|mongodb|s3[an]?|gs|abfss?|"
     "wasbs?|ftps?|sftp"
@@ -90,7 +90,7 @@ _SHAPES = tuple(
         r"(?P<keep>\b)pypi-[A-Za-z0-9_-]{50,}",
         r"(?P<keep>\b)eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",  # a JSON web token
         r"(?P<keep>\b)wandb_v\d+_[A-Za-z0-9_]{16,}",
-        # A classic W&B key is 40 hex digits like a git commit: only the name before it tells them apart.
+        # An old W&B key has 40 hex digits like a git commit: only the name before it distinguishes the two.
         r"(?i)(?P<keep>(?:api_?key[\"']?\s*[=:]\s*[\"']?|\b(?:key|login|token)\s?[=:]\s?|\blogin\s+))[0-9a-f]{40}\b",
         r"(?P<keep>-----BEGIN [A-Z ]*PRIVATE KEY-----)[\s\S]+?(?=-----END)",
     )
@@ -98,14 +98,14 @@ _SHAPES = tuple(
 
 
 def secrets() -> set[str]:
-    """Values of environment variables whose name says secret (`WANDB_API_KEY`, `HF_TOKEN`, `*_PASSWORD`), and those
-    that were typed."""
-    named = {value for name, value in os.environ.items() if _says_secret(name)}
+    """Return the values of environment variables with a secret's name (`WANDB_API_KEY`, `HF_TOKEN`, `*_PASSWORD`), and
+    the secrets on the command line."""
+    named = {value for name, value in os.environ.items() if _is_secret_variable(name)}
     return {value for value in named if _is_secret(value)} | _remembered
 
 
 def remember(words: Iterable[str]) -> None:
-    """Secrets among the words of a command line, so that they are known wherever they turn up."""
+    """Remember the secrets among the words of a command line, so that they are masked wherever they occur."""
     for word in words:
         name, _, value = word.lstrip("+-~").partition("=")
         given = {value.strip("'\"")} if names_secret(name) else set(_IN_ADDRESS.findall(word))
@@ -113,35 +113,35 @@ def remember(words: Iterable[str]) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _says_secret(name: str) -> bool:
+def _is_secret_variable(name: str) -> bool:
     return bool(_VARIABLE.search(name))
 
 
 @lru_cache(maxsize=1024)
 def _is_secret(value: str) -> bool:
-    """Long enough, no ordinary word, and no file (`SSH_AUTH_SOCK` names one)."""
+    """Whether a value is long enough, not an ordinary word and not a path (`SSH_AUTH_SOCK` holds one)."""
     ordinary = value.lower() in _ORDINARY or value.isspace() or (value.isdigit() and len(value) < 12)
     return len(value) >= _SHORTEST and not ordinary and not os.path.exists(value)
 
 
 @lru_cache(maxsize=8)
 def _any_of(values: frozenset[str]) -> re.Pattern[str] | None:
-    """Finds the values, also as a URL and as JSON write them; of two that overlap the longer one."""
+    """Return a pattern that finds the values, also in the forms of URLs and JSON; of overlapping ones the longest."""
     forms = {form for value in values for form in (value, quote(value, safe=""), json.dumps(value)[1:-1])}
     longest = sorted(forms, key=lambda form: (-len(form), form))
     return re.compile("|".join(map(re.escape, longest))) if forms else None
 
 
 def known(text: str) -> str:
-    """`text` with the values of `secrets()` replaced by `***`."""
+    """Return `text` with the values of `secrets()` replaced by `***`."""
     pattern = _any_of(frozenset(secrets()))
     return pattern.sub(MASK, text) if pattern else text
 
 
 def redact(text: str) -> str:
-    """`text` with the values of `secrets()`, and whatever has a secret's shape, replaced by `***`."""
+    """Return `text` with the values of `secrets()`, and all text that has the form of a secret, replaced by `***`."""
     text = known(text)
-    if len(text) < 16 and ":" not in text and "=" not in text:  # no shape is shorter; most of a configuration is
+    if len(text) < 16 and ":" not in text and "=" not in text:  # no pattern matches shorter text; saves time
         return text
     text = _ASSIGNMENT.sub(_mask_assignment, text)
     for shape in _SHAPES:
@@ -150,12 +150,12 @@ def redact(text: str) -> str:
 
 
 def redact_message(text: str) -> str:
-    """`redact`, and the values of assignments inside of lines."""
+    """Do `redact`, and also mask the values of assignments inside of lines."""
     return _INLINE.sub(_mask_assignment, redact(text))
 
 
 class RedactedStream:
-    """A text stream that masks what is written to it."""
+    """A text stream that masks secrets in what is written to it."""
 
     def __init__(self, stream: Any, mask: Callable[[str], str]) -> None:
         self._stream, self._mask = stream, mask
@@ -173,15 +173,16 @@ class RedactedStream:
 
 
 def redact_streams() -> None:
-    """Nothing that this process prints shows a secret, tracebacks included. Results on stdout may be data."""
+    """Mask secrets in everything that this process prints, tracebacks included. On stdout, which may carry data, only
+    known values are masked."""
     sys.stdout, sys.stderr = RedactedStream(sys.stdout, known), RedactedStream(sys.stderr, redact_message)
 
 
 def redact_tree(node: Any, mask: Callable[[str], str] = redact) -> Any:
-    """A copy of nested dicts, lists and tuples in which every string is masked.
+    """Return a copy of nested dicts, lists and tuples in which secrets in every string are masked.
 
-    The value of a key that names a secret (`api_key`, `hub_token`, `db.password`) is masked whatever it looks
-    like. Null, empty and boolean values stay: they only say that there is no secret.
+    The value of a key that names a secret (`api_key`, `hub_token`, `db.password`) is always masked, except for null,
+    empty and boolean values, which hold no secret.
     """
     if isinstance(node, dict):
         return {

@@ -1,14 +1,14 @@
-"""The run folder: whose it is, what it holds, and how its files are written.
+"""The run folder: which run it belongs to, what it holds, and how its files are written.
 
 config.yaml        the resolved configuration, secrets masked
-.hydra/            what Hydra composed from: config.yaml, hydra.yaml, overrides.yaml, secrets masked
+.hydra/            the inputs of Hydra: config.yaml, hydra.yaml, overrides.yaml, secrets masked
 metrics.jsonl      every metric with its step
-summary.json       the run in numbers; `status` says how it stands
-predictions.jsonl  test rows with the base's and the tuned answer
+summary.json       the run in numbers; `status` is its state
+predictions.jsonl  test rows with the answers of the base and of the tuned model
 adapter/ or model/ the result, with tokenizer, prompt template and generation settings
 checkpoints/       what a resumed run needs
 
-A record that is damaged is renamed, such as to summary.json.damaged-1, and the run goes on without it.
+A damaged record is renamed, for example to summary.json.damaged-1, and the run continues without it.
 """
 
 import json
@@ -33,14 +33,14 @@ from ftlab.paths import special
 from ftlab.redact import known, redact, redact_message, redact_tree
 from ftlab.summary import Sources, Summary
 
-REMOVAL_S = 0.2  # in which a lock file that its holder is removing is gone
+REMOVAL_S = 0.2  # seconds after which a lock file that its holder is removing is gone
 
-# A run may go on although these differ: they do not change what is learnt.
+# A resumed run may change these keys: they do not change what is learnt.
 FREE_KEYS = (
     "trainer.log_every",
     "trainer.keep",
     "trainer.profile",
-    "trainer.micro_batch_size",  # these four say how the same step is computed
+    "trainer.micro_batch_size",  # these four determine how the same step is computed
     "trainer.weight_cache",
     "trainer.activation_checkpointing",
     "eval.batch_size",
@@ -50,12 +50,12 @@ FREE_KEYS = (
 )
 FREE_NODES = ("tracker.", "sweep.")
 
-OWN_ANSWERS = "validation.jsonl"  # of a trial, below evaluations/: those of its last or best evaluation
+OWN_ANSWERS = "validation.jsonl"  # a trial's answers, below evaluations/: those of its last or best evaluation
 
 SPLITS = ("train", "validation", "test")
-# What a run writes, and all that is ever removed, in this order: whatever a kill leaves is a run that can go on, be
-# reported or be replaced. Checkpoints go while their configuration is known, a result after the summary that says it
-# is finished, and last what says whose folder this is.
+# What a run writes, and all that is ever removed, in this order. If the removal is interrupted, what remains is still a
+# run that can be resumed, shown or replaced: checkpoints are removed while their configuration exists, a result after
+# the summary with its status, and last the file that marks the folder as a run's.
 CLEARED = (
     "checkpoints",
     "summary.json",
@@ -65,18 +65,18 @@ CLEARED = (
     "config.yaml",
     ".hydra",
 )
-MARK = ".hydra/overrides.yaml"  # what says whose folder this is: the first file of a run
-CONFIGS = ("config.yaml", ".hydra/config.yaml")  # the same, twice
-# What is lost with a damaged record.
+MARK = ".hydra/overrides.yaml"  # the first file that a run writes; it marks the folder as a run's
+CONFIGS = ("config.yaml", ".hydra/config.yaml")  # two copies of the configuration
+# The consequence of a damaged record, for the user.
 LOST = {
     "config.yaml": "the copy in .hydra/ is used",
     ".hydra/config.yaml": "config.yaml is used",
-    "summary.json": "its scores are computed anew; when it began and its run at the tracker are not known any more",
+    "summary.json": "scores are computed again; the start time and the run's id at the tracker are lost",
 }
 
 
 class RunDir:
-    """One run's folder. `claim` must hold before anything else is written."""
+    """The folder of one run. It must be claimed (`claim`) before anything else is written."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
@@ -86,10 +86,10 @@ class RunDir:
 
     @contextmanager
     def claim(self) -> Iterator["RunDir"]:
-        """Make the folder, prove that it can be written, and hold it for this process alone.
+        """Create the folder, check that it can be written, and lock it for this process.
 
         Raises:
-            RunDirError: it cannot be written, or another process holds it (the message names its pid).
+            RunDirError: it cannot be written, or another process has locked it (the message names its pid).
         """
         made = not self.path.exists()
         if self.path.exists() and not self.path.is_dir():
@@ -113,9 +113,9 @@ class RunDir:
                 self.path.rmdir()
 
     def _locked(self) -> FileLock:
-        """The lock of `.lock`, which ends with its process. A file that its holder removed between our opening and
-        locking it locks nothing: then there is a new one to try. Where the file system knows no locks the folder cannot
-        be held, since a mark in their place would outlive a killed process."""
+        """Lock `.lock`; the operating system releases the lock when the process ends. If the holder removes the file
+        between opening and locking it here, a new file is tried. On a file system without locks this fails: a mark file
+        instead of a lock would outlive a killed process."""
         lock = FileLock(self / ".lock", timeout=REMOVAL_S, poll_interval=REMOVAL_S / 10, fallback_to_soft=False)
         try:
             lock.acquire()
@@ -128,12 +128,12 @@ class RunDir:
 
     @property
     def summary(self) -> Summary:
-        """summary.json as far as it can be read."""
+        """The readable part of summary.json."""
         return Summary.read(self / "summary.json")
 
     @property
     def base_sha256(self) -> dict[str, str]:
-        """The sha256 of each file of the base that the run was trained on; empty where they are not on record."""
+        """The sha256 of each file of the base that the run was trained on; empty if they are not recorded."""
         model = self.summary.model
         return model.sha256 if model else {}
 
@@ -141,7 +141,7 @@ class RunDir:
         write_atomic(self / name, known("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
-        """Rows of a JSON-lines file; an absent or torn file has none."""
+        """Return the rows of a JSON-lines file; none if it is absent or incomplete."""
         try:
             rows = [json.loads(line) for line in (self / name).read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError, RecursionError):
@@ -149,12 +149,12 @@ class RunDir:
         return rows if all(isinstance(row, dict) for row in rows) else []
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, but for lines that are damaged."""
+        """Return the records of metrics.jsonl, without damaged lines."""
         return list(_records(_lines(self / "metrics.jsonl")))
 
     def evaluated(self) -> list[Path]:
-        """Files of answers below evaluations/, what was written last first. Those of weights that a longer training has
-        replaced are left out."""
+        """Return the files of answers below evaluations/, newest first, without those of weights that a longer training
+        has replaced."""
         files = list((self / "evaluations").glob("*.jsonl"))
         records = {file: _json(file.with_suffix(".json")) for file in files}
         step = self.summary.step
@@ -171,23 +171,23 @@ class RunDir:
         write_yaml(self / "config.yaml", composition.tree)
 
     def check_same(self, tree: dict[str, Any], force: bool = False) -> None:
-        """Refuse a folder that is not a run's, or whose run was configured otherwise. A run that saved no
-        checkpoint has nothing to lose, and `force` gives up what is there.
+        """Refuse a folder that is not a run's, or whose run has another configuration. A run without a checkpoint may
+        be replaced, and with `force` any run.
 
         Raises:
             RunDirError: lists every difference that matters.
         """
         if not self._ours():
-            # .hydra alone is a run that was killed while it wrote its first record, or removed its last.
+            # .hydra alone is of a run that was killed while it wrote its first record or removed its last.
             foreign = [name for name in CLEARED if name != ".hydra" and (self / name).exists()]
             if foreign:
                 raise RunDirError(
-                    f"run_dir={self.path} holds {', '.join(foreign)}, which no run of ftlab wrote: "
+                    f"run_dir={self.path} holds {', '.join(foreign)}, which ftlab did not write: "
                     "choose another run_dir=DIR"
                 )
             return
         refused = self._differences(tree)
-        if refused and not force and self._kept():
+        if refused and not force and self._has_progress():
             raise RunDirError(
                 f"run_dir={self.path} holds a run of another configuration:\n"
                 + "\n".join(refused)
@@ -195,13 +195,13 @@ class RunDir:
             )
 
     def check_sources(self, now: Sources, force: bool = False) -> list[str]:
-        """Refuse to go on with a run of other rows, template or tokenizer, or to report it as one of these; a run that
-        saved no checkpoint has nothing to lose. The parts of which the folder, of an older ftlab, has no hash.
+        """Refuse to resume or to show a run that had other rows, another template or tokenizer; a run without a
+        checkpoint may be replaced. Return the parts for which the folder has no hash, as written by an older ftlab.
 
         Raises:
             RunDirError: lists every difference.
         """
-        if force or not self._ours() or not (self._kept() or self.ended_pruned()):
+        if force or not self._ours() or not (self._has_progress() or self.ended_pruned()):
             return []
         before = self._sources()
         different = differences(before, now, "in the folder")
@@ -209,44 +209,43 @@ class RunDir:
             raise RunDirError(
                 f"run_dir={self.path} holds a run on other data:\n"
                 + "\n".join(f"  {line}" for line in different)
-                + "\nrestore what it was begun with, choose another run_dir=DIR, or replace that run with force=true"
+                + "\nrestore its data, choose another run_dir=DIR, or replace that run with force=true"
             )
         return [part for part in _parts(before) if part not in before]
 
     def begin(self, composition: Composition, force: bool, sources: Sources) -> None:
-        """Make the folder this run's: go on from what fits, remove what a run of another configuration, or on other
-        data, left."""
+        """Record this run in the folder. A run of another configuration, or on other data, is removed."""
         other = self._differences(composition.tree) or differences(self._sources(), sources, "")
         if self._ours() and (force or other):
             self.clear()
         self.record(composition)
 
     def set_damaged_aside(self, tree: dict[str, Any]) -> list[str]:
-        """Rename records that are there and cannot be used, for the run of `tree` to go on without them; a line for
-        each."""
+        """Rename damaged records, so that the run with the configuration `tree` can continue without them; return a
+        warning for each."""
         lines = []
         for name, reason in self.damage(tree).items():
             aside = set_aside(self / name)
             lost = LOST[name] if name == "summary.json" or self.copies() else "this command's configuration is used"
-            lines.append(f"{self.path}/{name} is damaged ({reason}) and kept as {aside.name}: {lost}")
+            lines.append(f"{self.path}/{name} is damaged ({reason}) and was renamed to {aside.name}: {lost}")
         return lines
 
     def damage(self, tree: dict[str, Any] | None = None) -> dict[str, str]:
-        """What is wrong with each record that is there and cannot be used, by its name. `tree` decides between two
-        copies of the configuration that differ."""
+        """Return the reason for each damaged record, by its name. If the two copies of the configuration differ, the
+        one that is less like `tree` is damaged."""
         copies = self.copies()
         found = {name: "not readable" for name in CONFIGS if (self / name).exists() and name not in copies}
         if tree is not None and len(copies) == 2:
             apart = {name: len(self._apart(copy, tree)) for name, copy in copies.items()}
-            found |= {name: "not what its copy says" for name in CONFIGS if apart[name] > min(apart.values())}
+            found |= {name: "it differs from its copy" for name in CONFIGS if apart[name] > min(apart.values())}
         damage = self.summary.damage
         if damage and (self / "summary.json").exists():
             found["summary.json"] = damage
         return found
 
     def done(self, max_steps: int | None) -> Summary | None:
-        """The summary of the finished run in the folder; None where there is none, its result is gone, or more steps
-        are wanted."""
+        """Return the summary of the finished run in the folder; None if there is none, its result is missing, or
+        `max_steps` asks for more steps."""
         if not any((self / name).is_dir() for name in ("adapter", "model")):
             return None
         summary = self._ended("finished")
@@ -254,30 +253,30 @@ class RunDir:
         return None if more else summary
 
     def pruned(self, tree: dict[str, Any]) -> Summary | None:
-        """The summary of this very run where a sweep gave it up in this folder."""
+        """Return the summary of the run in the folder if it was pruned and has the configuration `tree`."""
         return None if self._differences(tree) else self.ended_pruned()
 
     def ended_pruned(self) -> Summary | None:
-        """The summary of a run that a sweep gave up in this folder, whatever its configuration."""
+        """Return the summary of the run in the folder if it was pruned, whatever its configuration."""
         return self._ended("pruned")
 
     def check_result(self, name: str) -> None:
-        """Refuse to ask a run that has no result yet.
+        """Refuse to use a run that has no result yet.
 
         Raises:
-            RunDirError: says how the run stands.
+            RunDirError: names the state of the run.
         """
         if (self / name).is_dir():
             return
         summary = self.summary
         how = {
             "failed": f"it failed ({summary.error})",
-            "pruned": "its sweep gave it up",
+            "pruned": "its sweep pruned it",
         }.get(summary.status, "it has not finished (the same command resumes it)")
         raise RunDirError(f"run={self.path} holds no {name}/: {how}")
 
     def clear(self) -> None:
-        """Remove what a run wrote here; files of others stay, and so do damaged records that were set aside."""
+        """Remove what a run wrote here; other files stay, and so do damaged records that were renamed."""
         for name in CLEARED[:-1]:
             for path in (self / name, self / f"{name}.part"):
                 _remove(path)
@@ -287,13 +286,13 @@ class RunDir:
         _remove(self / ".hydra")
 
     def _ours(self) -> bool:
-        """Whether a run wrote what is here: its mark says so, or where that is lost, what only a run writes."""
+        """Whether a run wrote this folder: it has the mark file or, if that is lost, other files of a run."""
         summary = self.summary
         known = bool(summary.objective.name) and "ftlab" in summary.versions
         return (self / MARK).is_file() or known or any(map(_is_checkpoint, self.path.glob("checkpoints/step-*")))
 
-    def _kept(self) -> bool:
-        """Whether there is something to lose."""
+    def _has_progress(self) -> bool:
+        """Whether the run is finished or has a checkpoint."""
         return bool(self._ended("finished")) or any(self.path.glob("checkpoints/step-*"))
 
     def _sources(self) -> Sources:
@@ -305,8 +304,8 @@ class RunDir:
         return summary if summary.status == status and not summary.damage else None
 
     def copies(self) -> dict[str, dict[str, Any]]:
-        """The recorded configuration by the name of its file, as far as it can be read. Of two files the one that lacks
-        keys of the other was cut off."""
+        """Return the readable copies of the recorded configuration, by the names of their files. If a copy lacks keys
+        of the other, it was truncated and is left out."""
         found = {}
         for name in CONFIGS:
             with suppress(ConfigError):
@@ -315,13 +314,13 @@ class RunDir:
         return {name: tree for name, tree in found.items() if not any(keys[name] < other for other in keys.values())}
 
     def _differences(self, tree: dict[str, Any]) -> list[str]:
-        """What this run's configuration and the recorded one differ in; of two copies that of the one that is
-        nearer, since the other is damaged. None where nothing is recorded."""
+        """Return the differences between the configuration `tree` and the recorded one; of two copies, the more similar
+        one counts, since the other is damaged. Empty if nothing is recorded."""
         return min((self._apart(copy, tree) for copy in self.copies().values()), key=len, default=[])
 
     def _apart(self, recorded: dict[str, Any], tree: dict[str, Any]) -> list[str]:
         mine = flatten(redact_tree(tree))
-        # What a run of an older ftlab does not name was as it is by default.
+        # Keys that an older ftlab did not record had their default values.
         theirs = {**flatten(defaults()), **flatten(recorded)}
         return [
             f"  {key}: {theirs.get(key)} in the folder, {mine.get(key)} now"
@@ -331,7 +330,7 @@ class RunDir:
 
 
 def differences(before: Sources, now: Sources, where: str) -> list[str]:
-    """A line for each part that two records hold and that is not the same; `where` is that of the first."""
+    """Return a line for each part whose hash differs between two records; `where` names the place of the first."""
     parts = [part for part in _parts(before) if part in before and part in now]
     return [
         _difference(part, before[part], now[part], where)
@@ -341,15 +340,15 @@ def differences(before: Sources, now: Sources, where: str) -> list[str]:
 
 
 def _parts(record: Sources) -> tuple[str, ...]:
-    """What can be compared with a record: splits, or all rows together."""
+    """Return the parts that a record can have: each split or, in an old record, all rows together; and the others."""
     return (*(("data",) if "data" in record and "train" not in record else SPLITS), "template", "tokenizer")
 
 
 def _difference(part: str, before: dict[str, Any], now: dict[str, Any], where: str) -> str:
     if "rows" not in before or "rows" not in now:
-        return f"{part}: another now than {where}"
+        return f"{part}: another one now than {where}"
     if before["rows"] == now["rows"]:
-        return f"{part}: {now['rows']:,} rows {where} and now, but not the same"
+        return f"{part}: {now['rows']:,} rows {where} and now, but they differ"
     return f"{part}: {before['rows']:,} rows {where}, {now['rows']:,} now"
 
 
@@ -360,30 +359,30 @@ def _may_differ(key: str, before: Any, now: Any) -> bool:
 
 
 def defaults() -> dict[str, Any]:
-    """What the schema has keys be that a configuration does not name."""
+    """Return the default values of the schema, as a tree."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(ExperimentConfig)))
 
 
 def find_run(text: str) -> RunDir:
-    """The run folder that a command's `run=DIR` names; a bare name is looked for in outputs/ too.
+    """Return the run folder that a command's `run=DIR` names; a plain name is also looked up in outputs/.
 
     Raises:
-        RunDirError: there is no run.
+        RunDirError: there is no such run.
     """
     for path in (Path(text).expanduser(), Path("outputs") / text):
         if any((path / name).is_file() for name in CONFIGS):
             return RunDir(path)
-    what = special(Path(text).expanduser()) or "no run folder (no config.yaml)"
-    raise RunDirError(f"run={text} is {what}: list them with python -m ftlab runs")
+    what = special(Path(text).expanduser()) or "not a run folder (it has no config.yaml)"
+    raise RunDirError(f"run={text} is {what}: list the run folders with python -m ftlab runs")
 
 
 def tree_of(folder: RunDir) -> dict[str, Any]:
-    """The resolved configuration of a run, from the copy where the first is damaged."""
+    """Return the resolved configuration of a run, from the second copy if the first is damaged."""
     return next(iter(folder.copies().values()), None) or load_tree(folder / "config.yaml")
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The values of a JSON file; none where it is absent or broken."""
+    """Return the values of a JSON file; none if it is absent or broken."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -392,7 +391,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def count_damaged_lines(file: Path) -> int:
-    """Lines of metrics.jsonl that are no records; the last one may be cut off by a kill, and is none."""
+    """Return the number of damaged lines of metrics.jsonl; an incomplete last line, left by a kill, does not count."""
     whole = (
         [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] if file.is_file() else []
     )
@@ -415,12 +414,12 @@ def _lines(file: Path) -> list[bytes]:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether only a run of ftlab wrote the folder."""
+    """Whether the folder is a checkpoint of ftlab."""
     return {"trainable.safetensors", "optimizer.pt", "state.json"} <= _json(folder / "manifest.json").keys()
 
 
 def _remove(path: Path) -> None:
-    """A file, or a folder with all that it holds, as far as it is there."""
+    """Remove a file, or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -428,8 +427,8 @@ def _remove(path: Path) -> None:
 
 
 def _written(answers: Path, record: dict[str, Any]) -> float:
-    """When answers were written, in seconds since the epoch: as recorded beside them, which a copy keeps, else by their
-    file. The run's own come before any that were asked for later."""
+    """Return when answers were written, in seconds since the epoch: as recorded next to them, which a copy of the
+    folder keeps, or by the file's time. The run's own answers count as the oldest."""
     if answers.name == OWN_ANSWERS:
         return -math.inf
     written = record.get("written")

@@ -1,4 +1,4 @@
-"""What a finished run shows: answers, scores, and what to do next. No torch."""
+"""Prints the result of a finished run: answers, scores and next commands. No torch."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from ftlab.terminal import Terminal
 
 
 def report_finished(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
-    """Say that there is nothing left to do, and show the result again."""
-    terminal.note(f"{folder.path} holds this run, finished; force=true runs it again")
+    """Print that the run is finished, and its result again."""
+    terminal.note(f"{folder.path} already holds this run, finished; force=true runs it again")
     report_run(folder, summary, terminal)
 
 
 def report_pruned(folder: RunDir, summary: Summary, terminal: Terminal) -> None:
-    """Say where a sweep gave the run up, and how it scored there."""
+    """Print at which step a sweep pruned the run, and its scores at that step."""
     terminal.scores({}, summary.tuned, {"tuned": summary.intervals.tuned})
     where = f"pruned at step {summary.step} of {summary.planned_steps}"
-    terminal.note(f"{folder.path} holds this run, {where}; force=true runs it to its end")
+    terminal.note(f"{folder.path} holds this run, {where}; force=true runs it to the end")
 
 
 def report_run(folder: RunDir, summary: Summary, terminal: Terminal, tracker_lines: Sequence[str] = ()) -> None:
-    """Answers, scores and what to do next; trackers give commands, or lines such as a URL."""
+    """Print answers, scores and next commands. A tracker's line is a command, or a note that holds a URL."""
     task = task_of(folder)
     terminal.predictions(folder.read_rows("predictions.jsonl"), right(task) if task else ())
     terminal.scores(summary.base, summary.tuned, {"base": summary.intervals.base, "tuned": summary.intervals.tuned})
@@ -49,7 +49,7 @@ def report_run(folder: RunDir, summary: Summary, terminal: Terminal, tracker_lin
 
 
 def task_of(folder: RunDir) -> Task | None:
-    """The task of a run, by its configuration; None where that is damaged, or the task is not installed."""
+    """Return the task of a run; None if its configuration is damaged or the task is not installed."""
     try:
         name = tree_of(folder).get("data", {}).get("task", DataConfig.task)
         return tasks.get(name)

@@ -1,19 +1,19 @@
-"""Values as a person types them: by Hydra's grammar, then by the shell's, so that what is suggested can be pasted."""
+"""Quotes values for Hydra's grammar and for the shell, so that a suggested command can be pasted."""
 
 import re
 import shlex
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")  # the same with and without quotes to Hydra
+_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")  # values that Hydra reads in the same way with and without quotes
 
 
 def quoted(value: str) -> str:
-    """`value` as a quoted string of Hydra's grammar, where backslashes count as escapes before a quote only."""
+    """Return `value` as a quoted string of Hydra's grammar, in which a backslash escapes only a quote."""
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
     trailing = len(value) - len(value.rstrip("\\"))
     return '"' + escaped + "\\" * trailing + '"'
 
 
 def typed(key: str, value: object) -> str:
-    """The override `key=value` as one word of the shell."""
+    """Return the override `key=value` as one word of the shell."""
     text = str(value)
     return shlex.quote(f"{key}={text if _PLAIN.fullmatch(text) else quoted(text)}")

@@ -1,7 +1,7 @@
-"""summary.json: a run in numbers, as a typed record that is read and written here alone. No torch.
+"""summary.json: a run in numbers, as a typed record. Only this module reads and writes it. No torch.
 
-A record may come from an older ftlab, from a newer one, or from a disk that lost a part of it: a part that is absent or
-of another type is at its default, and `damage` says what is wrong with a record that cannot be relied on.
+A record may be of an older or newer ftlab, or damaged: a field that is absent or of another type gets its default, and
+`damage` says what is wrong with a record that cannot be relied on.
 """
 
 import json
@@ -19,18 +19,18 @@ from ftlab.redact import redact_tree
 
 Metrics = dict[str, float]
 Interval = tuple[float, float]
-# What a run is trained and scored on, by part: its sha256 and, of a split, its number of rows (`ftlab.provenance`).
+# What a run is trained and scored on, by part: its sha256 and, for a split, its number of rows (`ftlab.provenance`).
 Sources = dict[str, dict[str, Any]]
 
-NOT_WRITTEN = {"written": False}  # fields that do not stand in the file
-IF_KNOWN = {"if_known": True}  # fields that stand in the file once they are known
-# What a record of a run that has ended must hold.
+NOT_WRITTEN = {"written": False}  # fields that are never in the file
+IF_KNOWN = {"if_known": True}  # fields that are in the file once they are known
+# The fields that the record of an ended run must have.
 OF_ENDED = ("objective", "base", "tuned", "intervals", "step", "planned_steps")
 
 
 @dataclass
 class Objective:
-    """The metric that the configuration names, and its value on validation; none until it is known."""
+    """The metric that `objective` names, and its value on validation, None until it is known."""
 
     name: str = ""
     value: float | None = None
@@ -38,7 +38,7 @@ class Objective:
 
 @dataclass
 class ScoreIntervals:
-    """95 % intervals of metrics by key, of the base's scores and of the tuned model's."""
+    """95 % intervals by metric key, of the scores of the base and of the tuned model."""
 
     base: dict[str, Interval] = field(default_factory=dict)
     tuned: dict[str, Interval] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class ScoreIntervals:
 
 @dataclass
 class RowCounts:
-    """Rows of each split; how many of them were shortened, and left out, by `data.max_length`."""
+    """Rows of each split, and how many of them were truncated and dropped because of `data.max_length`."""
 
     train_rows: int = 0
     validation_rows: int = 0
@@ -61,7 +61,7 @@ class RowCounts:
 
 @dataclass
 class BaseModel:
-    """Which base model, where it was found, and the sha256 of each of its files."""
+    """The base model, where it was found, and the sha256 of each of its files."""
 
     id: str = ""
     revision: str | None = None
@@ -71,8 +71,8 @@ class BaseModel:
 
 @dataclass
 class StepSetting:
-    """How rows went through the model: rows of a micro-batch, whether 4-bit weights were kept dequantized, the share of
-    layers under activation checkpointing, and whether GPU memory ran out on the way."""
+    """How steps were computed: rows per micro-batch, whether dequantized 4-bit weights were kept in memory, the share
+    of layers under activation checkpointing, and whether an out-of-memory error occurred."""
 
     micro: int = 1
     cached: bool = False
@@ -82,8 +82,8 @@ class StepSetting:
 
 @dataclass
 class Summary:
-    """One run. Scores are by key (`eval/...` on validation, `test/...` on test); `seconds` and `vram` (peaks in GiB) by
-    phase."""
+    """The record of one run. Scores are by key (`eval/...` on validation, `test/...` on test); `seconds` and `vram`
+    (peaks in GiB) are by phase."""
 
     status: str = ""  # running, finished, pruned, stopped or failed
     run_name: str = ""
@@ -110,14 +110,14 @@ class Summary:
     best_step: int | None = None
     epochs: float | None = field(default=None, metadata=IF_KNOWN)
     reason: str | None = field(default=None, metadata=IF_KNOWN)  # why a sweep pruned the run
-    error: str | None = field(default=None, metadata=IF_KNOWN)  # what ended it early
-    terminal: str | None = field(default=None, metadata=IF_KNOWN)  # that nobody could read its output any more
-    others: dict[str, Any] = field(default_factory=dict, metadata=NOT_WRITTEN)  # what another version wrote
-    damage: str | None = field(default=None, metadata=NOT_WRITTEN)  # None where it can be relied on
+    error: str | None = field(default=None, metadata=IF_KNOWN)  # the error that ended it early
+    terminal: str | None = field(default=None, metadata=IF_KNOWN)  # why its output could not be written any more
+    others: dict[str, Any] = field(default_factory=dict, metadata=NOT_WRITTEN)  # fields that another version wrote
+    damage: str | None = field(default=None, metadata=NOT_WRITTEN)  # None if the record can be relied on
 
     @classmethod
     def read(cls, file: Path) -> "Summary":
-        """The record in a file; an empty one where there is none, or none that can be read."""
+        """Return the record in a file; an empty one if the file is absent or cannot be read."""
         try:
             tree = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -126,7 +126,7 @@ class Summary:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "Summary":
-        """The record that a tree of plain values is."""
+        """Return the record of a tree of plain values, as JSON has them."""
         made: Summary
         tree = dict(tree)
         if isinstance(wandb_id := tree.pop("tracker_id", None), str):  # of an earlier version, which had W&B alone
@@ -138,11 +138,11 @@ class Summary:
         return made
 
     def write(self, file: Path) -> None:
-        """Replace the file as a whole, secrets masked."""
+        """Replace the file atomically, with secrets masked."""
         write_atomic(file, json.dumps(redact_tree(self.tree()), indent=2) + "\n")
 
     def tree(self) -> dict[str, Any]:
-        """The record as the values of JSON, which has no word for numbers that are not finite: they are null."""
+        """Return the record as values of JSON; NaN and infinities, which JSON lacks, become null."""
         found: dict[str, Any] = finite(asdict(self))
         for one in fields(self):
             unknown = found[one.name] is None and one.metadata == IF_KNOWN
@@ -151,12 +151,12 @@ class Summary:
         return {**found, **self.others}
 
     def __getitem__(self, key: str) -> Any:
-        """A part as summary.json has it: `summary["tuned"]["eval/loss"]`. Raises KeyError where it is not known."""
+        """Return a field as in summary.json: `summary["tuned"]["eval/loss"]`. Raises KeyError if it is not known."""
         return self.tree()[key]
 
     @property
     def ended(self) -> bool:
-        """Whether the run is over, finished or pruned, and this record of it can be relied on."""
+        """Whether the run is finished or pruned, and its record can be relied on."""
         return self.damage is None and self.status in ("finished", "pruned")
 
     @property
@@ -166,18 +166,18 @@ class Summary:
 
     @property
     def metrics(self) -> Metrics:
-        """All that a sweep may aim at: the tuned model's scores, and what the run cost."""
+        """All metrics that a sweep may optimise: the scores of the tuned model, and the costs of the run."""
         return {**self.tuned, "vram/peak_allocated_gib": self.peak_gib, "train/seconds": self.seconds.get("train", 0.0)}
 
     @property
     def known_sources(self) -> Sources:
-        """What the run was begun with; an older one has one hash for all its rows."""
+        """The hashes of what the run began with; a run of an older ftlab has one hash for all its rows."""
         if self.sources or not self.data_sha256:
             return self.sources
         return {"data": {"sha256": self.data_sha256}}
 
     def _complete(self, tree: Mapping[str, Any]) -> bool:
-        """Whether all is there that whoever reads a record of this status expects."""
+        """Whether the record has all fields that its status requires."""
         if "status" not in tree or not all(isinstance(part.get("sha256"), str) for part in self.sources.values()):
             return False
         if self.status not in ("finished", "pruned"):
@@ -186,7 +186,7 @@ class Summary:
 
 
 def finite(node: Any) -> Any:
-    """NaN and infinities as null: JSON has no word for them."""
+    """Return nested values with NaN and infinities, which JSON lacks, replaced by None."""
     if isinstance(node, dict):
         return {key: finite(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
@@ -199,13 +199,13 @@ def finite(node: Any) -> Any:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """The types of the fields of a record that stand in the file."""
+    """Return the types of a record's fields that are in the file."""
     hints = get_type_hints(kind)
     return {one.name: hints[one.name] for one in fields(kind) if one.metadata != NOT_WRITTEN}
 
 
 def _read(kind: Any, tree: Mapping[str, Any]) -> tuple[Any, bool]:
-    """A record of `kind`, and whether a part of it was of another type."""
+    """Return a record of `kind`, and whether a part of it had another type."""
     values, wrong = {}, False
     for name, hint in _hints(kind).items():
         if name in tree:
@@ -217,7 +217,7 @@ def _read(kind: Any, tree: Mapping[str, Any]) -> tuple[Any, bool]:
 
 
 def _value(hint: Any, value: Any) -> tuple[Any, bool]:
-    """A value as its type has it (MISSING where it is of another), and whether a part of it was of another type."""
+    """Return a value as its type (MISSING if it has another), and whether a part of it had another type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value, False
@@ -248,6 +248,6 @@ def _dict(hint: Any, value: Any) -> tuple[Any, bool]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold."""
+    """Whether a value is a number that a float can hold."""
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return whole or isinstance(value, float)

@@ -1,7 +1,7 @@
-"""What a run shows: its configuration, phases, progress, scores and next commands.
+"""What a run prints: its configuration, phases, progress, scores and next commands.
 
-In a terminal there is colour and a bar that moves; elsewhere (a pipe, a log file) every line is plain and final.
-Data is never read as markup: SQL is full of [brackets].
+A terminal gets colours and a live progress bar; a pipe or a log file gets plain lines.
+Data is never interpreted as markup: SQL is full of [brackets].
 """
 
 import io
@@ -25,8 +25,8 @@ from ftlab import declared
 from ftlab.metrics import SPLITS, Metric
 from ftlab.redact import redact, redact_tree
 
-PLAIN_WIDTH = 100  # columns of tables where the output is no terminal
-SILENCE_SECONDS = 30.0  # plain output tells at least so often where a long phase stands
+PLAIN_WIDTH = 100  # width of tables in characters, if the output is not a terminal
+SILENCE_SECONDS = 30.0  # longest time without a line of progress in plain output
 Metrics = Mapping[str, float]
 
 
@@ -34,22 +34,22 @@ class Bar(Protocol):
     """Progress towards a known total."""
 
     def update(self, step: int, metrics: Metrics) -> None:
-        """`step` of the total is done; `metrics` by key (`train/loss`, `eval/…`), maybe empty."""
+        """Show that `step` of the total is done, with `metrics` by key (`train/loss`, `eval/…`), which may be empty."""
 
 
-_LOST: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # files that cannot be written any more, and why
+_LOST: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # files that cannot be written any more, and the reasons
 
 
 class Output(io.TextIOBase):
-    """A text file that may be lost, as when its reader has left (`| head`) or its disk is full: what is written from
-    then on goes nowhere, and whoever writes goes on. One line on stderr says so."""
+    """A text file whose writes never fail. If it cannot be written any more, because its reader has ended (`| head`) or
+    the disk is full, later text is dropped, and one line on stderr reports it."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
 
     @property
     def lost(self) -> str:
-        """Why the file is lost, to whichever of its users that happened; empty as long as it is not."""
+        """Why the file cannot be written any more, empty if it can; shared by all users of the file."""
         return _LOST.get(self.file, "")
 
     @property
@@ -71,7 +71,7 @@ class Output(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        if not self.lost and not self.file.closed:  # as it is flushed once more when it is freed
+        if not self.lost and not self.file.closed:  # it is flushed again when it is freed, perhaps after closing
             try:
                 self.file.flush()
             except (OSError, ValueError) as error:
@@ -79,16 +79,16 @@ class Output(io.TextIOBase):
 
     def _lose(self, error: Exception) -> None:
         _LOST[self.file] = getattr(error, "strerror", None) or str(error)
-        with suppress(OSError, ValueError):  # what waits in its buffer would be an error again at the end
+        with suppress(OSError, ValueError):  # flushing the rest of its buffer at exit would be another error
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.file.fileno())
             os.close(nowhere)
         with suppress(OSError, ValueError):
-            print(f"ftlab: nothing more is shown here ({self.lost}); the run goes on", file=sys.stderr, flush=True)
+            print(f"ftlab: no further output here ({self.lost}); the run continues", file=sys.stderr, flush=True)
 
 
 class Terminal:
-    """Writes to `file`, by default stdout, for as long as it can be written to."""
+    """Writes to `file`, by default stdout, as long as it can be written."""
 
     def __init__(self, file: TextIO | None = None, width: int | None = None) -> None:
         file = file or sys.stdout
@@ -103,21 +103,21 @@ class Terminal:
 
     @property
     def lost(self) -> str:
-        """Why nothing is shown any more; empty as long as something is."""
+        """Why the output cannot be written any more; empty if it can."""
         return self.output.lost
 
     def note(self, text: str) -> None:
-        """One line of information."""
+        """Print one line of information."""
         self._line(Text(_one_line(redact(text))))
 
     def warn(self, text: str) -> None:
-        """One line about something that may not be what the user wants."""
+        """Print one line about something that the user may not want."""
         self._line(Text.assemble(("warning: ", "yellow"), _one_line(redact(text))))
 
     def config(self, tree: Mapping[str, Any], changed: set[str]) -> None:
-        """The configuration by node; `changed` holds the dotted keys that differ from the defaults.
+        """Print the configuration by node; `changed` holds the dotted keys that differ from the defaults.
 
-        Secrets are masked. Changed keys are bold and carry a `*`.
+        Secrets are masked. Changed keys are bold and marked with `*`.
         """
         groups: dict[str, list[_Entry]] = {"": []}
         for key, value in redact_tree(dict(tree)).items():
@@ -134,7 +134,7 @@ class Terminal:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Show that `name` runs, and its seconds once it is done; an error passes without a line."""
+        """Show that the phase `name` runs, and its seconds once it is done; after an error nothing is printed."""
         began = time.perf_counter()
         if self.plain:
             self._line(Text(f"{name} ..."))
@@ -145,7 +145,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, total: int, start: int = 0, what: str = "train") -> Iterator[Bar]:
-        """Progress from `start` to `total`: optimizer steps of a training, otherwise rows."""
+        """Show progress from `start` to `total`: optimizer steps in training, otherwise rows."""
         if self.plain:
             yield _Lines(self, what, total, start)
             return
@@ -168,10 +168,10 @@ class Terminal:
         intervals: Mapping[str, Any] | None,
         columns: tuple[str, str] = ("base", "tuned"),
     ) -> None:
-        """Both models' scores side by side, validation and test apart; then by kind of row.
+        """Print the scores of both models side by side, for validation and for test, then by kind of row.
 
-        `intervals` holds, by `base` and `tuned` or for the tuned model alone, (low, high) by metric key. Rates
-        are shown in percent and their difference in percentage points, losses as they are.
+        `intervals` holds (low, high) by metric key, for `base` and `tuned` or only for the tuned model. Rates are shown
+        in percent and their difference in percentage points, losses unchanged.
         """
         keys = [key for key in dict.fromkeys([*tuned, *base]) if key.partition("/")[0] in SPLITS]
         ranges = (intervals or {}).get("tuned", intervals or {})
@@ -180,13 +180,13 @@ class Terminal:
             mine = _shown([key for key in keys if key.startswith(f"{prefix}/")], base, tuned)
             rows += [[Text(split, style="bold")]] if mine else []
             rows += [_score_cells(key, base.get(key), tuned.get(key), ranges.get(key)) for key in mine]
-        self.table(["", *columns, "difference", *([f"95 % of {columns[1]}"] if ranges else [])], rows)
+        self.table(["", *columns, "difference", *([f"95 % CI of {columns[1]}"] if ranges else [])], rows)
         head, rows = _by_bucket(keys, base, tuned, columns)
         if rows:
             self.table(head, rows)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-        """A line a row below an empty one; the first column reads from the left, the others end at the right."""
+        """Print an empty line and then one line per row; the first column is left-aligned, the others right-aligned."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for i, title in enumerate(head):
             table.add_column(Text(title), justify="right" if i else "left")
@@ -199,10 +199,10 @@ class Terminal:
             self.console.out(line.rstrip(), highlight=False)
 
     def predictions(self, rows: Sequence[Mapping[str, Any]], fields: Sequence[str] = (), limit: int = 5) -> None:
-        """The first rows: `question`, `gold`, `base_pred` and `pred` under each other, a line each.
+        """Print the first rows: `question`, `gold`, `base_pred` and `pred` below each other, on one line each.
 
-        The first of the columns `fields` (and `base_…`) that a row has says which answers are right; without any the
-        texts are compared.
+        Whether an answer is right is taken from the first of the columns `fields` (and `base_…`) that the row has;
+        without any, the texts are compared.
         """
         for row in rows[:limit]:
             self._line(Text(""))
@@ -217,19 +217,19 @@ class Terminal:
                     self._answer(label, "right" if good else "wrong", answer, "green" if good else "red")
 
     def next_commands(self, commands: Sequence[str]) -> None:
-        """At most four commands, each whole on its own line, to be copied."""
+        """Print at most four commands to copy, each complete on its own line."""
         self._line(Text(""))
         self._line(Text("next:", style="dim"))
         for command in commands[:4]:
             self._line(Text(command))
 
     def _line(self, text: Text) -> None:
-        """Neither wrapped nor cut: paths and commands stay whole."""
+        """Print a line without wrapping or truncating it, so that paths and commands can be copied."""
         self.console.print(text, soft_wrap=True)
 
     @contextmanager
     def _waits(self, name: str) -> Iterator[None]:
-        """A spinner, which `progress` replaces for its time."""
+        """Show a spinner, which `progress` replaces while it runs."""
         if self.plain or self._waiting:
             yield
             return
@@ -249,7 +249,7 @@ class Terminal:
 
 
 class _Pace:
-    """The time left, from the pace since the start."""
+    """The remaining time, estimated from the pace since the start."""
 
     def __init__(self, total: int, start: int) -> None:
         self.total, self.start, self.began = total, start, time.monotonic()
@@ -264,31 +264,31 @@ class _Pace:
 
 
 class _Lines:
-    """A line for each update with metrics, and now and then one for those without."""
+    """Prints a line for each update with metrics, and at intervals one for updates without."""
 
     def __init__(self, terminal: Terminal, what: str, total: int, start: int) -> None:
         self._terminal, self._total, self._pace = terminal, total, _Pace(total, start)
         self._unit = "step" if what == "train" else "row"
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
 
     def update(self, step: int, metrics: Metrics) -> None:
         self._pace.update(step)
         parts = _evaluation(metrics) or _training(metrics)
         now = time.monotonic()
-        if not parts and (now - self._told < SILENCE_SECONDS or step >= self._total):
+        if not parts and (now - self._last_line < SILENCE_SECONDS or step >= self._total):
             return
-        self._told = now
+        self._last_line = now
         eta = str(self._pace) if step < self._total else ""
         words = [f"{self._unit} {step:,}/{self._total:,}", *parts, *([eta] if eta else [])]
         self._terminal.note("  ".join(words))
 
 
 class _LiveBar:
-    """One line that moves; evaluations stay above it."""
+    """A live progress bar; evaluations are printed above it."""
 
     def __init__(self, terminal: Terminal, what: str, total: int, start: int) -> None:
         self._terminal, self._total, self._pace = terminal, total, _Pace(total, start)
-        numbers = 76 if what == "train" else 32  # columns they need; they come first
+        numbers = 76 if what == "train" else 32  # width that the numbers need; the bar gets the rest
         room = min(40, max(6, terminal.console.width - numbers))
         self.live = Progress(
             TextColumn(what, markup=False),
@@ -313,7 +313,7 @@ class _LiveBar:
 
 
 class _Tail(ProgressColumn):
-    """Time left, counting down, and the latest numbers; cut where the line is too narrow, never wrapped."""
+    """The remaining time, counting down, and the latest numbers; truncated if the line is too narrow."""
 
     def __init__(self, pace: _Pace) -> None:
         super().__init__()
@@ -325,7 +325,7 @@ class _Tail(ProgressColumn):
 
 
 class _Entry:
-    """A key of the configuration as it is shown."""
+    """A key of the configuration with its value, as printed."""
 
     def __init__(self, key: str, value: str, changed: bool) -> None:
         self.key, self.value, self.changed = key, value, changed
@@ -340,7 +340,7 @@ class _Entry:
 
 
 def _columns(entries: list[_Entry], width: int) -> Iterator[Text]:
-    """Entries down the columns of as many as fit; a long value gets a line of its own, whole, at the end."""
+    """Arrange entries in as many columns as fit; each long value gets its own line at the end."""
     short = [entry for entry in entries if len(entry.value) <= 28]
     for count in (3, 2, 1):
         height = math.ceil(len(short) / count)
@@ -367,7 +367,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def _value(value: Any) -> str:
-    """A value as an override on the command line would write it."""
+    """Return a value as it is written in an override on the command line."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, float):
@@ -379,7 +379,7 @@ def _value(value: Any) -> str:
 
 
 def _shown(keys: Sequence[str], base: Metrics, tuned: Metrics) -> list[str]:
-    """Keys of one split as they are listed, without counts of nothing."""
+    """Return the keys of one split in the order of tables, without counts that are 0 for both models."""
     return [key for key in declared.in_order(keys) if not _is_count(key) or base.get(key) or tuned.get(key)]
 
 
@@ -390,7 +390,7 @@ def _is_count(key: str) -> bool:
 def _by_bucket(
     keys: Sequence[str], base: Metrics, tuned: Metrics, columns: tuple[str, str]
 ) -> tuple[list[str], list[list[Text]]]:
-    """Head and rows of the scores by kind of row, `base -> tuned` in percent."""
+    """Return the head and rows of the table of scores by kind of row, `base -> tuned` in percent."""
     keys = [key for key in keys if key.count("/") == 2 and declared.of(key).is_rate]
     kinds = dict.fromkeys(key.split("/")[2] for key in keys)
     scores = declared.in_order(dict.fromkeys(key.rpartition("/")[0] for key in keys))
@@ -410,12 +410,12 @@ def _by_bucket(
 
 
 def percent(value: float) -> str:
-    """A rate: `12.5 %`."""
+    """Return a rate in percent: `12.5 %`."""
     return f"{100 * value:.1f} %"
 
 
 def span(interval: Sequence[float], sign: str = "") -> str:
-    """An interval of a rate, in percent: `8.1 to 17.2`."""
+    """Return an interval of a rate in percent: `8.1 to 17.2`."""
     return " to ".join(f"{100 * bound:{sign}.1f}" for bound in interval)
 
 
@@ -448,12 +448,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-# How the progress line writes a metric of a run, by unit.
+# The format of a run's metric in the progress line, by unit.
 PROGRESS = {"nats": "{short} {value:.4f}", "tokens/s": "{value:,.0f} {short}", "GiB": "{value:.1f} {short}"}
 
 
 def _training(metrics: Metrics) -> list[str]:
-    """The numbers one watches while training, each with its unit."""
+    """Return the numbers of training for the progress line, each with its unit."""
     shown = {key: declared.of(key) for key in metrics}
     shown = {key: metric for key, metric in shown.items() if metric.short and not metric.of_split}
     order = {metric.name: place for place, metric in enumerate(declared.known())}
@@ -465,7 +465,7 @@ def _training(metrics: Metrics) -> list[str]:
 
 
 def _evaluation(metrics: Metrics) -> list[str]:
-    """Of the scores of an evaluation those that one watches while training: the loss, then the task's."""
+    """Return the scores of an evaluation for the progress line: the loss, then the task's metrics."""
     parts = []
     for prefix, split in SPLITS.items():
         keys = declared.in_order(key for key in metrics if key.startswith(f"{prefix}/"))
@@ -477,12 +477,12 @@ def _evaluation(metrics: Metrics) -> list[str]:
 
 
 def _clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss from an hour on."""
+    """Return a duration as m:ss, or as h:mm:ss from one hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _one_line(text: str) -> str:
-    """No line breaks and no control characters: data must not move the cursor."""
+    """Replace line breaks and control characters by spaces: data must not move the cursor."""
     return "".join(char if char.isprintable() else " " for char in text.strip())

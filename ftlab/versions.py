@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Python's version and those of the packages; "absent" where one has no metadata."""
+    """Return the versions of Python and of the packages; "absent" for a package that is not installed."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:

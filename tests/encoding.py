@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftlab.data import Example
-from ftlab.data.encode import Encoded, EncodedSet, fit, refuse_nothing, tokenise
+from ftlab.data.encode import Encoded, EncodedSet, fit, refuse_empty, tokenise
 
 
 def encode(
@@ -12,5 +12,5 @@ def encode(
 ) -> EncodedSet[Encoded]:
     tokens = tokenise(examples, tokenizer, prompt)
     fitted = fit(tokens, max_length, loss_on)
-    refuse_nothing(fitted, tokens, max_length)
+    refuse_empty(fitted, tokens, max_length)
     return fitted

@@ -1,7 +1,7 @@
-"""The commands beside training, one module each.
+"""The commands other than training, one module each.
 
-Commands that read or answer get their own key=value as plain text, split at the first `=`; `score` has options with
-dashes; `fetch` and `data` get a composed configuration.
+`fetch` and `data` get a composed configuration. The other commands get their own KEY=VALUE arguments as plain text,
+split at the first `=`; `score` has options with dashes.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from ftlab.errors import InputError
 
 
 def plain_arguments(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """`key=value` words as a dict of plain text, and the words without `=`.
+    """Return `key=value` words as a dict of plain text, and the words without `=`.
 
     Raises:
         InputError: a key is given twice.
@@ -23,14 +23,14 @@ def plain_arguments(words: list[str]) -> tuple[dict[str, str], list[str]]:
         if not equals or not key.replace(".", "").replace("_", "").replace("/", "").isalnum():
             bare.append(word)
         elif key in arguments:
-            raise InputError(f"{key}= is given twice")
+            raise InputError(f"{key}= is given twice: remove one of them")
         else:
             arguments[key] = value
     return arguments, bare
 
 
 def check_keys(command: str, arguments: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a key that the command does not take, naming the nearest.
+    """Refuse a key that the command does not have, and suggest the nearest ones.
 
     Raises:
         InputError: an unknown key.
@@ -39,11 +39,11 @@ def check_keys(command: str, arguments: Iterable[str], known: Iterable[str]) -> 
     for key in arguments:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or known
-            raise InputError(f"{key}= is no argument of {command}. Did you mean: {', '.join(near)}?")
+            raise InputError(f"{key}= is not an argument of {command}. Did you mean: {', '.join(near)}?")
 
 
 def allowed_code(arguments: dict[str, str]) -> bool:
-    """Whether `model.trust_remote_code=true` was typed; takes it out of the arguments.
+    """Remove `model.trust_remote_code` from the arguments and return whether it is true.
 
     Raises:
         InputError: it is neither true nor false.
@@ -57,11 +57,11 @@ def allowed_code(arguments: dict[str, str]) -> bool:
 def dashed_arguments(
     command: str, words: list[str], options: Iterable[str], flags: Iterable[str]
 ) -> tuple[dict[str, str], list[str]]:
-    """`--option VALUE` or `--option=VALUE`, and `--flag`, as a dict (a flag's value is true or false); and the words
-    that are no option, which are those that begin with no dash, `-` and all that follow `--`.
+    """Return `--option VALUE` or `--option=VALUE`, and `--flag`, as a dict (a flag's value is true or false); and the
+    words that are not options: those without a leading dash, `-`, and all that follow `--`.
 
     Raises:
-        InputError: an unknown option, one without its value or given twice, a flag that is neither true nor false.
+        InputError: an option is unknown, has no value or is given twice, or a flag is neither true nor false.
     """
     options, flags = list(options), list(flags)
     arguments: dict[str, str] = {}
@@ -74,9 +74,9 @@ def dashed_arguments(
         elif not word.startswith("-") or word == "-":
             bare.append(word)
         elif name not in (*options, *flags):
-            raise InputError(f"{word} is no option of {command}. {_meant(name, [*options, *flags])}")
+            raise InputError(f"{word} is not an option of {command}. {_meant(name, [*options, *flags])}")
         elif name in arguments:
-            raise InputError(f"--{name} is given twice")
+            raise InputError(f"--{name} is given twice: remove one of them")
         else:
             given = value if equals else "true" if name in flags else next(rest, None)
             arguments[name] = _checked(name, given, name in flags)
@@ -92,5 +92,5 @@ def _checked(name: str, value: str | None, is_flag: bool) -> str:
     if value is None:
         raise InputError(f"--{name} needs a value: --{name} VALUE")
     if is_flag and value.lower() not in ("true", "false"):
-        raise InputError(f"--{name}={value} must be true or false, or --{name} alone")
+        raise InputError(f"--{name}={value} must be true or false, or --{name} without a value")
     return value.lower() if is_flag else value

@@ -1,4 +1,4 @@
-"""Whether the folder of a run or a study is whole, and what of it can be resumed. Changes nothing in it."""
+"""Checks whether the folder of a run or study is intact, and from where it can be resumed. Changes nothing in it."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,11 +11,11 @@ from ftlab.sweep import storage
 from ftlab.sweep.study import CARD, Study, folder_of
 from ftlab.train.checkpoint import first_damage, steps_in
 
-ASIDE = "it is set aside when the run goes on"
+ASIDE = "when the run resumes, it is renamed and replaced"
 
 
 def checkup(text: str) -> Iterator[Line]:
-    """The findings on a run or a study, by its folder or its name in outputs/.
+    """Yield the findings on a run or a study, named by its folder or its name in outputs/.
 
     Raises:
         InputError: it is neither.
@@ -34,7 +34,7 @@ def checkup(text: str) -> Iterator[Line]:
 
 
 def of_run(run: RunDir) -> Iterator[Line]:
-    """Records, checkpoints and result of a run, and at last how it stands."""
+    """Check the records, checkpoints and result of a run; the last finding is its state."""
     damage = run.damage()
     for name, reason in damage.items():
         yield Line("fail", name, f"damaged ({reason})", ASIDE)
@@ -47,14 +47,14 @@ def of_run(run: RunDir) -> Iterator[Line]:
         torn = first_damage(path)
         if torn is None:
             whole.append(step)
-        yield Line("fail", path.name, torn, "an older one is used") if torn else Line("ok", path.name, "whole")
+        yield Line("fail", path.name, torn, "an older one is used") if torn else Line("ok", path.name, "intact")
     broken = list(_results(run))
     yield from broken
     yield _standing(run, whole, bool([line for line in broken if line.mark == "fail"]))
 
 
 def _results(run: RunDir) -> Iterator[Line]:
-    """The weights in adapter/ or model/."""
+    """Check the weights in adapter/ or model/."""
     from safetensors import SafetensorError, safe_open
 
     for folder in (run / "adapter", run / "model"):
@@ -64,32 +64,32 @@ def _results(run: RunDir) -> Iterator[Line]:
                 with safe_open(file, framework="pt") as tensors:
                     yield Line("ok", folder.name, f"{len(tensors.keys())} tensors in {name}")
             except (OSError, SafetensorError) as error:
-                remedy = f"rename {folder}/ and run the same command again: it is saved anew from the last checkpoint"
+                remedy = f"rename {folder}/ and run the same command again: it is saved again from the last checkpoint"
                 yield Line("fail", folder.name, f"{name} is damaged ({first_line(error)})", remedy)
 
 
 def _standing(run: RunDir, whole: list[int], broken: bool) -> Line:
-    """What the command of this run would do next."""
+    """Describe what the command of this run would do next."""
     finished = run.done(None)
     planned = run.summary.planned_steps
     if finished and not broken:
         return Line("ok", "run", f"finished after {finished.step} steps: there is nothing to resume")
     if whole:
         return Line(
-            "ok", "run", f"the same command goes on from step {whole[-1]}" + (f" of {planned}" if planned else "")
+            "ok", "run", f"the same command resumes from step {whole[-1]}" + (f" of {planned}" if planned else "")
         )
-    return Line("warn", "run", "no whole checkpoint: the same command begins at step 0")
+    return Line("warn", "run", "no intact checkpoint: the same command starts at step 0")
 
 
 # --- studies --------------------------------------------------------------------------------------------------
 
 
 def of_study(folder: Path) -> Iterator[Line]:
-    """The database of a study, and of its trials those that are damaged or have not ended."""
+    """Check the database of a study, and list its trials that are damaged or have not ended."""
     file = folder / "study.db"
     reason = storage.damage(file) if file.is_file() else None
     if reason:
-        remedy = "the same command sets it aside, and makes it anew from the folders of its trials"
+        remedy = "the same command renames it, and rebuilds it from the folders of its trials"
         yield Line("fail", "study.db", f"damaged ({reason})", remedy)
         numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
         for number in numbers:
@@ -102,13 +102,13 @@ def of_study(folder: Path) -> Iterator[Line]:
         return
     with closing(study):
         counts = study.counts()
-        yield Line("ok", "study.db", f"whole, {len(study.trials())} trials")
+        yield Line("ok", "study.db", f"intact, {len(study.trials())} trials")
         for trial in study.trials():
             if (place := folder_of(study, trial)).is_dir() and place.name == str(trial.number):
                 yield from _of_trial(place, trial.number)
         left = study.left()
         state = (
-            f"{counts.finished} finished, {counts.failed} failed, {counts.running} under way, {counts.waiting} waiting"
+            f"{counts.finished} finished, {counts.failed} failed, {counts.running} running, {counts.waiting} waiting"
         )
         yield Line(
             "ok", "study", f"{state}; " + (f"the same command runs {left} more" if left else "nothing is left to run")
@@ -116,7 +116,7 @@ def of_study(folder: Path) -> Iterator[Line]:
 
 
 def _of_trial(folder: Path, number: int) -> Iterator[Line]:
-    """What is damaged of a trial's runs, and how they stand where they have not ended."""
+    """Yield what is damaged in a trial's runs, and the state of those that have not ended."""
     runs = [RunDir(path) for path in sorted(folder.glob("seed-*")) or [folder]]
     for run in runs:
         try:

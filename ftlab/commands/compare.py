@@ -1,12 +1,13 @@
 """python -m ftlab compare RUN_A RUN_B [split=test] [metric=NAME] [rows=IN.jsonl]: is one better on the same rows?
 
-RUN_A, RUN_B      run folders, or files of `python -m ftlab score` or of answers (predictions.jsonl)
-split=validation  the answers that `python -m ftlab eval run=DIR split=validation` wrote last; default: test
+RUN_A, RUN_B      run folders, or files of answers (predictions.jsonl, or written by `python -m ftlab score`)
+split=validation  compare the answers that `python -m ftlab eval run=DIR split=validation` wrote last; default: test
 metric=exec       one of the task's metrics (SQL: string, AST, exec, valid); default: all
-rows=IN.jsonl     the file that `score` read, for contexts: rows of one schema are drawn together
+rows=IN.jsonl     the file that `score` read; it has the contexts, by which the bootstrap groups rows
 
-The difference is B less A, with a 95 % interval from a bootstrap over schemas, and McNemar's exact p of answers
-that are right or wrong. One is called better where the interval leaves out 0 and p < 0.05; anything else is noise.
+The table shows B minus A with a 95 % interval from a bootstrap over schemas, and the p-value of McNemar's exact test
+for answers that are right or wrong. A or B is better if the interval excludes 0 and p < 0.05; otherwise the difference
+is inconclusive.
 """
 
 import json
@@ -29,7 +30,7 @@ from ftlab.tasks.task import rates, right
 from ftlab.terminal import Terminal, span
 
 USAGE = "python -m ftlab compare RUN_A RUN_B [split=test] [metric=NAME] [rows=IN.jsonl]"
-SPLITS = {"test": "test", "validation": "eval"}  # by the word for it, what its answers are marked with
+SPLITS = {"test": "test", "validation": "eval"}  # from the value of split= to the `split` column of answers
 LEVEL = 0.05
 
 RowsById = dict[str, dict[str, Any]]  # by the id as JSON
@@ -37,7 +38,7 @@ RowsById = dict[str, dict[str, Any]]  # by the id as JSON
 
 @dataclass(frozen=True)
 class Side:
-    """The rows of one of the two, the file that they are from, and the task that judged them."""
+    """One side of the comparison: its rows, the file that they are from, and the task that judged them."""
 
     file: Path
     rows: RowsById
@@ -46,7 +47,7 @@ class Side:
 
 @dataclass(frozen=True)
 class PairedRow:
-    """Both judgements of one row, and the context or, without contexts, the row that it counts as one with."""
+    """Both judgements of one row, and its cluster: its context or, if no contexts are known, the row itself."""
 
     a: Judgement
     b: Judgement
@@ -55,8 +56,8 @@ class PairedRow:
 
 @dataclass(frozen=True)
 class ScoreComparison:
-    """One score of A and B on the same rows; `low` and `high` bound the mean of B less that of A. `p` is McNemar's, of
-    rows that are right or wrong."""
+    """One metric of A and B on the same rows; `low` and `high` are the 95 % interval of the mean of B minus that of A.
+    `p` is of McNemar's test, if every row is right or wrong."""
 
     rows: int
     hits_a: float
@@ -69,14 +70,14 @@ class ScoreComparison:
 
     @property
     def difference(self) -> float:
-        """The rate of B less the rate of A."""
+        """The rate of B minus the rate of A."""
         return (self.hits_b - self.hits_a) / max(1, self.rows)
 
     @property
-    def words(self) -> str:
-        """Which one is better, or noise."""
+    def conclusion(self) -> str:
+        """Which one is better, or that the difference is inconclusive."""
         if (self.p is not None and self.p >= LEVEL) or self.low <= 0 <= self.high:
-            return "noise"
+            return "inconclusive"
         return "B is better" if self.low > 0 else "A is better"
 
 
@@ -84,17 +85,19 @@ def main(arguments: dict[str, str], words: list[str]) -> int:
     """Print the comparison of two runs.
 
     Raises:
-        InputError: runs or files that cannot be used or have no row in common, or rows of one id that differ.
+        InputError: a run or file cannot be used, they have no row in common, or rows with the same id differ.
     """
     check_keys("compare", arguments, ("split", "metric", "rows"))
     if len(words) != 2:
-        raise InputError(f"compare takes two runs or files, got {len(words) or 'none'}: {USAGE}")
+        raise InputError(f"compare needs two runs or files, got {len(words) or 'none'}: {USAGE}")
     split = arguments.get("split", "test")
     if split not in SPLITS:
         raise InputError(f"split={split} must be test or validation")
     a, b = (_side(word, split) for word in words)
     if a.task is not b.task:
-        raise InputError(f"{a.file} holds answers of {a.task.title}, {b.file} of {b.task.title}: they do not compare")
+        raise InputError(
+            f"{a.file} holds answers of {a.task.title}, {b.file} of {b.task.title}: name two runs of one task"
+        )
     metrics = _metrics(a.task, arguments.get("metric"))
     contexts = _by_id(Path(arguments["rows"]).expanduser(), "rows") if "rows" in arguments else {}
     rows, clustered = _paired(a, b, contexts)
@@ -103,7 +106,7 @@ def main(arguments: dict[str, str], words: list[str]) -> int:
 
 
 def compare(metric: str, rows: list[PairedRow]) -> ScoreComparison:
-    """One metric on paired rows; those that say nothing of it in either are left out."""
+    """Compare one metric on paired rows; rows that do not count for it on both sides are left out."""
     kept = [row for row in rows if metric in row.a.hits and metric in row.b.hits]
     a, b = [row.a.hits[metric] for row in kept], [row.b.hits[metric] for row in kept]
     low, high = clustered_bootstrap(a, b, [row.cluster for row in kept])
@@ -118,7 +121,7 @@ def compare(metric: str, rows: list[PairedRow]) -> ScoreComparison:
 
 
 def _metrics(task: Task, asked: str | None) -> list[Metric]:
-    """The task's rates of rows, or the one that is asked for by its key, its column or its short name."""
+    """Return the task's rates of rows, or only the one that `asked` names by its key, its column or its short name."""
     found = rates(task)
     if asked is None:
         return found
@@ -131,19 +134,19 @@ def _metrics(task: Task, asked: str | None) -> list[Metric]:
 
 
 def called(metric: Metric) -> str:
-    """A metric's name in a narrow table."""
+    """Return a metric's name for a narrow table."""
     return metric.short or metric.title.removesuffix(" match")
 
 
 def _side(word: str, split: str) -> Side:
-    """The answers of a run, or of a file. Raises InputError where none of them carry verdicts."""
+    """Return the answers of a run or a file. Raises InputError if they are not scored."""
     path = Path(word).expanduser()
     if path.is_file():
         rows = _by_id(path, "rows")
         task = next((task for task in tasks.usable() if _judged(rows, task)), None)
         if task is None:
             columns = "; ".join(", ".join(metric.field for metric in rates(each)) for each in tasks.usable())
-            raise InputError(f"{path} holds no verdicts ({columns}): write them with ftlab score")
+            raise InputError(f"{path} holds no scores of its rows ({columns}): write them with python -m ftlab score")
         return Side(path, rows, task)
     run = find_run(word)
     folder, task = run.path, task_of(run)
@@ -156,17 +159,20 @@ def _side(word: str, split: str) -> Side:
         if _judged(rows, task) and all(row.get("split") == SPLITS[split] for row in rows.values()):
             return Side(file, rows, task)
     command = shlex.join(["python", "-m", "ftlab", "eval", f"run={folder}", f"split={split}"])
-    raise InputError(f"{word} holds no answers on {split} with verdicts: {command}")
+    raise InputError(f"{word} holds no scored answers on {split}. Write them: {command}")
 
 
 def _by_id(file: Path, what: str) -> RowsById:
     found: RowsById = {}
     for number, row in read(file):
         if "id" not in row:
-            raise DataError(f"{file}:{number}: no id (the row has {', '.join(list(row)[:9]) or 'nothing'})")
+            raise DataError(
+                f"{file}:{number}: no id, by which {what} are paired (the row has "
+                f"{', '.join(list(row)[:9]) or 'nothing'}): give each row one"
+            )
         name = json.dumps(row["id"], sort_keys=True)
         if name in found:
-            raise DataError(f"{file}:{number}: id {name} occurs twice: {what} are paired by id")
+            raise DataError(f"{file}:{number}: id {name} occurs twice, but {what} are paired by id: rename one")
         found[name] = row
     return found
 
@@ -177,10 +183,10 @@ def _judged(rows: RowsById, task: Task) -> bool:
 
 
 def _paired(a: Side, b: Side, contexts: RowsById) -> tuple[list[PairedRow], bool]:
-    """The rows that both have, in A's order; and whether rows of one schema are known."""
+    """Return the rows that both sides have, in A's order; and whether they are clustered by context."""
     shared = [name for name in a.rows if name in b.rows]
     if not shared:
-        raise InputError(f"{a.file} and {b.file} have no id in common: they are not about the same rows")
+        raise InputError(f"{a.file} and {b.file} have no id in common: name two files about the same rows")
     schemas = []
     for name in shared:
         sources = (a.rows[name], b.rows[name], contexts.get(name, {}))
@@ -202,7 +208,9 @@ def _judgement(side: Side, name: str) -> Judgement:
     try:
         return side.task.read(side.rows[name])
     except KeyError as error:
-        raise DataError(f"{side.file}: id {name} has no {error.args[0]}: write the file with ftlab score") from None
+        raise DataError(
+            f"{side.file}: id {name} has no {error.args[0]}: write the file with python -m ftlab score"
+        ) from None
 
 
 # --- what is shown ------------------------------------------------------------------------------------------
@@ -212,7 +220,7 @@ def _show(terminal: Terminal, a: Side, b: Side, rows: list[PairedRow], clustered
     terminal.note(f"A  {a.file}")
     terminal.note(f"B  {b.file}")
     found = {metric: compare(metric.name, rows) for metric in metrics}
-    head = ["", "A %", "B %", "B - A", "95 %", "A only", "B only", "p", ""]
+    head = ["", "A %", "B %", "B - A", "95 % CI", "A only", "B only", "p", ""]
     terminal.table(head, [_cells(called(metric), one) for metric, one in found.items()])
     terminal.note("")
     for line in _remarks(a, b, rows, clustered, found):
@@ -228,7 +236,7 @@ def _cells(title: str, found: ScoreComparison) -> list[str]:
     return [
         *(title, *rates, difference, span((found.low, found.high), "+")),
         *((f"{found.only_a:,}", f"{found.only_b:,}") if found.p is not None else ("-", "-")),
-        *(p, found.words),
+        *(p, found.conclusion),
     ]
 
 
@@ -236,14 +244,14 @@ def _remarks(
     a: Side, b: Side, rows: list[PairedRow], clustered: bool, found: dict[Metric, ScoreComparison]
 ) -> Iterator[str]:
     clusters = len({row.cluster for row in rows})
-    yield f"{_counted(len(rows))} in both, " + (
-        f"drawn as {_counted(clusters, a.task.cluster)}"
+    yield f"{_counted(len(rows))} in both; the bootstrap resamples " + (
+        _counted(clusters, a.task.cluster)
         if clustered
-        else "each drawn on its own: no contexts are known (name the file that was scored: rows=IN.jsonl)"
+        else "single rows, since no contexts are known (name the file that was scored: rows=IN.jsonl)"
     )
     for letter, side in (("A", a), ("B", b)):
         if alone := len(side.rows) - len(rows):
-            yield f"{_counted(alone)} of {letter} alone left out"
+            yield f"{_counted(alone)} only in {letter}, left out"
     for metric, one in found.items():
         if silent := len(rows) - one.rows:
             yield f"{_counted(silent)} left out of {called(metric)}" + (f": {metric.silent}" if metric.silent else "")

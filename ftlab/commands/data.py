@@ -1,4 +1,8 @@
-"""python -m ftlab data [OVERRIDES]: what a run would train on: splits, samples, lengths in tokens."""
+"""python -m ftlab data [OVERRIDES]: what a run would train on: splits, samples, lengths in tokens.
+
+OVERRIDES are those of a run, such as data=sql_synth, data=jsonl data.path=FILE, model=tiny (its tokenizer is used) and
+data.max_length=512. A histogram of the lengths is also written to outputs/ as a PNG (needs matplotlib).
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +19,7 @@ from rich.text import Text
 
 from ftlab import data, stages, tasks
 from ftlab.config import ExperimentConfig
-from ftlab.data.encode import Encoded, refuse_nothing, warnings_of, whole_step
+from ftlab.data.encode import Encoded, refuse_empty, suggested_length, warnings_of
 from ftlab.data.lengths import COLOURS, PERCENTILES, Measured, bins, figure, measure, percentile
 
 if TYPE_CHECKING:
@@ -24,15 +28,14 @@ if TYPE_CHECKING:
 OUTPUTS = Path("outputs")
 SAMPLES = 3
 BARS = 16  # lines of the histogram
-PLAIN_WIDTH = 110  # columns, where the output is no terminal
+PLAIN_WIDTH = 110  # columns, if the output is not a terminal
 TRAINED, SPECIAL, WARN = "bold green", "magenta", "yellow"
 
 
 def main(cfg: ExperimentConfig, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Show the data of `cfg` as the model reads it, and write a plot of its lengths to outputs/.
 
-    Raises DataError for data that cannot be used and, after showing it all, if no row to train
-    on fits `data.max_length`.
+    Raises DataError for data that cannot be used and, after showing it all, if no training row fits `data.max_length`.
     """
     task, stage = tasks.get(cfg.data.task), stages.get(cfg.trainer.stage)
     splits = data.load(cfg.data, task)
@@ -44,14 +47,14 @@ def main(cfg: ExperimentConfig, tokenizer: "PreTrainedTokenizerBase") -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    console.print(Text.assemble((cfg.data.name, "bold"), ", as ", (cfg.model.name, "bold"), " reads it"))
+    console.print(Text.assemble((cfg.data.name, "bold"), ", tokenized for ", (cfg.model.name, "bold")))
     console.print(_table(found))
     for line in _remarks(splits, found, max_length):
         console.print(line, soft_wrap=True)
     _show_samples(console, train.fitted.encoded, tokenizer)
     _show_lengths(console, train.lengths, max_length)
     console.print(_plot(cfg, train), soft_wrap=True)
-    refuse_nothing(train.fitted, train.tokens, max_length)
+    refuse_empty(train.fitted, train.tokens, max_length)
     return 0
 
 
@@ -78,11 +81,11 @@ def _remarks(splits: data.Splits, found: dict[str, Measured], max_length: int) -
     remarks += [Text(line, style=WARN) for line in warnings_of({k: v.fitted for k, v in found.items()}, max_length)]
     longer = [name for name, split in found.items() if split.lengths and split.lengths[-1] > max_length]
     if longer:
-        longest = whole_step(max(found[name].lengths[-1] for name in longer))
-        most = whole_step(max(percentile(found[name].lengths, 99) for name in longer))
-        advice = f"data.max_length={longest} would keep all rows of {_listed(longer)} whole"
+        longest = suggested_length(max(found[name].lengths[-1] for name in longer))
+        most = suggested_length(max(percentile(found[name].lengths, 99) for name in longer))
+        advice = f"data.max_length={longest} would truncate no row of {_listed(longer)}"
         if max_length < most < longest:
-            advice += f", data.max_length={most} at least 99 % of them"
+            advice += f", data.max_length={most} at most 1 % of them"
         remarks.append(Text(advice, style=WARN))
     return remarks
 
@@ -92,12 +95,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _show_samples(console: Console, rows: Sequence[Encoded], tokenizer: "PreTrainedTokenizerBase") -> None:
-    """A short, a middling and a long row."""
+    """Show a short, a medium and a long row."""
     ordered = sorted(rows, key=lambda row: row.tokens)
     places = dict.fromkeys(len(ordered) * part // (SAMPLES + 1) for part in range(1, SAMPLES + 1))
     coloured = console.color_system is not None
     legend = Text("trained tokens", style=TRAINED) if coloured else Text("⟦trained tokens⟧")
-    console.print(Text.assemble("\n", ("Samples of train", "bold"), " with ", legend))
+    console.print(Text.assemble("\n", ("Samples of train", "bold"), ", marked: ", legend))
     for row in [ordered[place] for place in places if ordered]:
         cut = ", truncated" if row.truncated else ""
         console.print(Text(f"\n{row.id}: {row.tokens:,} tokens, {row.trained:,} trained{cut}", style="dim"))
@@ -105,7 +108,7 @@ def _show_samples(console: Console, rows: Sequence[Encoded], tokenizer: "PreTrai
 
 
 def _sample(row: Encoded, tokenizer: "PreTrainedTokenizerBase", coloured: bool) -> Text:
-    """A row as the model reads it, special tokens written out."""
+    """Return the text of a row as the model reads it, with special tokens."""
     text = Text()
     for ids, trained in _pieces(row):
         read = str(tokenizer.decode(ids, skip_special_tokens=False))
@@ -120,7 +123,7 @@ def _sample(row: Encoded, tokenizer: "PreTrainedTokenizerBase", coloured: bool) 
 
 
 def _pieces(row: Encoded) -> Iterator[tuple[list[int], bool]]:
-    """The row's token ids, cut where a trained span begins or ends, and whether each piece is one."""
+    """Yield the row's token ids, divided at the borders of trained spans, and whether each piece is trained."""
     end = 0
     for first, last in row.spans:
         yield row.input_ids[end:first], False
@@ -130,7 +133,7 @@ def _pieces(row: Encoded) -> Iterator[tuple[list[int], bool]]:
 
 
 def _control_spans(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, int]]:
-    """Where special tokens stand in the decoded text; text that only spells one is none."""
+    """Return the positions of special tokens in the decoded text; text that only looks like one does not count."""
     special = set(tokenizer.all_special_ids)
 
     def end(count: int) -> int:
@@ -140,7 +143,7 @@ def _control_spans(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> list
 
 
 def _show_lengths(console: Console, lengths: list[int], max_length: int) -> None:
-    console.print(Text.assemble("\n", ("Tokens of the rows of train", "bold"), " before anything is cut\n"))
+    console.print(Text.assemble("\n", ("Tokens per row of train", "bold"), ", before truncation (tokens, rows)\n"))
     found = bins(lengths, BARS)
     most = max(rows for _, _, rows in found)
     room = min(60, console.width - 36)
@@ -158,18 +161,18 @@ def _show_lengths(console: Console, lengths: list[int], max_length: int) -> None
 
 
 def bar(length: float) -> str:
-    """A bar of `length` character cells, to an eighth of one; whatever is not zero can be seen."""
+    """Return a bar of `length` character cells, in steps of 1/8; a length above 0 is always visible."""
     eighths = max(round(length * 8), int(length > 0))
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def _plot(cfg: ExperimentConfig, train: Measured) -> Text:
-    """Write the PNG; the line that says where it is, or why there is none."""
+    """Write the PNG, and return the line that says where it is or why there is none."""
     name = "-".join(re.sub(r"[^\w.]+", "_", part) for part in ("data", cfg.data.name, cfg.model.name))
     path = OUTPUTS / f"{name}.png"
     if not find_spec("matplotlib"):
         return Text(f"\nNo plot: {path} needs matplotlib: pip install 'ftlab[plots]'", style=WARN)
-    title = f"{cfg.data.name}: {len(train.lengths):,} rows of train, as {cfg.model.name} reads them"
+    title = f"{cfg.data.name}: {len(train.lengths):,} rows of train, tokenized for {cfg.model.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure(train, title, cfg.data.max_length).savefig(path)

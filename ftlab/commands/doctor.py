@@ -1,12 +1,12 @@
 """`python -m ftlab doctor`: what this machine has for a run, what it lacks, and what to do about it.
 
-    python -m ftlab doctor model=NAME     also whether that model's weights are on this machine
-    python -m ftlab doctor run_dir=DIR    whether the run's folder can be written there
-    python -m ftlab doctor RUN|STUDY      instead whether that folder is whole, and what of it can be resumed; exit
-                                          code 1 where something is damaged
+    python -m ftlab doctor model=NAME     also checks whether that model's weights are on this machine
+    python -m ftlab doctor run_dir=DIR    also checks whether that run folder can be written
+    python -m ftlab doctor RUN|STUDY      checks only that folder: what is damaged, and from which step it can be
+                                          resumed; the exit code is 1 if something is damaged
 
 Each line is marked ok, warn (some runs need it) or fail (every run needs it; the exit code is then 1).
-Every check imports what it needs, so a missing or broken package costs one line, never the report.
+A missing or broken package is reported in its own line; the other checks still run.
 """
 
 import importlib.metadata
@@ -32,11 +32,11 @@ from ftlab.redact import redact
 if TYPE_CHECKING:
     from ftlab.config import ExperimentConfig
 
-# What to hold where ftlab runs from a checkout that is not installed; an installed one states its own ranges.
+# The version ranges for a checkout that is not installed; an installed package states its own.
 PYTHON = ">=3.11"
 FLOORS = ("hydra-core>=1.3.8", "torch>=2.10", "transformers>=5.3", "peft>=0.21")
 
-# Without these no run starts; without the others some runs do not.
+# No run starts without these packages; without the others, only some runs do not.
 ESSENTIAL = {
     "accelerate",
     "huggingface-hub",
@@ -52,21 +52,21 @@ ESSENTIAL = {
 }
 
 GB = 1e9
-LITTLE_MEMORY = 4 * GB  # the smallest base, its evaluation and torch itself
-LITTLE_DISK = 5 * GB  # a small base and a few checkpoints
-NO_DISK = 0.2 * GB  # not even one adapter with its optimizer state
-ANSWER_SECONDS = 4.0  # for nvidia-smi and for the Hub
+LITTLE_MEMORY = 4 * GB  # needed by the smallest base, its evaluation and torch itself
+LITTLE_DISK = 5 * GB  # needed by a small base and a few checkpoints
+NO_DISK = 0.2 * GB  # too little even for one adapter with its optimizer state
+ANSWER_SECONDS = 4.0  # time limit for nvidia-smi and for the Hub
 
 
 Check = Callable[[], Iterator[Line]]
 
 
 def main(args: dict[str, str], folders: Sequence[str] = ()) -> int:
-    """Print the report; 1 if something that every run needs is missing, otherwise 0. Of the `folders` of runs or
-    studies, print what of them is damaged; 1 if something is.
+    """Print the report and return the exit code: 1 if something that every run needs is missing, otherwise 0. With
+    `folders` of runs or studies, check only these; 1 if something in them is damaged.
 
-    `args` are overrides as for a run: `model=NAME` also says whether its weights are on this machine,
-    `run_dir=DIR` names the folder that must be writable.
+    `args` are overrides as for a run: with `model=NAME` its weights are looked for too, `run_dir=DIR` names the folder
+    that must be writable.
 
     Raises:
         ConfigError: an override is wrong.
@@ -80,18 +80,20 @@ def main(args: dict[str, str], folders: Sequence[str] = ()) -> int:
         marks.append(line.mark)
     failed, warned = marks.count("fail"), marks.count("warn")
     if failed:
-        print(f"\n{failed} of {len(marks)} checks failed: no run will work before that is put right")
+        print(f"\n{failed} of {len(marks)} checks failed: no run will work until they are fixed")
     else:
-        print(f"\nrunnable: {len(marks)} checks, {warned} with a remark")
+        print(f"\nready to run: {len(marks)} checks, {warned} {'warning' if warned == 1 else 'warnings'}")
     return 1 if failed else 0
 
 
 def check_folders(args: dict[str, str], folders: Sequence[str]) -> int:
-    """Print what is whole and what is damaged; 1 where something is."""
+    """Print what is intact and what is damaged; return 1 if something is damaged."""
     from ftlab.commands.checkup import checkup
 
     if args:
-        raise InputError(f"{next(iter(args))}= says nothing of a folder: python -m ftlab doctor {folders[0]}")
+        raise InputError(
+            f"{next(iter(args))}= cannot be combined with a folder: python -m ftlab doctor {folders[0]} checks it"
+        )
     damaged = False
     for folder in folders:
         for line in checkup(folder):
@@ -101,7 +103,7 @@ def check_folders(args: dict[str, str], folders: Sequence[str]) -> int:
 
 
 def findings(args: dict[str, str]) -> Iterator[Line]:
-    """The findings, in the order in which they are best put right."""
+    """Yield the findings, in the order in which they are best fixed."""
     cfg = _configuration(args)
     checks: list[tuple[str, Check]] = [
         ("python", python),
@@ -125,23 +127,23 @@ def findings(args: dict[str, str]) -> Iterator[Line]:
 
 
 def _configuration(args: dict[str, str]) -> "ExperimentConfig | None":
-    """The experiment that a run with these overrides would have; None where Hydra is missing or broken."""
+    """Return the experiment that a run with these overrides would have; None if Hydra is missing or broken."""
     try:
         from ftlab.composition import compose
         from ftlab.shell import quoted
 
-        simple = re.compile(r"[\w./:@-]*")  # all else is quoted: values of this command are plain text
+        simple = re.compile(r"[\w./:@-]*")  # other values are quoted: values of this command are plain text
         return compose([f"{k}={v if simple.fullmatch(v) else quoted(v)}" for k, v in args.items()])
     except ConfigError:
         if args:
             raise
         return None
-    except Exception:  # the package's own line tells
+    except Exception:  # the line of the package reports it
         return None
 
 
 def _guarded(name: str, check: Check) -> Iterator[Line]:
-    """The findings of one check; what it cannot find out is a finding too."""
+    """Yield the findings of one check; if it raises, that is a finding too."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -161,15 +163,15 @@ def _reason(error: BaseException) -> str:
 
 
 def python() -> Iterator[Line]:
-    """The interpreter's version against ftlab's range."""
+    """Check that the interpreter's version is in ftlab's range."""
     wanted = _requires_python()
     fits = _fits(platform.python_version(), wanted)
-    remedy = "" if fits else f"ftlab needs Python {wanted}"
+    remedy = "" if fits else f"ftlab needs Python {wanted}: create the environment with it"
     yield Line("ok" if fits else "fail", "python", f"{platform.python_version()} ({sys.executable})", remedy)
 
 
 def packages() -> Iterator[Line]:
-    """Every requirement of ftlab: its version, and whether that is in range."""
+    """Check the version of every package that ftlab requires."""
     for name, wanted in requirements().items():
         missing: Mark = "fail" if name in ESSENTIAL else "warn"
         try:
@@ -180,7 +182,7 @@ def packages() -> Iterator[Line]:
         if _fits(version, wanted):
             yield Line("ok", name, version)
         else:
-            yield Line(missing, name, f"{version} is not {wanted}", f"pip install '{name}{wanted}'")
+            yield Line(missing, name, f"{version}, but ftlab needs {wanted}", f"pip install '{name}{wanted}'")
 
 
 def parts() -> Iterator[Line]:
@@ -222,7 +224,7 @@ def options() -> Iterator[Line]:
 
 
 def requirements() -> dict[str, str]:
-    """Package name -> version range, of the installed distribution or of FLOORS."""
+    """Return the version range of each package, from the installed distribution or from FLOORS."""
     try:
         stated = importlib.metadata.requires("ftlab") or []
     except importlib.metadata.PackageNotFoundError:
@@ -240,7 +242,7 @@ def _requires_python() -> str:
 
 
 def _fits(version: str, wanted: str) -> bool:
-    """Whether a version lies in a range; true where `packaging` is not there to tell."""
+    """Whether a version lies in a range; true if the package `packaging` is missing."""
     try:
         from packaging.specifiers import SpecifierSet
     except ImportError:
@@ -249,7 +251,7 @@ def _fits(version: str, wanted: str) -> bool:
 
 
 def quantisation() -> Iterator[Line]:
-    """Whether bitsandbytes really quantises: a small matrix to NF4 and back, on the device of a run."""
+    """Check that bitsandbytes works: quantise a small matrix to NF4 and back, on the device of a run."""
     import torch
 
     try:
@@ -262,17 +264,17 @@ def quantisation() -> Iterator[Line]:
     except Exception as problem:
         yield Line("warn", "bitsandbytes", f"does not work ({_reason(problem)})", "use quant=none, or reinstall it")
         return
-    if error > 0.2:  # NF4's widest gap is 0.30, so half of it
+    if error > 0.2:  # the widest gap of NF4 is 0.30, so a correct result is at most 0.15 off
         yield Line("warn", "bitsandbytes", f"quantises wrongly (NF4 error {error:.2f})", "use quant=none")
     else:
-        yield Line("ok", "bitsandbytes", f"NF4 works on the {device}")
+        yield Line("ok", "bitsandbytes", f"NF4 quantisation works on {device}")
 
 
 # --- hardware -------------------------------------------------------------------------------------------
 
 
 def gpu() -> Iterator[Line]:
-    """Every GPU that torch can use, or why there is none."""
+    """List every GPU that torch can use, or the reason why there is none."""
     try:
         import torch
     except Exception as error:
@@ -302,23 +304,23 @@ def _gpu_line(index: int, driver: str) -> Line:
     if not bf16:
         return Line("warn", f"gpu {index}", text, "set model.dtype=float16 quant.bnb_4bit_compute_dtype=float16")
     if free < total / 2:
-        return Line("warn", f"gpu {index}", text, "another process holds its memory (nvidia-smi names it)")
+        return Line("warn", f"gpu {index}", text, "another process uses its memory (nvidia-smi lists it)")
     return Line("ok", f"gpu {index}", text)
 
 
 def _without_gpu(version: str, caught: list[str]) -> Line:
     driver = _driver()
     if driver is None:
-        return Line("warn", "gpu", "none: runs use the CPU", "model=tiny and model=smollm2_135m learn on a CPU too")
+        return Line("warn", "gpu", "none: runs use the CPU", "choose a small model: model=tiny or model=smollm2_135m")
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return Line("warn", "gpu", "hidden by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES to use it")
     reason = caught[0] if caught else "a build without CUDA, or one for a newer driver"
-    text = f"driver {driver} is there, but torch {version} does not use it ({reason})"
+    text = f"driver {driver} is installed, but torch {version} cannot use it ({reason})"
     return Line("warn", "gpu", text, "install torch for that driver: https://pytorch.org/get-started/locally")
 
 
 def _driver() -> str | None:
-    """The NVIDIA driver's version; None without one."""
+    """Return the version of the NVIDIA driver, or None if there is none."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True)
@@ -328,7 +330,7 @@ def _driver() -> str | None:
 
 
 def cpu() -> Iterator[Line]:
-    """The cores this process may use, and the threads torch takes."""
+    """Compare the cores that this process may use with torch's threads."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -341,7 +343,7 @@ def cpu() -> Iterator[Line]:
 
 
 def memory() -> Iterator[Line]:
-    """What is free of the machine's memory, or of the container's share of it."""
+    """Check how much memory is free, on the machine or within the container's limit."""
     total, free = _machine_memory()
     limit, used = _container_memory()
     total, free = min(total, limit), min(free, limit - used)
@@ -353,7 +355,7 @@ def memory() -> Iterator[Line]:
 
 
 def _machine_memory() -> tuple[float, float]:
-    """Bytes in all, and available to new processes."""
+    """Return the machine's total memory and that available to new processes, in bytes."""
     import psutil  # type: ignore[import-untyped]
 
     found = psutil.virtual_memory()
@@ -361,7 +363,7 @@ def _machine_memory() -> tuple[float, float]:
 
 
 def _container_memory() -> tuple[float, float]:
-    """Limit and use of the control group in bytes, without file cache; no limit outside of one."""
+    """Return limit and usage of the control group in bytes, without file cache; infinity and 0 without a group."""
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = float((group / "memory.max").read_text()), float((group / "memory.current").read_text())
@@ -375,7 +377,7 @@ def _container_memory() -> tuple[float, float]:
 
 
 def disk() -> Iterator[Line]:
-    """Free space here and where weights are kept."""
+    """Check the free space here and where weights are cached."""
     places = {"disk here": Path.cwd()}
     try:
         from huggingface_hub import constants
@@ -384,7 +386,7 @@ def disk() -> Iterator[Line]:
 
         places |= {"disk ftlab cache": weights.cache(), "disk Hub cache": Path(constants.HF_HUB_CACHE)}
     except Exception:
-        pass  # the packages' own lines tell
+        pass  # the lines of the packages report it
     for name, folder in places.items():
         yield _disk_line(name, folder)
 
@@ -393,26 +395,28 @@ def _disk_line(name: str, folder: Path) -> Line:
     free = shutil.disk_usage(_nearest(folder)).free
     text = f"{free / GB:.1f} GB free at {folder}"
     if free < NO_DISK:
-        return Line("fail" if name == "disk here" else "warn", name, text, "make room")
+        return Line("fail" if name == "disk here" else "warn", name, text, "free some space")
     if free < LITTLE_DISK:
-        return Line("warn", name, text, "enough for a small model only: make room, or set HF_HOME or FTLAB_CACHE")
+        remedy = "enough for a small model only: free some space, or set HF_HOME or FTLAB_CACHE to another disk"
+        return Line("warn", name, text, remedy)
     return Line("ok", name, text)
 
 
 def _nearest(folder: Path) -> Path:
-    """`folder`, or the closest one above it that exists."""
+    """Return `folder`, or its closest parent that exists."""
     folder = folder.expanduser().absolute()
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def output(run_dir: str) -> Iterator[Line]:
-    """Whether the folder that would hold the run's folder can be written."""
+    """Check that the parent of the run folder can be written."""
     folder = Path(run_dir).expanduser().absolute().parent
     try:
         with tempfile.TemporaryFile(dir=_nearest(folder)) as file:
             file.write(b"ftlab")
     except OSError as error:
-        yield Line("fail", "output folder", f"{folder} cannot be written ({error.strerror})", "set run_dir=DIR")
+        remedy = "name another folder: run_dir=DIR"
+        yield Line("fail", "output folder", f"{folder} cannot be written ({error.strerror})", remedy)
         return
     yield Line("ok", "output folder", f"{folder} is writable")
 
@@ -421,7 +425,7 @@ def output(run_dir: str) -> Iterator[Line]:
 
 
 def hub() -> Iterator[Line]:
-    """Whether the Hub may be asked, answers, and knows who asks."""
+    """Check whether the Hub is enabled, answers, and whether a login is stored."""
     from huggingface_hub import get_token
 
     from ftlab import weights
@@ -430,7 +434,7 @@ def hub() -> Iterator[Line]:
     login = "logged in" if get_token() else "not logged in (gated models need `hf auth login`)"
     if weights.offline():
         remedy = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to download"
-        yield Line("ok", "hub", f"offline by your environment, cached models only; {remedy}")
+        yield Line("ok", "hub", f"switched off by your environment, only cached models are used; {remedy}")
         return
     problem = _unreachable(weights.endpoint())
     if problem:
@@ -441,7 +445,7 @@ def hub() -> Iterator[Line]:
 
 
 def _unreachable(address: str) -> str | None:
-    """Why no answer comes from an address; any answer at all, an HTTP error too, is one."""
+    """Return why an address does not answer, or None if it does; an HTTP error is an answer too."""
     from ftlab import weights
 
     def ask() -> None:
@@ -490,7 +494,7 @@ def wandb() -> Line:
 
 
 def embedded() -> Iterator[Line]:
-    """Whether the model of the quickstart is whole."""
+    """Check that the model of the quickstart is complete."""
     from ftlab import weights
     from ftlab.config import ModelConfig
 
@@ -499,11 +503,11 @@ def embedded() -> Iterator[Line]:
     except FtlabError as error:
         yield Line("warn", "embedded model", str(error))
         return
-    yield Line("ok", "embedded model", "model=tiny is there and needs no network")
+    yield Line("ok", "embedded model", "model=tiny is complete and needs no network")
 
 
 def model(cfg: "ExperimentConfig") -> Iterator[Line]:
-    """Whether the named model's weights lie on this machine."""
+    """Check whether the named model's weights are on this machine."""
     from ftlab import weights
 
     try:

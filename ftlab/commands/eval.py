@@ -1,6 +1,11 @@
 """python -m ftlab eval run=DIR [data=OPTION] [KEY=VALUE ...]: score a finished run again.
 
-The run's config.yaml is the base; `data=OPTION` (or another group) replaces that node, `KEY=VALUE` a value.
+run=DIR                a run folder, or the name of one in outputs/
+split=validation       the split to score; default: test
+data=OPTION            other data than the run's (eval=OPTION and quant=OPTION work in the same way)
+eval.batch_size=8 ...  single keys of the configuration; all others are those of the run's config.yaml
+
+Scores and answers are written to evaluations/ in the run folder.
 """
 
 import json
@@ -28,10 +33,10 @@ NODES = ("data.", "eval.", "quant.", "model.dtype", "model.attn_implementation",
 
 
 def main(arguments: dict[str, str]) -> int:
-    """Score on the test split, print the scores beside the run's own, write them under `evaluations/`.
+    """Score the run, print the scores next to its own, and write them below `evaluations/`.
 
     Raises:
-        InputError: a key that an evaluation does not read, or a folder without a finished run.
+        InputError: an evaluation does not use a key, or the folder holds no finished run.
         TrainingError: too little GPU memory.
     """
     if "run" not in arguments:
@@ -47,7 +52,7 @@ def main(arguments: dict[str, str]) -> int:
 
 
 def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig:
-    """The run's configuration with groups replaced first and keys set after, all values plain text.
+    """Return the run's configuration after groups are replaced and then keys are set; all values are plain text.
 
     Raises:
         InputError: an unknown key or value.
@@ -64,15 +69,15 @@ def configuration(folder: RunDir, arguments: dict[str, str]) -> ExperimentConfig
             continue
         if not key.startswith(NODES):
             takes = f"It takes run, split, {', '.join(GROUPS)} and keys below data, eval and quant"
-            raise InputError(f"{key}={text} is nothing that an evaluation reads. {takes}")
+            raise InputError(f"{key}={text} has no effect on an evaluation. {takes}")
         if not config.is_key(key):
-            raise InputError(f"{key} is no key of the configuration. Did you mean: {', '.join(suggestions(key))}?")
+            raise InputError(f"{key} is not a key of the configuration. Did you mean: {', '.join(suggestions(key))}?")
         _set(tree, key, text)
     return typed_from_tree(tree, code)
 
 
 def _comparable(folder: RunDir, name: str, sources: Sources, rows: int, terminal: "Terminal") -> dict[str, float]:
-    """The run's own scores on the split, if they are of the same rows; a line where the split has changed since."""
+    """Return the run's own scores on the split if they are of the same rows; print a note if the split has changed."""
     split = "test" if name == "test" else "validation"
     summary = folder.summary
     found = summary.known_sources
@@ -80,26 +85,28 @@ def _comparable(folder: RunDir, name: str, sources: Sources, rows: int, terminal
     counted = getattr(summary.data, f"{split}_rows") if summary.data else None
     different = differences(before, sources, "in the run")
     if different:
-        terminal.note(f"{different[0]}: the run's own scores are of other rows, and left out")
+        terminal.note(f"{different[0]}: the run's own scores are of other rows and not shown")
     if different or not before or counted != rows:
         return {}
     return {key: value for key, value in summary.tuned.items() if key.startswith(f"{name}/")}
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
-    """Plain text as the value of a key: numbers, true/false and null as YAML reads them, the rest as text."""
+    """Set a key to a value given as text: numbers, true/false and null are read as YAML, anything else as text."""
     *path, last = key.split(".")
     node = tree
     for part in path:
         node = node.setdefault(part, {})  # an older run's record may lack it
         if not isinstance(node, dict):
-            raise InputError(f"the run's config.yaml has {part}: {node}, which should hold further keys: it is damaged")
+            raise InputError(
+                f"the run's config.yaml is damaged: {part}={node} should hold further keys. Copy it from .hydra/"
+            )
     is_text = "str" in str(config.known_keys().get(key)) and key != "data.options" and text != "null"
     node[last] = text if is_text else yaml.safe_load(text)
 
 
 def _stem(folder: RunDir) -> str:
-    """The name of a new evaluation's files below the run's folder: its time, and a number where that is taken."""
+    """Return the name of a new evaluation's files in the run folder: the time, and a number if that exists already."""
     (folder / "evaluations").mkdir(exist_ok=True)
     name = f"evaluations/{time.strftime('%Y%m%d-%H%M%S')}"
     stems = (name, *(f"{name}-{number}" for number in range(2, 1000)))

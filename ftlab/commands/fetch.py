@@ -1,8 +1,8 @@
 """`python -m ftlab fetch model=NAME`: bring a model's weights and tokenizer to this machine.
 
-    HF_ENDPOINT=URL python -m ftlab fetch model=NAME    from a mirror of the Hub
+    HF_ENDPOINT=URL python -m ftlab fetch model=NAME    download from a mirror of the Hub
 
-What is here already is not downloaded again.
+Files that are already on this machine are not downloaded again.
 """
 
 import re
@@ -17,7 +17,7 @@ from ftlab.weights import WeightsFolder
 ORIGINS = {
     "embedded": "embedded",
     "folder": "a local folder",
-    "converted": "found: converted before",
+    "converted": "converted earlier, found in ftlab's cache",
     "cache": "found in the Hub cache",
     "hub": "downloaded from the Hub",
     "package": "downloaded as a Python package and converted",
@@ -25,10 +25,10 @@ ORIGINS = {
 
 
 def main(cfg: ExperimentConfig) -> int:
-    """Print where the files lie, what they are, and the command that uses them; returns 0.
+    """Print where the files are, what they are, and a command that uses them; returns 0.
 
     Raises:
-        WeightsError: they cannot be found, read or downloaded.
+        WeightsError: the files cannot be found, read or downloaded.
     """
     located = weights.find(cfg.model)
     total = sum(file.stat().st_size for file in weights.files(located.folder))
@@ -39,7 +39,7 @@ def main(cfg: ExperimentConfig) -> int:
         "folder": str(located.folder),
         "size": size(total),
         "revision": located.revision or "unknown",
-        "licence": licence(located.folder) or "not stated in the folder: see the model's page",
+        "licence": licence(located.folder) or "not stated in the folder: see the model's page on the Hub",
         "next": next_command(cfg.model, located),
     }
     for name, value in rows.items():
@@ -48,7 +48,7 @@ def main(cfg: ExperimentConfig) -> int:
 
 
 def licence(folder: Path) -> str | None:
-    """The licence's name: of the conversion's record, the model card's front matter, or a licence file."""
+    """Return the licence's name from the record of a conversion, the model card's front matter, or a licence file."""
     recorded = weights.provenance(folder).get("licence")
     if recorded:
         return str(recorded)
@@ -64,6 +64,6 @@ def licence(folder: Path) -> str | None:
 
 
 def next_command(model: ModelConfig, located: WeightsFolder) -> str:
-    """A command that trains this model on rows that need no download."""
+    """Return a command that trains this model on rows that need no download."""
     chosen = typed("model.id", located.folder) if located.origin == "folder" else f"model={model.name}"
     return f"python -m ftlab {chosen} data=sql_synth"

@@ -1,4 +1,4 @@
-"""A finding of `doctor`, as a line."""
+"""A finding of `doctor`, printed as one line."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ Mark = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Line:
-    """One finding. `fail` is for what every run needs, `warn` for what some runs need."""
+    """One finding. `fail` marks a problem for every run, `warn` a problem for some runs."""
 
     mark: Mark
     name: str

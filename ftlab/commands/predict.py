@@ -1,4 +1,10 @@
-"""python -m ftlab predict run=DIR context=TEXT question=TEXT: a tuned run's answer, alone on stdout."""
+"""python -m ftlab predict run=DIR context=TEXT question=TEXT: a tuned run's answer, alone on stdout.
+
+run=DIR             a run folder, or the name of one in outputs/
+context, question   what the model is asked; other tasks may have other columns
+input=FILE          JSON lines with these columns instead: prints one line per question
+max_new_tokens=64   the longest answer, in tokens; default: eval.max_new_tokens of the run
+"""
 
 import json
 import sys
@@ -18,15 +24,15 @@ from ftlab.run_dir import RunDir, find_run, tree_of
 from ftlab.shortage import within_memory
 from ftlab.tasks import Task
 
-SHOWN = 5  # questions that a warning names
-KEYS = ("run", "max_new_tokens", "input", "model.trust_remote_code")  # beside the columns that the task asks for
+SHOWN = 5  # number of questions that a warning names
+KEYS = ("run", "max_new_tokens", "input", "model.trust_remote_code")  # arguments besides the columns of the task
 
 
 def main(arguments: dict[str, str]) -> int:
-    """Print one answer a question. `input=FILE` reads JSON lines of the task's columns (question, context) instead.
+    """Print one answer per question. `input=FILE` reads JSON lines with the task's columns (question, context).
 
     Raises:
-        InputError: a missing argument, a file that cannot be used, or a folder without a finished run.
+        InputError: an argument is missing, a file cannot be used, or the folder holds no finished run.
         TrainingError: too little GPU memory.
     """
     every = {role.name for known in tasks.usable() for role in _asking(known)}
@@ -45,19 +51,19 @@ def main(arguments: dict[str, str]) -> int:
     for number, fields in enumerate(asked, start=1):
         _check_size(number, fields, cfg.data.max_field_bytes)
     answers = _answers(folder, cfg, task, [task.ask(fields, str(i)) for i, fields in enumerate(asked)])
-    if "input" in arguments:  # a line a question, whatever the model says
+    if "input" in arguments:  # one line per question, even if an answer has several
         answers = [" ".join(answer.splitlines()) for answer in answers]
     print("\n".join(answers))
     return 0
 
 
 def _asking(task: Task) -> list[Role]:
-    """The columns of a question: all that the prompt may show."""
+    """Return the columns of a question: all that the prompt may show."""
     return [role for role in task.roles if role.in_prompt != "never"]
 
 
 def _answers(folder: RunDir, cfg: ExperimentConfig, task: Task, asked: list[Example]) -> list[str]:
-    print(f"loading {cfg.model.id} as tuned in {folder.path}", file=sys.stderr, flush=True)
+    print(f"loading {cfg.model.id}, tuned in {folder.path}", file=sys.stderr, flush=True)
     from ftlab import models
     from ftlab.evaluate import answer, ready
     from ftlab.experiment import base_differs, load_finished, make_accelerator, quiet
@@ -77,8 +83,8 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, task: Task, asked: list[Exam
     if unescaped:
         numbers = ", ".join(str(i + 1) for i in unescaped[:SHOWN])
         print(
-            f"{len(unescaped):,} questions spell a control token, which this tokenizer cannot read as text "
-            f"(question {numbers})",
+            f"{len(unescaped):,} questions contain a control token (such as the EOS token) that this tokenizer cannot "
+            f"encode as plain text, so the model reads the token (question {numbers}). Reword them",
             file=sys.stderr,
         )
     for line in models.check_rows(model, tokenizer, [], prompts, cfg):
@@ -86,12 +92,12 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, task: Task, asked: list[Exam
     fewer = f"a max_new_tokens below {cfg.eval.max_new_tokens}"
     progress = terminal.progress(len(prompts), what="predict")
     with within_memory("predict", fewer), ready(model, decoder, accelerator) as fast, progress as bar:
-        told = partial(print, file=sys.stderr)
-        return answer(model, fast, tokenizer, prompts, cfg.eval, lambda done: bar.update(done, {}), note=told)
+        note = partial(print, file=sys.stderr)
+        return answer(model, fast, tokenizer, prompts, cfg.eval, lambda done: bar.update(done, {}), note=note)
 
 
 def _asked(arguments: dict[str, str], task: Task, prompt: str) -> list[dict[str, str]]:
-    """The columns of each question, by name; those that the prompt does not show may be absent."""
+    """Return the columns of each question, by name; those that the prompt does not show may be absent."""
     if "input" in arguments:
         return _questions(Path(arguments["input"]).expanduser(), task)
     names = [role.name for role in _asking(task)]
@@ -111,23 +117,23 @@ def _is_given(role: Role, arguments: dict[str, str]) -> bool:
 
 
 def _check_size(number: int, fields: dict[str, str], limit: int) -> None:
-    """Reading a text as tokens takes hundreds of times its size in memory."""
+    """Refuse a text of more than `limit` bytes: to tokenise it takes hundreds of times its size in memory."""
     for name, text in fields.items():
         size = len(text.encode(errors="surrogatepass"))
         if size > limit:
             raise InputError(
-                f"question {number}: its {name} has {size:,} bytes, and the run reads at most {limit:,} "
+                f"question {number}: its {name} has {size:,} bytes, but the run reads at most {limit:,} "
                 "(data.max_field_bytes): shorten it"
             )
 
 
 def _check_length(prompts: Sequence[Sequence[int]], window: int | None) -> None:
-    """A model answers nothing sensible beyond the positions that it was made for, and takes the square of the length to
-    say it."""
+    """Refuse a prompt that is longer than the model's positions: its answer would be meaningless, and the memory of
+    attention grows with the square of the length."""
     number, longest = max(enumerate(map(len, prompts), start=1), key=lambda pair: pair[1])
     if window is not None and longest > window:
         raise InputError(
-            f"question {number}: its prompt has {longest:,} tokens, and the model reads at most {window:,} "
+            f"question {number}: its prompt has {longest:,} tokens, but the model reads at most {window:,} "
             "(max_position_embeddings): shorten its context or question"
         )
 
@@ -140,10 +146,10 @@ def _questions(file: Path, task: Task) -> list[dict[str, str]]:
     for number, row in lines.read(file):
         fields = {**{name: row.get(name) for name in needs}, **{name: _or_empty(row.get(name)) for name in more}}
         if not all(isinstance(text, str) for text in fields.values()):
-            raise InputError(f"{file}:{number}: needs {wanted}, each a text")
+            raise InputError(f"{file}:{number}: this line needs {wanted}, each as text in quotes")
         asked.append({name: str(text) for name, text in fields.items()})
     if not asked:
-        raise InputError(f"input={file} holds no question")
+        raise InputError(f"input={file} holds no question: add one JSON object per line")
     return asked
 
 

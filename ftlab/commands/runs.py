@@ -1,11 +1,12 @@
 """python -m ftlab runs [FOLDER] [KEY=VALUE ...]: the runs below outputs/ (or FOLDER), newest first.
 
 status=finished  model=tiny  trainer.lr=1e-3   only runs where a column or configuration key has this value;
-                                               numbers compare as numbers, text may hold * and ?
-min.eval/sql_exact_match=0.5  max.eval/loss=1  only runs whose number is at least, or at most, this
-sort=eval/sql_exact_match  sort=-trainer.lr    order by a column as the table calls it, a configuration
-                                               key or a score (best first)
-limit=20  json=true                            at most so many; one JSON object a line, with configuration
+                                               numbers are compared by value, text may contain * and ?
+min.eval/sql_exact_match=0.5  max.eval/loss=1  only runs whose value is at least, or at most, this number
+sort=eval/sql_exact_match  sort=-trainer.lr    order by a column of the table, a configuration key or a score
+                                               (best first); `-` reverses the order
+limit=20                                       show at most 20 runs; default 50, null: all
+json=true                                      print one JSON object per run, with its configuration
 """
 
 import difflib
@@ -29,17 +30,17 @@ from ftlab.errors import InputError
 from ftlab.summary import Summary
 
 OUTPUTS = Path("outputs")
-DEPTH = 5  # folders below FOLDER that are looked into
+DEPTH = 5  # levels of folders below FOLDER that are searched
 MOST_FOLDERS = 20_000
 MARKS = ("config.yaml", "summary.json", "metrics.jsonl", "checkpoints", "adapter", ".hydra")
 OPTIONS = ("sort", "limit", "json")
-TITLES = {"lora": "lora.r", "lr": "trainer.lr", "base -> tuned": "score"}  # of columns that show another key
+TITLES = {"lora": "lora.r", "lr": "trainer.lr", "base -> tuned": "score"}  # column titles that differ from their key
 COLUMNS = ("name", "status", "model", "lora.r", "trainer.lr", "steps", "score", "objective", "seconds", "started")
 
 
 @dataclass
 class FoundRun:
-    """A run folder as far as it can be read; `values` holds columns, configuration keys and tuned scores."""
+    """What can be read of a run folder; `values` holds columns, configuration keys and tuned scores."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -49,12 +50,12 @@ class FoundRun:
 
 
 def main(args: dict[str, str], words: list[str]) -> int:
-    """List run folders, or print them as JSON lines. Raises InputError for a filter that means nothing."""
+    """List run folders, or print them as JSON lines. Raises InputError for an unknown filter."""
     if len(words) > 1:
         raise InputError(f"{words[1]!r} is one folder too many: python -m ftlab runs [FOLDER] [KEY=VALUE ...]")
     root = Path(words[0]).expanduser() if words else OUTPUTS
     if words and not root.is_dir():
-        raise InputError(f"{root} is no folder: python -m ftlab runs [FOLDER] lists the runs below FOLDER")
+        raise InputError(f"{root} is not a folder: python -m ftlab runs [FOLDER] lists the runs below FOLDER")
     runs = [read(path, root) for path in find(root)]
     keep, order, limit, as_json = _asked(args, runs)
     chosen = order([run for run in runs if all(test(run) for test in keep)])
@@ -64,12 +65,13 @@ def main(args: dict[str, str], words: list[str]) -> int:
     elif chosen:
         _show(chosen[:limit], len(chosen))
     else:
-        print(f"no run matches ({len(runs)} in {root})" if runs else f"no runs in {root} yet: python -m ftlab")
+        none = f"no runs in {root}/ yet. Start one: python -m ftlab"
+        print(f"none of the {len(runs)} runs in {root}/ matches" if runs else none)
     return 0
 
 
 def find(root: Path) -> Iterator[Path]:
-    """Run folders at or below `root`, at most `DEPTH` deep; nothing inside a run is looked at."""
+    """Yield the run folders at or below `root`, at most `DEPTH` levels deep; folders inside a run are not searched."""
     level, seen = [root], 0
     for _ in range(DEPTH + 1):
         below: list[Path] = []
@@ -86,7 +88,7 @@ def find(root: Path) -> Iterator[Path]:
 
 
 def read(path: Path, root: Path) -> FoundRun:
-    """A run folder; what is missing or broken in it becomes a problem, never an error."""
+    """Read a run folder; what is missing or broken in it is listed as a problem and raises no error."""
     run = FoundRun(path)
     run.config = _load(run, "config.yaml", _yaml)
     run.summary = Summary.of(_load(run, "summary.json", json.loads))
@@ -95,7 +97,7 @@ def read(path: Path, root: Path) -> FoundRun:
 
 
 def _names(folder: Path) -> dict[str, bool]:
-    """What lies in a folder, and whether it is a folder itself; links are not followed."""
+    """Return the names in a folder, each with whether it is a folder; links are not followed."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
@@ -109,7 +111,7 @@ def _load(run: FoundRun, name: str, parse: Callable[[str], Any]) -> dict[str, An
     except FileNotFoundError:
         run.problems.append(f"{name} is missing")
         return {}
-    except Exception as error:  # a parser's own error, whatever it is called
+    except Exception as error:  # each parser has its own exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         run.problems.append(f"{name} cannot be read ({reason})")
         return {}
@@ -122,7 +124,7 @@ def _load(run: FoundRun, name: str, parse: Callable[[str], Any]) -> dict[str, An
 def _yaml(text: str) -> Any:
     import yaml
 
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the one in C is ten times faster
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the C loader is ten times faster
 
 
 def _part(tree: dict[str, Any], key: str) -> dict[str, Any]:
@@ -136,10 +138,10 @@ def _scores(run: FoundRun, which: str) -> dict[str, float]:
 
 
 def _columns(run: FoundRun, root: Path) -> dict[str, Any]:
-    """The columns of the table that are not simply a configuration key."""
+    """Return the columns of the table that are not simply a configuration key."""
     summary = run.summary
     name = summary.objective.name or run.config.get("objective")
-    # A name that `run=NAME` finds again: relative to outputs/, otherwise the path as it was reached.
+    # A name that `run=NAME` accepts: relative to outputs/, otherwise the path below FOLDER as given.
     shown = run.path.relative_to(root) if root == OUTPUTS and run.path != root else run.path
     return {
         "name": str(shown),
@@ -161,7 +163,7 @@ def _status(run: FoundRun) -> str:
 
 
 def _alive(path: Path) -> bool:
-    """Whether the process that holds the folder still runs on this machine."""
+    """Whether the process that holds the folder's lock still runs on this machine."""
     try:
         return bool(psutil.pid_exists(int((path / ".lock").read_text())))
     except (OSError, ValueError, OverflowError):
@@ -169,7 +171,7 @@ def _alive(path: Path) -> bool:
 
 
 def _started(run: FoundRun) -> float:
-    """Seconds since the epoch; the folder's own time where the summary does not say."""
+    """Return the start in seconds since the epoch, or the folder's modification time if the summary has none."""
     try:
         return datetime.fromisoformat(run.summary.started).timestamp()
     except ValueError:
@@ -179,14 +181,14 @@ def _started(run: FoundRun) -> float:
             return 0.0
 
 
-# --- what is asked for --------------------------------------------------------------------------------------
+# --- filters and order --------------------------------------------------------------------------------------
 
 Tests = list[Callable[[FoundRun], bool]]
 SortOrder = Callable[[list[FoundRun]], list[FoundRun]]
 
 
 def _asked(args: dict[str, str], runs: list[FoundRun]) -> tuple[Tests, SortOrder, int | None, bool]:
-    """Tests that a run must pass, the order, how many, and whether as JSON."""
+    """Return the tests that a run must pass, the order, the largest number of runs, and whether to print JSON."""
     scores = declared.objectives()
     known = {*_leaves(), *scores, *(key.replace("eval/", "test/") for key in scores)}
     known |= {*COLUMNS, *(key for run in runs for key in run.values)}
@@ -199,13 +201,13 @@ def _asked(args: dict[str, str], runs: list[FoundRun]) -> tuple[Tests, SortOrder
         raise InputError(f"json={as_json} must be true or false")
     limit = args.get("limit", "null" if as_json == "true" else "50")
     if limit != "null" and not limit.isdigit():
-        raise InputError(f"limit={limit} must be a whole number, or null for all")
+        raise InputError(f"limit={limit} must be a whole number, or null for all runs")
     return tests, _order(args.get("sort", "started")), None if limit == "null" else int(limit), as_json == "true"
 
 
 def _meant(order: str, known: set[str]) -> str:
-    """What to sort by, where the title of a column of the table is named: that of the scores is their objective without
-    its split."""
+    """Return the key to sort by for a key or a column title; the title of the scores is their objective without its
+    split."""
     title = order.removeprefix("-")
     scores = {key.removeprefix("eval/"): key for key in declared.objectives()}
     key = title if title in known else {**scores, **TITLES}.get(title, title)
@@ -213,7 +215,7 @@ def _meant(order: str, known: set[str]) -> str:
 
 
 def _leaves() -> set[str]:
-    """Keys of the configuration that hold a value, not further keys."""
+    """Return the keys of the configuration that hold a value, not further keys."""
     keys = list(known_keys())
     return {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
 
@@ -226,11 +228,11 @@ def _refuse_unknown(args: dict[str, str], known: set[str]) -> None:
             raise InputError(f"{key}={text}: {key} is neither a column nor a configuration key. Did you mean: {near}?")
         if key == "sort" and text.removeprefix("-") not in known:
             near = ", ".join(_nearest(text.removeprefix("-"), known | TITLES.keys()))
-            raise InputError(f"sort={text}: there is nothing of this name to sort by. Did you mean: {near}?")
+            raise InputError(f"sort={text} is neither a column, a configuration key nor a score. Did you mean: {near}?")
 
 
 def _nearest(key: str, known: set[str]) -> list[str]:
-    """Three names like `key`, as a whole or in their last part: `lr` is near `trainer.lr`."""
+    """Return the three names most similar to `key`, as a whole or in their last part: `lr` to `trainer.lr`."""
 
     def likeness(name: str) -> float:
         whole = difflib.SequenceMatcher(None, key, name).ratio()
@@ -252,7 +254,7 @@ def _test(key: str, text: str) -> Callable[[FoundRun], bool]:
 
 
 def _same(value: Any, text: str) -> bool:
-    """Whether a value is what was written: numbers by value, `null` and `true` as in YAML, text with * and ?."""
+    """Whether a value matches a filter: numbers by value, `null` and `true` as in YAML, text with * and ?."""
     number, asked = _number(value), _number(text)
     if number is not None and asked is not None:
         return math.isclose(number, asked, rel_tol=1e-9)
@@ -264,7 +266,7 @@ def _same(value: Any, text: str) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, or the one a text writes."""
+    """Return a value as a finite number, also from text; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -275,7 +277,7 @@ def _number(value: Any) -> float | None:
 
 
 def _order(text: str) -> SortOrder:
-    """Newest and best first, other keys from low to high; a `-` turns it round, absent values stay last."""
+    """Return the order: newest and best first, other keys ascending; `-` reverses it, absent values stay last."""
     key = text.removeprefix("-")
     down = key in ("started", "score") or declared.of(key).rises
     down = down != text.startswith("-")
@@ -298,7 +300,7 @@ def _order(text: str) -> SortOrder:
 
 
 def _record(run: FoundRun) -> dict[str, Any]:
-    """A run for other programs."""
+    """Return a run as a JSON object."""
     started = datetime.fromtimestamp(run.values["started"]).astimezone().isoformat(timespec="seconds")
     record = {"run": str(run.path), "status": run.values["status"], "started": started, "problems": run.problems}
     return {key: _finite(value) for key, value in {**run.summary.tree(), **record, "config": run.config}.items()}
@@ -314,7 +316,7 @@ def _finite(node: Any) -> Any:
 
 
 def _show(runs: list[FoundRun], total: int) -> None:
-    """The table; on a narrow terminal the least telling columns give way."""
+    """Print the table; on a narrow terminal the least important columns are left out."""
     from rich.cells import cell_len
     from rich.console import Console
 
@@ -336,11 +338,11 @@ def _show(runs: list[FoundRun], total: int) -> None:
         if run.values["status"] == "broken":
             console.print(f"{run.values['name']}: {'; '.join(run.problems)}", style="yellow", soft_wrap=True)
     if total > len(runs):
-        console.print(f"{total - len(runs)} more: limit=null shows all", style="dim")
+        console.print(f"{total - len(runs)} more runs: limit=null shows all", style="dim")
 
 
 def _fitting(sizes: dict[str, int], width: int) -> list[str]:
-    """The titles of the columns that fit, the most telling ones first in line for the room."""
+    """Return the titles of the columns that fit into `width`; the most important columns are placed first."""
     optional = ["model", "lr", "lora", "objective", "started", "steps", "seconds"]
     chosen = [title for title in sizes if title not in optional]
     for title in optional:
@@ -350,7 +352,7 @@ def _fitting(sizes: dict[str, int], width: int) -> list[str]:
 
 
 def _table(runs: list[FoundRun], objective: str) -> dict[str, list[str]]:
-    """Cells by column title; an objective that all runs share is the title of their scores."""
+    """Return the cells by column title; an objective that all runs share is the title of the scores."""
     columns = {
         "name": [run.values["name"] for run in runs],
         "status": [run.values["status"] for run in runs],
@@ -369,7 +371,7 @@ def _table(runs: list[FoundRun], objective: str) -> dict[str, list[str]]:
 
 
 def _headline(run: FoundRun) -> str:
-    """The objective before and after: `1.0 -> 63.0 %`."""
+    """Return the objective of base and tuned model: `1.0 -> 63.0 %`."""
     key = run.values["objective"]
     base, tuned = (_scores(run, which).get(key) for which in ("base", "tuned"))
     tuned = run.summary.objective.value if tuned is None else tuned

@@ -1,7 +1,7 @@
 """Data: where rows come from, how they are split, and how they become prompts and token ids.
 
-Rows of files, of the Hub and of sources that packages bring are read here, by the columns that a task names; rows that
-a task makes itself are its own sources, by name.
+This package reads the rows of files, of the Hub and of sources that installed packages add, using the columns that a
+task names. A task that generates rows itself lists its generators as `sources`, by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ftlab.config import DataConfig
 from ftlab.data import supplied, table
-from ftlab.data.splits import Example, Parts, Splits, divide
+from ftlab.data.splits import Example, SourceSplits, Splits, divide
 
 __all__ = ["TABLE", "Example", "Splits", "load"]
 
@@ -18,31 +18,31 @@ TABLE = "table"  # the source of files and Hub data sets, whatever the task
 
 
 class Origin(table.Reader, Protocol):
-    """What loading needs to know of a task: the rows that it reads, and those that it makes."""
+    """The part of a task that loading needs: how it reads rows, and the sources whose rows it generates."""
 
     @property
-    def sources(self) -> Mapping[str, Callable[[DataConfig], Parts]]: ...
+    def sources(self) -> Mapping[str, Callable[[DataConfig], SourceSplits]]: ...
 
 
 def check_source(cfg: DataConfig) -> None:
-    """What can be told of a source without reading it: its file or folder is there, and is one.
+    """Check a source without reading it: its file or folder exists and is neither a pipe nor a device.
 
     Raises:
-        DataError: it is not.
+        DataError: the check fails.
     """
     if cfg.source == TABLE and cfg.path:
         table.existing(Path(cfg.path).expanduser())
 
 
 def load(cfg: DataConfig, task: Origin) -> Splits:
-    """The splits of an experiment, checked row by row and divided the same way every time.
+    """Return the splits of an experiment; every row is checked, and the division is deterministic.
 
-    Raises DataError with file, line and remedy. Reads no weights and imports no torch.
+    Raises DataError with file, line and remedy. Reads no weights and does not import torch.
     """
-    return divide(_parts(cfg, task), cfg)
+    return divide(_source_splits(cfg, task), cfg)
 
 
-def _parts(cfg: DataConfig, task: Origin) -> Parts:
+def _source_splits(cfg: DataConfig, task: Origin) -> SourceSplits:
     if cfg.source == TABLE:
         return table.load(cfg, task)
     if cfg.source in task.sources:

@@ -1,15 +1,15 @@
-"""Control tokens: what a template spells is one, what a field spells is the text it is.
+"""Control tokens: those that the template writes are encoded as tokens, those that a field contains as plain text.
 
-A tokenizer finds its added tokens anywhere in a text, so a question, context or answer that spells `<s>` or
-`<|im_end|>` would end or turn the sequence in its midst. A control token is
+A tokenizer recognises its added tokens anywhere in a text. A question, context or answer that contains `<s>` or
+`<|im_end|>` would therefore end the sequence or start another turn in the middle of it. A control token is
 
 - one that the tokenizer marks as special (its decoder leaves these out), its unknown token included;
 - one that it lists as `chat_control_tokens`;
-- any other added token, unless blank, that the prompt template itself spells (a turn marker that is not marked as
-  special).
+- any other added token, unless it is white space, that the prompt template itself contains (a turn marker that is not
+  marked as special).
 
-Other added tokens (`<think>`, `<tool_call>`, runs of blanks, Gemma's HTML tags) are vocabulary: a model reads and
-writes them as part of its text, so fields may hold them.
+Other added tokens (`<think>`, `<tool_call>`, runs of spaces, Gemma's HTML tags) are ordinary vocabulary: a model reads
+and writes them as part of its text, so fields may contain them.
 """
 
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-Piece = tuple[str, bool]  # a text, and whether the template wrote it (a field did otherwise)
+Piece = tuple[str, bool]  # a text, and whether it comes from the template (otherwise from a field)
 
 
 class ControlTokens:
@@ -32,16 +32,16 @@ class ControlTokens:
         self.tokenizer = tokenizer
         self.ids = _control_ids(tokenizer, literals)  # by spelling
         unknown: Any = tokenizer.unk_token_id
-        # Unknown characters become this id too; only its spelling tells whether a field wrote it.
+        # Unknown characters get this id too, so only the text shows whether a field contains the token itself.
         self._unknown = str(tokenizer.unk_token) if _only_unknown(tokenizer) else ""
-        self._told = frozenset(self.ids.values()) - ({unknown} if self._unknown else set())
+        self._unambiguous = frozenset(self.ids.values()) - ({unknown} if self._unknown else set())
 
     def encode(self, texts: Sequence[Sequence[Piece]], own: Sequence[int]) -> tuple[list[list[int]], set[int]]:
-        """Token ids of texts, each given in pieces, with nothing added round them; and the indices of those in which
-        a field's control token stayed one, because this tokenizer offers no other reading.
+        """Return the token ids of texts, each given in pieces, without added special tokens; and the indices of the
+        texts in which a field's control token stayed one, because this tokenizer cannot encode it as plain text.
 
         `own` are the control tokens (ids, in order) that the template writes in each of the texts: see `found`.
-        A text whose fields spell no control token has the ids that the tokenizer gives the whole.
+        A text whose fields contain no control token gets the ids that the tokenizer gives to the whole text.
         """
         whole = ["".join([text for text, _ in pieces]) for pieces in texts]
         ids = text_ids(self.tokenizer, whole)
@@ -51,8 +51,8 @@ class ControlTokens:
         return ids, {i for i in spelled if self.found(ids[i]) != own}
 
     def found(self, ids: Sequence[int]) -> list[int]:
-        """The control tokens among `ids`, in order; not the unknown token, which stands for any character."""
-        return [] if self._told.isdisjoint(ids) else [id for id in ids if id in self._told]
+        """Return the control tokens among `ids`, in order, without the unknown token, which any character may be."""
+        return [] if self._unambiguous.isdisjoint(ids) else [id for id in ids if id in self._unambiguous]
 
     def _spelled(self, text: str, ids: Sequence[int], own: Sequence[int]) -> bool:
         return self.found(ids) != own or (self._unknown != "" and self._unknown in text)
@@ -71,8 +71,8 @@ class ControlTokens:
 
     @cached_property
     def _renamed(self) -> "tuple[Tokenizer, dict[str, str]] | None":
-        """A copy of a fast tokenizer in which control tokens have names that no text holds, and these names. Ids,
-        borders and everything else are those of the original. None where there is no such copy."""
+        """A copy of a fast tokenizer in which control tokens have names that occur in no text, and these names. Ids,
+        token boundaries and everything else are those of the original. None where no such copy can be made."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
@@ -86,7 +86,7 @@ class ControlTokens:
             return None
 
     def _apart(self, pieces: Sequence[Piece]) -> list[str | int]:
-        """Texts between the template's control tokens, and the ids of these."""
+        """The texts between the template's control tokens, and the ids of these tokens, in order."""
         parts: list[str | int] = [""]
         for text, ours in pieces:
             at = 0
@@ -102,10 +102,10 @@ class ControlTokens:
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str], **options: bool) -> list[list[int]]:
-    """Token ids of texts as the tokenizer reads them, with nothing added round them, whatever their length."""
+    """Return the token ids that the tokenizer gives to texts of any length, without added special tokens."""
     if not texts:
         return []
-    # verbose: lengths are ftlab's business; the tokenizer would warn of those beyond its model's.
+    # verbose=False: ftlab handles lengths itself; the tokenizer would warn of texts beyond the model's maximum.
     found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
     ids: list[list[int]] = found["input_ids"]
     return ids
@@ -114,7 +114,7 @@ def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str], **options: 
 def _control_ids(tokenizer: "PreTrainedTokenizerBase", literals: Sequence[str]) -> dict[str, int]:
     try:
         added = tokenizer.added_tokens_decoder
-    except NotImplementedError:  # mistral-common's, which finds no control token in a text
+    except NotImplementedError:  # mistral-common's tokenizer, which never recognises a control token in a text
         added = {}
     named = set(tokenizer.all_special_tokens) | set(getattr(tokenizer, "chat_control_tokens", None) or ())
     ids = {
@@ -128,13 +128,13 @@ def _control_ids(tokenizer: "PreTrainedTokenizerBase", literals: Sequence[str]) 
 
 
 def _only_unknown(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the unknown token is nothing else: in many byte-level vocabularies it is the end marker too."""
+    """Whether the unknown token has no other role: in many byte-level vocabularies it is the EOS token too."""
     others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in others
 
 
 def _rename(state: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A serialised tokenizer with control tokens renamed, which adds, cuts and pads nothing."""
+    """Return a serialised tokenizer with control tokens renamed, without special tokens, truncation or padding."""
     model, vocabulary = state["model"], state["model"]["vocab"]
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(token, token): id for token, id in vocabulary.items()}

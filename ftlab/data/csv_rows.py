@@ -1,4 +1,4 @@
-"""Rows of CSV files: fields between commas, semicolons or tabs, named by the first line."""
+"""Rows of CSV files: fields separated by commas, semicolons or tabs, with a header line that names the columns."""
 
 import csv
 import re
@@ -13,23 +13,23 @@ from ftlab.data.faults import Fault, Located
 from ftlab.errors import DataError
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_QUOTES = 'Text with the separator, quotes or line ends stands in "...", a quote in it is doubled.'
+_QUOTES = 'Enclose text that contains the separator, quotes or line breaks in "...", and double each quote inside it.'
 
 
 def read(content: Content, wanted: Collection[str]) -> tuple[list[Located], str, list[str]]:
-    """The rows, that they are counted in lines, and a note where something else than commas stands between fields.
+    """Return the rows, the unit of their numbers ("line"), and a note where fields are not separated by commas.
 
-    Raises DataError for a first line that names a column twice.
+    Raises DataError for a header that names a column twice.
     """
     separator = _separator(content, wanted)
-    notes = [f"{content.path.name}: fields between {_SEPARATORS[separator]}"] if separator != "," else []
+    notes = [f"{content.path.name}: fields are separated by {_SEPARATORS[separator]}"] if separator != "," else []
     with _fields_of_any_length():
         return list(_rows(content, separator)), "line", notes
 
 
 @contextmanager
 def _fields_of_any_length() -> Iterator[None]:
-    """Python's csv refuses fields of more than 131,072 characters, by a limit for the whole process."""
+    """Lift the limit of 131,072 characters that Python's csv module sets on fields, for the whole process."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield
@@ -38,16 +38,16 @@ def _fields_of_any_length() -> Iterator[None]:
 
 
 def _separator(content: Content, wanted: Collection[str]) -> str:
-    """What stands between the names of the first line: that which gives most of the `wanted` columns, else most
-    columns, else the comma. A first line `sep=;`, as Excel writes it, says it."""
+    """Return the separator of the header: the one that yields most of the `wanted` columns, then the most columns,
+    then the comma. A first line such as `sep=;`, which Excel writes, declares it."""
     first = next((line for line in content.lines if line.strip()), b"").decode(errors="replace")
-    if said := re.fullmatch(r'"?sep=([,;\t])"?\s*', first):
-        return said[1]
+    if declared := re.fullmatch(r'"?sep=([,;\t])"?\s*', first):
+        return declared[1]
 
     def found(separator: str) -> tuple[int, int]:
         try:
             names = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
-        except csv.Error:  # reading the rows says what is wrong
+        except csv.Error:  # reported when the rows are read
             return 0, 0
         return len(set(names) & set(wanted)), len(names)
 
@@ -55,7 +55,7 @@ def _separator(content: Content, wanted: Collection[str]) -> str:
 
 
 def _rows(content: Content, separator: str) -> Iterator[Located]:
-    # Undecodable bytes become lone surrogates, which the check of each field finds and places.
+    # Undecodable bytes become lone surrogates, which the check of each field finds and reports.
     lines = (line.decode(errors="surrogateescape") + "\n" for line in content.lines)
     reader = csv.reader(lines, delimiter=separator, strict=True)
     header: list[str] | None = None
@@ -79,7 +79,7 @@ def _rows(content: Content, separator: str) -> Iterator[Located]:
 
 
 def _header(content: Content, number: int, fields: list[str]) -> list[str]:
-    """The names of the columns; nameless ones at the end (a separator too many) are left out."""
+    """Return the names of the columns, without empty names at the end (from superfluous separators)."""
     if _is_odd(fields):
         raise DataError(f"{content.path}: line {number}: the first line is not UTF-8\n{content.remedy}")
     names = [name.strip() for name in fields]
@@ -89,8 +89,8 @@ def _header(content: Content, number: int, fields: list[str]) -> list[str]:
         if count > 1:
             places = " and ".join(str(i) for i, other in enumerate(names, start=1) if other == name)
             raise DataError(
-                f"{content.path}: line {number}: the first line names {name} {count} times (columns {places}): which "
-                "is meant?\nGive each column a name of its own, or delete the one that is not meant."
+                f"{content.path}: line {number}: the first line names {name} {count} times (columns {places}).\n"
+                "Give each column a different name, or delete the duplicate."
             )
     return names
 

@@ -1,7 +1,7 @@
-"""Examples as token ids: which tokens are trained, and what becomes of rows that are too long; no torch.
+"""Examples as token ids: which tokens are trained, and how rows that are too long are truncated; no torch.
 
-The end marker is a label of every row, so that the model learns to stop. What carries loss is told by spans of
-indices, never by comparing with the padding id, which in many tokenizers is the end marker itself.
+The end-of-sequence (EOS) token is a label of every row, so that the model learns to stop. The tokens that carry loss
+are given as spans of indices and never found by comparing with the padding id, which in many tokenizers is EOS itself.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,29 +16,29 @@ from ftlab.errors import DataError, WeightsError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STEP = 64  # suggested lengths are multiples of this
-SHOWN = 5  # rows that a warning names
+MULTIPLE = 64  # suggested lengths are multiples of this
+SHOWN = 5  # number of rows that a warning names
 
 Span = tuple[int, int]  # a half-open range of token indices
 
 
 class Sample(Protocol):
-    """What a step trains on at a time: a row, or several that belong together, such as a pair."""
+    """The unit that a step trains on: a row, or several that belong together, such as a pair."""
 
     @property
     def id(self) -> str: ...
 
     @property
     def tokens(self) -> int:
-        """Tokens that go through the model."""
+        """Number of tokens that go through the model."""
 
     @property
     def trained(self) -> int:
-        """How many of them carry loss: what a step's mean loss is divided by."""
+        """Number of tokens that carry loss; a step's mean loss is divided by their sum."""
 
     @property
     def rows(self) -> "Sequence[Encoded]":
-        """What it consists of."""
+        """The rows that it consists of."""
 
 
 S = TypeVar("S", bound=Sample)
@@ -46,10 +46,10 @@ S = TypeVar("S", bound=Sample)
 
 @dataclass(frozen=True)
 class Tokens:
-    """A row before it is made to fit. `spans` carry loss with `trainer.loss_on=completion`; what comes before the last
-    one is the prompt, which the model answers. Of the tokens in `cut`, the oldest go first where the row is too long;
-    all others stay. A row is `unescaped` where the tokenizer reads a control token that a field spells as the token,
-    not as text.
+    """A row before truncation. Its `spans` carry loss with `trainer.loss_on=completion`; the tokens before the last
+    span are the prompt, which the model answers. If the row is too long, tokens in the range `cut` are removed from its
+    left; all others stay. A row is `unescaped` if the tokenizer encodes a control token that a field contains as the
+    token, not as text.
     """
 
     id: str
@@ -63,7 +63,7 @@ class Tokens:
 
     @property
     def prompt(self) -> list[int]:
-        """Token ids to which the model is asked to give the last span."""
+        """Token ids before the last span, which the model is asked to continue."""
         return self.ids[: self.spans[-1][0]]
 
     @property
@@ -72,15 +72,15 @@ class Tokens:
         return self.ids[self.spans[-1][0] :]
 
     def answered(self, answer: list[int]) -> "Tokens":
-        """The same prompt with another answer, which alone carries loss."""
+        """Return the same prompt with another answer (token ids); only this answer carries loss."""
         prompt = self.prompt
         return replace(self, ids=prompt + answer, spans=((len(prompt), len(prompt) + len(answer)),))
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row to train on. The tokens of its `spans` carry loss: half-open ranges of indices of `input_ids`, in ascending
-    order and disjoint. None begins before index 1, since nothing predicts the first token."""
+    """A row to train on. The tokens of its `spans` carry loss: half-open ranges of indices of `input_ids`, ascending
+    and disjoint. No span begins before index 1, because nothing predicts the first token."""
 
     id: str
     input_ids: list[int]
@@ -89,24 +89,25 @@ class Encoded:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the whole row."""
+        """Number of tokens of the whole row."""
         return len(self.input_ids)
 
     @cached_property
     def trained(self) -> int:
-        """Tokens that carry loss."""
+        """Number of tokens that carry loss."""
         return sum(last - first for first, last in self.spans)
 
     @property
     def rows(self) -> "Sequence[Encoded]":
-        """Itself."""
+        """The row itself."""
         return (self,)
 
 
 @dataclass(frozen=True)
 class EncodedSet(Generic[S]):
-    """The samples that fit (`rows`), and counts of those truncated and dropped; `longest_dropped` is in tokens.
-    `unescaped` are the ids of rows that hold a control token which a field spells (none, but with few tokenizers)."""
+    """The samples that fit (`rows`), and the numbers of truncated and dropped ones; `longest_dropped` is in tokens.
+    `unescaped` are the ids of rows whose fields contain a control token that could not be encoded as text (only a few
+    tokenizers have this limit)."""
 
     rows: list[S]
     truncated: int
@@ -121,12 +122,15 @@ class EncodedSet(Generic[S]):
 
 
 def tokenise(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[Tokens]:
-    """Prompt and answer of each example apart from each other, of whatever length."""
+    """Return the token ids of each example, prompt and answer tokenised separately and not truncated.
+
+    Raises WeightsError if the tokenizer has no end-of-sequence token.
+    """
     eos: Any = tokenizer.eos_token_id
     if eos is None:
         raise WeightsError(
-            f"{tokenizer.name_or_path or 'the tokenizer'} has no end marker (eos_token): a model tuned with "
-            "it could never stop.\nSet eos_token in its tokenizer_config.json, or choose model=tiny"
+            f"{tokenizer.name_or_path or 'the tokenizer'} has no end-of-sequence token (eos_token), so a model tuned "
+            "with it could never stop.\nSet eos_token in its tokenizer_config.json, or choose model=tiny"
         )
     reader = PromptTokenizer(tokenizer, prompt)
     asked = [(row.question, row.context) for row in examples]
@@ -140,15 +144,15 @@ def tokenise(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", 
 
 
 def _completion(id: str, prompt: list[int], answer: list[int], kept: tuple[int, int], unescaped: bool) -> Tokens:
-    """A prompt with its answer; of the prompt so many tokens are `kept` at its beginning and at its end."""
+    """Return a prompt with its answer; `kept` is how many tokens at the prompt's beginning and end are never cut."""
     ids = prompt + answer
     start, tail = kept
     return Tokens(id, ids, ((len(prompt), len(ids)),), (start, max(start, len(prompt) - tail)), unescaped)
 
 
 def fit(tokens: Sequence[Tokens], max_length: int, loss_on: str) -> EncodedSet[Encoded]:
-    """Shorten rows from the left of what may be cut until they fit; drop those that never would, and those of which no
-    token would be trained."""
+    """Truncate rows to `max_length` tokens, from the left of the range that may be cut. Rows that are still too long,
+    and rows without a trained token, are dropped."""
     fitted = [_fit(row, max_length, loss_on) for row in tokens]
     rows = [row for row in fitted if row]
     dropped = [len(row) for row, kept in zip(tokens, fitted, strict=True) if not kept]
@@ -167,8 +171,8 @@ def _fit(row: Tokens, max_length: int, loss_on: str) -> Encoded | None:
 
 
 def _after_cut(spans: tuple[Span, ...], first: int, gone: int) -> tuple[Span, ...]:
-    """Where spans lie once `gone` tokens from index `first` on have been cut, what is left of each; the first token of
-    a row, which nothing predicts, is in none."""
+    """Return the spans after `gone` tokens from index `first` on have been cut. Empty spans are left out, and so is the
+    first token of a row, which nothing predicts."""
 
     def moved(index: int) -> int:
         return max(min(index, first), index - gone, 1)
@@ -177,58 +181,57 @@ def _after_cut(spans: tuple[Span, ...], first: int, gone: int) -> tuple[Span, ..
     return tuple((begin, end) for begin, end in placed if begin < end)
 
 
-def in_runs(rows: Iterable[Encoded], tokens: int) -> Iterator[list[Encoded]]:
-    """The rows in runs of at most so many tokens, at least one row each."""
-    run: list[Encoded] = []
+def in_chunks(rows: Iterable[Encoded], tokens: int) -> Iterator[list[Encoded]]:
+    """Yield the rows in chunks of at most `tokens` tokens, with at least one row each."""
+    chunk: list[Encoded] = []
     filled = 0
     for row in rows:
-        if run and filled + row.tokens > tokens:
-            yield run
-            run, filled = [], 0
-        run.append(row)
+        if chunk and filled + row.tokens > tokens:
+            yield chunk
+            chunk, filled = [], 0
+        chunk.append(row)
         filled += row.tokens
-    if run:
-        yield run
+    if chunk:
+        yield chunk
 
 
-def whole_step(length: int) -> int:
-    """The `max_length` to suggest for rows of `length` tokens."""
-    return -(-length // STEP) * STEP
+def suggested_length(length: int) -> int:
+    """Return the `max_length` to suggest for rows of `length` tokens."""
+    return -(-length // MULTIPLE) * MULTIPLE
 
 
-def refuse_nothing(fitted: EncodedSet[Any], tokens: Sequence[Tokens], max_length: int, name: str = "train") -> None:
-    """Raise DataError, with the `max_length` that would do, if no row of the split `name` is left."""
+def refuse_empty(fitted: EncodedSet[Any], tokens: Sequence[Tokens], max_length: int, name: str = "train") -> None:
+    """Raise DataError, with a `max_length` that is large enough, if no row of the split `name` fits."""
     if fitted.rows:
         return
     use = "to train on" if name == "train" else f"of {name} to measure a loss on"
     if not tokens:
-        raise DataError(f"there are no rows {use}: this split is empty")
+        raise DataError(f"there are no rows {use}: this split is empty. Check the files of data.path")
     longest = max(map(len, tokens))
     raise DataError(
-        f"data.max_length={max_length} leaves nothing {use}: in all {len(tokens):,} rows the question "
-        f"and the answer alone are longer.\nThe longest row has {longest:,} tokens: "
-        f"data.max_length={whole_step(longest)}"
+        f"data.max_length={max_length} leaves no row {use}: in all {len(tokens):,} rows the question and the answer "
+        f"alone are longer.\nThe longest row has {longest:,} tokens. Set data.max_length={suggested_length(longest)}"
     )
 
 
 def warnings_of(sets: Mapping[str, EncodedSet[Any]], max_length: int) -> list[str]:
-    """Lines for a person on rows, by split, that were made to fit, and on rows whose fields spell a control token that
-    this tokenizer cannot read as text."""
+    """Return warnings about truncated and dropped rows, by split, and about rows whose fields contain a control token
+    that this tokenizer cannot encode as text."""
     lines = [_shortened(name, found, max_length) for name, found in sets.items() if found.truncated or found.dropped]
     kept = [f"{name} {id}" for name, found in sets.items() for id in found.unescaped]
     if kept:
         more = f" and {len(kept) - SHOWN:,} more" if len(kept) > SHOWN else ""
         lines.append(
-            f"{len(kept):,} rows spell a control token (such as the end marker), which this tokenizer cannot read as "
-            f"text: {', '.join(kept[:SHOWN])}{more}. Reword or delete these rows"
+            f"{len(kept):,} rows contain a control token (such as the EOS token) that this tokenizer cannot encode as "
+            f"plain text, so the model reads the token: {', '.join(kept[:SHOWN])}{more}. Reword or delete these rows"
         )
     return lines
 
 
 def _shortened(name: str, found: EncodedSet[Any], max_length: int) -> str:
-    lost = f"{found.dropped:,} rows dropped" if name == "train" else f"{found.dropped:,} rows left out of its loss"
-    answered = "" if name == "train" else "; answers are written to whole prompts"
+    lost = f"{found.dropped:,} dropped" if name == "train" else f"{found.dropped:,} left out of the loss"
+    answered = "" if name == "train" else ". Answers are still generated from whole prompts"
     return (
-        f"data.max_length={max_length}: {name}: {found.truncated:,} prompts shortened, {lost}, of "
-        f"{len(found.rows) + found.dropped:,} rows{answered} (python -m ftlab data shows lengths)"
+        f"data.max_length={max_length}: of {len(found.rows) + found.dropped:,} {name} rows, {found.truncated:,} are "
+        f"truncated and {lost}{answered} (python -m ftlab data shows the lengths)"
     )

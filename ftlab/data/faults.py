@@ -1,4 +1,4 @@
-"""What is wrong with rows: each fault in its row's place, so that a file's faults are reported together."""
+"""What is wrong with rows. A fault takes the place of its row, so that all faults of a file are reported together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +19,11 @@ class Fault:
     remedy: str = _DELETE
 
 
-Located = tuple[int, dict[str, Any] | Fault]  # a row and the line or row number it stands at, counted from 1
+Located = tuple[int, dict[str, Any] | Fault]  # the number of a line or row, counted from 1, and the row
 
 
 def refuse(name: str, unit: str, faults: list[tuple[int, Fault]], total: int) -> DataError:
-    """One error for all faults of a file: the first few with their place, a count of the rest, remedies."""
+    """Return one error for all faults of a file: the first few with their numbers, a count of the rest, remedies."""
     shown = faults[:SHOWN]
     lines = [f"{name}: {len(faults):,} of {total:,} rows cannot be used"]
     lines += [f"  {unit} {number:,}: {fault.text}" for number, fault in shown]
@@ -33,8 +33,8 @@ def refuse(name: str, unit: str, faults: list[tuple[int, Fault]], total: int) ->
 
 
 def too_large(name: str, value: str, limit: int) -> Fault | None:
-    """A field of more than `limit` bytes in UTF-8 (`data.max_field_bytes`): reading it as tokens would take hundreds of
-    times its size in memory."""
+    """Return a fault if a field has more than `limit` bytes in UTF-8 (`data.max_field_bytes`): to tokenise it would
+    take hundreds of times its size in memory."""
     if len(value) <= limit and (value.isascii() or 4 * len(value) <= limit):
         return None
     size = len(value.encode(errors="surrogatepass"))
@@ -42,12 +42,12 @@ def too_large(name: str, value: str, limit: int) -> Fault | None:
 
 
 def large(name: str, size: int, limit: int) -> str:
-    """What is wrong with a field of `size` bytes."""
+    """Return the message for a field of `size` bytes."""
     return f"{name} has {size:,} bytes, more than data.max_field_bytes={limit}"
 
 
 def describe(value: Any) -> str:
-    """A short name of a value's type in the words of a data file, with a glimpse of the value."""
+    """Return a value's type in the terms of a data file, with the beginning of the value."""
     if value is None:
         return "null"
     kinds = {
@@ -63,5 +63,5 @@ def describe(value: Any) -> str:
 
 
 def not_utf8(content: Content, error: UnicodeDecodeError) -> Fault:
-    """Bytes that are not UTF-8, and what encoding they seem to be in."""
-    return Fault(f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start + 1:,})", content.remedy)
+    """Return the fault of a text that is not UTF-8, with the encoding that it seems to have as the remedy."""
+    return Fault(f"not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start + 1:,})", content.remedy)

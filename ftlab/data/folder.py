@@ -1,4 +1,4 @@
-"""Which files of a folder are which split: those whose names say so exactly, or number its shards; no others."""
+"""Which files of a folder belong to which split: only files named exactly as a split or as its numbered shards."""
 
 import re
 from collections.abc import Iterable
@@ -35,42 +35,45 @@ class Folder:
 
 @dataclass(frozen=True)
 class _File:
-    """A file whose name is a split's: `number` of its shard or None, of `total` or None."""
+    """A file named as a split; `number` and `total` are of its shards, None where the name gives none."""
 
     path: Path
     name: str
     number: int | None
     total: int | None
-    bare: bool  # only a number tells that it is a shard
+    bare: bool  # its name marks a shard by a number only (train_1), without `part`, `shard` or `-of-`
 
 
 def split_of(name: str) -> str | None:
-    """The split that goes by this name."""
+    """Return the split that this name means, None if it is no name of a split."""
     return _SPLITS.get(name)
 
 
 def names_of(source: str, names: Iterable[str]) -> dict[str, str]:
-    """The name of each split among those of a data set `source`. Raises DataError where two names mean the same."""
+    """Return the name that a data set `source` has for each split.
+
+    Raises DataError where two names mean the same split.
+    """
     found: dict[str, str] = {}
     for name in names:
         if (split := split_of(name)) and found.setdefault(split, name) != name:
             raise DataError(
-                f"{source} has the splits {found[split]} and {name}: both would be the {split} rows.\n"
-                "Save it again with one of them, or with the other under another name."
+                f"{source} has the splits {found[split]} and {name}, and both names mean {split}.\n"
+                "Save it again with only one of them, or rename the other."
             )
     return found
 
 
-def look(folder: Path) -> Folder:
-    """Find the splits of a folder, or of its sub-folder `data` if it has none itself. A lone file whose name is like no
-    split's is all there is.
+def find_splits(folder: Path) -> Folder:
+    """Find the splits of a folder, or of its sub-folder `data` if it has none itself. A single file whose name
+    resembles no split's is taken as the training file.
 
-    Raises DataError without training rows, for missing shards, and where two files claim to be the same.
+    Raises DataError if there is no training file, if shards are missing, or if two files are the same split or shard.
     """
     files = [path for path in sorted(folder.iterdir()) if rows.suffix(path) and not path.is_dir()]
     named = [found for path in files if (found := _named(path))]
     if not named and (folder / "data").is_dir():
-        return look(folder / "data")
+        return find_splits(folder / "data")
     if not named and len(files) == 1 and not _NEAR.match(files[0].name.lower()):
         return Folder({"train": files}, [])
     splits = {split: _files(split, [f for f in named if _SPLITS[f.name] == split]) for split in NAMES}
@@ -86,14 +89,14 @@ def _named(path: Path) -> _File | None:
     if not match:
         return None
     if not path.exists():
-        raise DataError(f"{path}: a link to a file that is not there. Copy or download the file again.")
+        raise DataError(f"{path}: a link to a file that does not exist. Copy or download the file again.")
     number = match["number"] or match["part"] or match["bare"]
     total = int(match["total"]) if match["total"] else None
     return _File(path, match["name"], int(number) if number else None, total, bool(match["bare"]))
 
 
 def _files(split: str, found: list[_File]) -> list[Path]:
-    """The files of one split. Beside a file of the split's bare name, others with a mere number are left out."""
+    """Return the files of one split. Where a file has the split's plain name, files with only a number are left out."""
     if any(file.number is None for file in found):
         found = [file for file in found if not file.bare]
     for file, other in pairwise(found):
@@ -121,7 +124,7 @@ def _copies(split: str, one: _File, other: _File) -> DataError:
 
 
 def _refuse_gaps(shards: dict[int, _File]) -> None:
-    """Shards are numbered from 0 or from 1, without gaps, to their total where the names give one."""
+    """Refuse shards that are not numbered from 0 or 1 without gaps, up to the total where the names give one."""
     sample = next(iter(shards.values()))
     if sample.total is None:
         first = 0 if 0 in shards else 1
@@ -137,11 +140,14 @@ def _refuse_gaps(shards: dict[int, _File]) -> None:
             "Copy or download them too, or name one file to read: data.path=FILE"
         )
     if beyond := [file.path.name for number, file in shards.items() if number not in wanted]:
-        raise DataError(f"{sample.path.parent}: {_listed(beyond)}: there should be {sample.total} shards only.")
+        raise DataError(
+            f"{sample.path.parent}: by their names there are {sample.total} shards, but there are also "
+            f"{_listed(beyond)}.\nDelete or rename these files."
+        )
 
 
 def _renumbered(file: _File, number: int) -> str:
-    """The name of another shard; the hash that may follow the numbers is that of the file, and unknown."""
+    """Return the name of another shard, without the hash that may follow the numbers, which is unknown."""
     stem = file.path.name[: -len(rows.suffix(file.path))]
     if file.total is not None:
         stem = re.sub(r"(-of-\d+).*", r"\1", stem)
@@ -160,7 +166,7 @@ def _no_train(folder: Path) -> DataError:
 
 
 def described(paths: list[Path]) -> str:
-    """One file by its path, several shards by the first and the last."""
+    """Return the path of a single file, or the first and last of several shards."""
     return str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name} ({len(paths)} files)"
 
 
@@ -170,7 +176,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def left_out(found: Folder) -> list[str]:
-    """A note of the files that were not read."""
+    """Return a note that names the files that were not read, if there are any."""
     if not found.left_out:
         return []
-    return [f"not read, since no split is called so: {_listed(path.name for path in found.left_out)}"]
+    return [f"not read, since the names are not those of a split: {_listed(path.name for path in found.left_out)}"]

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, or the copy of one that the `datasets` cache holds."""
+"""Data sets of the Hugging Face Hub, or their copies in the cache of the library `datasets`."""
 
 import re
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from typing import Any
 from ftlab.data.folder import names_of
 from ftlab.errors import DataError
 
-PATIENCE = 4.0  # seconds the Hub has for its first answer
+PATIENCE = 4.0  # seconds to wait for the first answer of the Hub
 Tables = dict[str, list[dict[str, Any]]]
 
 
 def tables(hub_id: str, revision: str | None) -> tuple[Tables, str]:
-    """The rows of each split of a data set (train at least), and where they were read from.
+    """Return the rows of each split of a data set (at least train), and a description of where they were read from.
 
-    The Hub is asked whether the cache holds the present state of `revision`; nothing is downloaded twice.
-    Without the Hub (HF_HUB_OFFLINE, no network) the cached copy is used. HF_ENDPOINT is honoured. Code of a
-    data set never runs. Raises DataError within seconds where neither can be had.
+    The Hub is asked whether the cached copy of `revision` is current; nothing is downloaded twice. If the Hub cannot be
+    reached (HF_HUB_OFFLINE, no network), the cached copy is used. HF_ENDPOINT is honoured. Code of a data set never
+    runs. Raises DataError within seconds if there is neither the Hub nor a copy.
     """
     import datasets
 
@@ -39,13 +39,13 @@ def tables(hub_id: str, revision: str | None) -> tuple[Tables, str]:
     commit = _commit(by_name["train"])
     if not reachable:
         _check_revision(hub_id, revision, commit)
-    where = "the Hub" if reachable else "the cache (the Hub was not asked)"
+    where = "the Hub" if reachable else "the local cache (the Hub was not reached)"
     at = f"@{commit[:12]}" if commit else ""
     return {name: split.to_list() for name, split in by_name.items()}, f"{hub_id}{at}, {where}"
 
 
 def _answers(endpoint: str) -> bool:
-    """Whether the Hub answers at all. huggingface_hub itself retries a refused connection for 23 s."""
+    """Whether the Hub answers at all. Asked first because huggingface_hub retries a refused connection for 23 s."""
     from huggingface_hub import get_session
 
     try:
@@ -56,7 +56,7 @@ def _answers(endpoint: str) -> bool:
 
 @contextmanager
 def _quiet(offline: bool) -> Iterator[None]:
-    """Cached copies only, if `offline`; no warning that one is used, since the notes say it."""
+    """Use cached copies only, if `offline`, without the library's warning about it: the notes of the data say so."""
     import datasets
 
     before, level = datasets.config.HF_HUB_OFFLINE, datasets.utils.logging.get_verbosity()
@@ -70,17 +70,17 @@ def _quiet(offline: bool) -> Iterator[None]:
 
 
 def _commit(split: Any) -> str:
-    """The commit a split was built from, which `datasets` keeps as the name of its cache folder."""
+    """Return the commit that a split was built from, which is the name of its folder in the `datasets` cache."""
     names = [Path(file["filename"]).parent.name for file in split.cache_files]
     return next((name for name in names if re.fullmatch("[0-9a-f]{40}", name)), "")
 
 
 def _check_revision(hub_id: str, revision: str | None, cached: str) -> None:
-    """`datasets` takes the latest cached copy whatever commit was asked for."""
+    """Refuse a cached copy of another commit: `datasets` takes the latest copy whatever commit is requested."""
     if revision and re.fullmatch("[0-9a-f]{40}", revision) and cached != revision:
         raise DataError(
             f"data.hub_revision={revision}: the Hub was not reached, and the cached copy of {hub_id} is of "
-            f"{cached or 'an unknown commit'}.\nGo online once, or accept that copy: data.hub_revision=main"
+            f"{cached or 'an unknown commit'}.\nRun it once with a network, or accept that copy: data.hub_revision=main"
         )
 
 
@@ -89,10 +89,10 @@ def _refusal(hub_id: str, revision: str | None, reachable: bool, error: Exceptio
     if reachable:
         reason = f"data.hub_id={hub_id}{at} cannot be read: {(str(error) or repr(error)).splitlines()[0]}"
     else:
-        reason = f"data.hub_id={hub_id}{at}: the Hub cannot be reached, and the cache holds no copy of it."
+        reason = f"data.hub_id={hub_id}{at}: the Hub cannot be reached, and the local cache holds no copy."
     return DataError(
         f"{reason}\n"
-        "Read it from files instead: data.path=FOLDER, with train.jsonl and perhaps test.jsonl in it:\n"
-        'one {"question": ..., "context": ..., "answer": ...} a line; also .json, .csv, .parquet.\n'
-        "Without any download: data=sql_synth"
+        "Read it from files instead: data.path=FOLDER, a folder with train.jsonl and optionally test.jsonl,\n"
+        'one {"question": ..., "context": ..., "answer": ...} per line; .json, .csv and .parquet work too.\n'
+        "Generated rows need no download: data=sql_synth"
     )

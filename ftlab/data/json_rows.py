@@ -1,5 +1,5 @@
-"""Rows of JSON files, whatever they are called: an object a line, a list of objects, objects over several lines, and
-the shapes in which pandas and `datasets` write a whole table as one object.
+"""Rows of JSON files, whatever their suffix: an object per line, a list of objects, objects over several lines, and
+the layouts in which pandas and `datasets` write a whole table as one object.
 """
 
 import json
@@ -15,7 +15,7 @@ _OBJECT = 'Each row must be an object: {"question": ..., "answer": ...}'
 
 
 class _Repeated(ValueError):
-    """An object names a key twice: which of the values is meant?"""
+    """An object has a key twice, so it is not known which value is meant."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -27,13 +27,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_once)
-_SCAN: Any = make_scanner(_DECODER)  # type: ignore[arg-type]  # a decoder is the context it wants
+_SCAN: Any = make_scanner(_DECODER)  # type: ignore[arg-type]  # a decoder is the context that it needs
 
 
 def read(content: Content, wanted: Collection[str]) -> tuple[list[Located], str, list[str]]:
-    """The rows, what they are counted in (line, or row of a table that is one object), and notes for the user.
+    """Return the rows, the unit of their numbers ("line", or "row" of a table that is one object), and notes.
 
-    `wanted` are the names of columns, by which the shapes of a table are told apart.
+    `wanted` are the names of columns, which distinguish the layouts of a table.
     """
     found = re.search(rb"\S[^\r\n]*", content.data)
     first = found[0] if found else b""
@@ -45,8 +45,8 @@ def read(content: Content, wanted: Collection[str]) -> tuple[list[Located], str,
 
 
 def _spans_lines(content: Content, first: bytes) -> bool:
-    """Whether the file is made of values over several lines: a list, or objects of which the first does not end in the
-    first line. A broken line among others is none: then the faults of all lines are found."""
+    """Whether the file's values span several lines: a list, or objects of which the first does not end on the first
+    line. A file of objects per line whose first line is broken does not count, so that every line's fault is found."""
     if not first.startswith(b"{"):
         return first.startswith(b"[")
     try:
@@ -70,7 +70,7 @@ def _line(content: Content, line: bytes) -> dict[str, Any] | Fault:
     except UnicodeDecodeError as error:
         return not_utf8(content, error)
     except (ValueError, RecursionError) as error:
-        # Files that were joined hold a byte order mark in their midst.
+        # Concatenated files have a byte order mark in the middle.
         return _line(content, line.removeprefix(BOM)) if line.startswith(BOM) else _broken(error)
 
 
@@ -80,17 +80,17 @@ def _object(value: Any) -> dict[str, Any] | Fault:
 
 def _broken(error: Exception) -> Fault:
     if isinstance(error, _Repeated):
-        return Fault(f"{error} stands twice in one object", "Keep one of the two, or give them different names.")
+        return Fault(f"{error} occurs twice in one object", "Keep one of the two, or give them different names.")
     reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
     return Fault(
         f"broken JSON ({reason})",
-        "Correct or delete these lines, or copy the file again if it is cut off. A .jsonl or .json file holds one "
-        "object a line, or one list of objects.",
+        "Correct or delete these lines, or copy the file again if it is incomplete. A .jsonl or .json file holds one "
+        "object per line, or one list of objects.",
     )
 
 
 def _whole(content: Content) -> list[Located]:
-    """The objects of one JSON list, or objects one after another, each with the line it begins at."""
+    """Return the objects of one JSON list, or of objects one after another, each with the line on which it begins."""
     data = content.data if b"\n" in content.data else content.data.replace(b"\r", b"\n")
     try:
         text = data.decode()
@@ -116,7 +116,7 @@ def _values(text: str) -> Iterator[Located]:
             at = gap.end() if gap else end
             if listed and gap and not gap[1] and text[at : at + 1] != "]":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-        except StopIteration as stop:  # what the scanner raises where no value begins
+        except StopIteration as stop:  # raised by the scanner where no value begins
             yield line, _broken(json.JSONDecodeError("Expecting value", text, stop.value))
             return
         except (ValueError, RecursionError) as error:
@@ -127,7 +127,7 @@ def _values(text: str) -> Iterator[Located]:
 
 
 def _end(text: str, at: int) -> Iterator[Located]:
-    """A list ends with its bracket, and nothing comes after it."""
+    """Yield a fault if a list does not end with its bracket, or if text follows it."""
     after = _after(_BLANK, text, at + 1)
     if at >= len(text) or after < len(text):
         place = json.JSONDecodeError("Expecting ']'" if at >= len(text) else "text after the list's end", text, after)
@@ -139,43 +139,45 @@ _COMMA = re.compile(r"[ \t\n\r]*(,?)[ \t\n\r]*")
 
 
 def _after(pattern: re.Pattern[str], text: str, at: int) -> int:
-    """Where a match of a pattern that matches everywhere ends."""
+    """Return the end of the match at `at`, or `at` if the pattern does not match there."""
     match = pattern.match(text, at)
     return match.end() if match else at
 
 
 # --- a table as one object ----------------------------------------------------------------------------------
 
+_PANDAS = "read as a table that pandas wrote with to_json({})"
+
 
 def _table(value: dict[str, Any], wanted: Collection[str]) -> tuple[list[dict[str, Any] | Fault], str] | None:
-    """The rows of a table that is one object, and a note of its shape; None where the object is a row itself."""
+    """Return the rows of a table that is one object, and a note of its layout; None if the object is a row itself."""
     parts = list(value.values())
     if {"columns", "data"} <= set(value) and all(isinstance(value[key], list) for key in ("columns", "data")):
-        return [_named(value["columns"], row) for row in value["data"]], "a table as pandas' to_json(orient='split')"
+        return [_named(value["columns"], row) for row in value["data"]], _PANDAS.format("orient='split'")
     if parts and all(isinstance(part, dict) for part in parts):
         return _mapped(value, wanted)
     if parts and all(isinstance(part, list) for part in parts) and len(set(map(len, parts))) == 1 and parts[0]:
-        return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)], "a table of columns"
+        return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)], "read as one list per column"
     lists = [key for key, part in value.items() if isinstance(part, list) and part and isinstance(part[0], dict)]
     if len(lists) == 1 and not set(value) & set(wanted):
-        return [_object(row) for row in value[lists[0]]], f'rows are the list "{lists[0]}"'
+        return [_object(row) for row in value[lists[0]]], f'the rows are those of the list "{lists[0]}"'
     return None
 
 
 def _named(columns: list[Any], row: Any) -> dict[str, Any] | Fault:
     if not isinstance(row, list) or len(row) != len(columns):
-        return Fault(f"{describe(row)}, not a list of {len(columns)} fields", "Write the table again.")
+        return Fault(f"{describe(row)}, not a list of {len(columns)} fields", "Give each row a value for each column.")
     if len(set(map(str, columns))) < len(columns):
-        return Fault("its columns have a name twice", "Give each column a name of its own.")
+        return Fault("two columns have the same name", "Give each column a different name.")
     return dict(zip(map(str, columns), row, strict=True))
 
 
 def _mapped(value: dict[str, Any], wanted: Collection[str]) -> tuple[list[dict[str, Any] | Fault], str] | None:
-    """An object of objects: columns of an index, as pandas writes them by default, or rows by their index."""
+    """Return the rows of an object of objects: columns by name, as pandas writes them by default, or rows by index."""
     inner = dict.fromkeys(key for part in value.values() for key in part)
     if set(wanted) & set(inner) and not set(wanted) & set(value):
-        return list(value.values()), "a table as pandas' to_json(orient='index')"
+        return list(value.values()), _PANDAS.format("orient='index'")
     if set(wanted) & set(value) or all(key.isdigit() for key in inner):
         rows = [{name: part[key] for name, part in value.items() if key in part} for key in inner]
-        return [*rows], "a table as pandas' to_json()"
+        return [*rows], _PANDAS.format("")
     return None

@@ -1,4 +1,4 @@
-"""How long the rows of a split are in tokens, and what `data.max_length` makes of them."""
+"""How long the rows of a split are in tokens, and which of them `data.max_length` truncates or drops."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PERCENTILES = (50, 90, 99)
-# Okabe and Ito's palette: told apart with any colour vision, https://jfly.uni-koeln.de/color/
+# Okabe and Ito's palette, distinguishable with any colour vision: https://jfly.uni-koeln.de/color/
 COLOURS = {"whole": "#0072B2", "truncated": "#E69F00", "dropped": "#D55E00"}
 INK, FAINT = "#222222", "#767676"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One split as tokens, whole (`tokens`) and made to fit (`fitted`); `lengths` are sorted, nothing cut."""
+    """One split as tokens, before (`tokens`) and after (`fitted`) truncation; `lengths` are sorted, before it."""
 
     tokens: list[Tokens]
     fitted: EncodedSet[Any]
     lengths: list[int]
 
     def by_fate(self) -> dict[str, list[int]]:
-        """Lengths of the rows that stay whole, are truncated, and are dropped."""
+        """Return the lengths in tokens, before truncation, of the whole, the truncated and the dropped rows."""
         fate = {row.id: "truncated" if row.truncated else "whole" for row in self.fitted.encoded}
         found: dict[str, list[int]] = {name: [] for name in COLOURS}
         for row in self.tokens:
@@ -34,19 +34,19 @@ class Measured:
 
 
 def measure(tokens: list[Tokens], encode: Callable[[list[Tokens]], EncodedSet[Any]]) -> Measured:
-    """Rows as the task renders them, and the samples that `encode` (of the stage) makes of them."""
+    """Measure rows as the task renders them; `encode` (of the stage) makes the samples."""
     return Measured(tokens, encode(tokens), sorted(map(len, tokens)))
 
 
 def percentile(lengths: Sequence[int], percent: int) -> int:
-    """The smallest of the sorted `lengths` that `percent` percent of them do not exceed."""
+    """Return the smallest of the sorted `lengths` that `percent` percent of them do not exceed."""
     return lengths[max(0, -(-len(lengths) * percent // 100) - 1)]
 
 
 def bins(lengths: Sequence[int], count: int) -> list[tuple[int, int, int]]:
-    """A histogram of sorted `lengths` as (first, last, rows): at most `count` bins of one round width.
+    """Return a histogram of sorted `lengths` as (first, last, rows): at most `count` bins of the same round width.
 
-    A long tail beyond the 99th percentile is gathered in the last bin, which is then wider.
+    The last bin also holds the long tail beyond the 99th percentile; it is then wider.
     """
     top = min(lengths[-1], percentile(lengths, 99) * 5 // 4)
     rounds = (base * 10**power for power in range(9) for base in (1, 2, 5))
@@ -60,7 +60,7 @@ def bins(lengths: Sequence[int], count: int) -> list[tuple[int, int, int]]:
 
 
 def figure(measured: Measured, title: str, max_length: int) -> "Figure":
-    """A histogram of the lengths by what becomes of the rows, with `max_length` and percentiles marked."""
+    """Draw a histogram of the lengths, coloured by whether rows fit, with `max_length` and percentiles marked."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -70,7 +70,7 @@ def figure(measured: Measured, title: str, max_length: int) -> "Figure":
     _mark_percentiles(axes, measured.lengths, end)
     _mark_limit(axes, max_length, end)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=48)
-    axes.set_xlabel("tokens of prompt, answer and end marker", color=INK)
+    axes.set_xlabel("tokens per row (prompt, answer and EOS)", color=INK)
     axes.set_ylabel("rows", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
@@ -84,11 +84,11 @@ def figure(measured: Measured, title: str, max_length: int) -> "Figure":
 
 
 def _draw_bars(axes: "Axes", measured: Measured, max_length: int) -> int:
-    """Stacked bars; the last one gathers the few very long rows, from the length that is returned."""
+    """Draw stacked bars and return the length at which the last bar begins, which holds all longer rows too."""
     lengths = measured.lengths
     end = min(lengths[-1], max(percentile(lengths, 99) * 3 // 2, lengths[0] + 8))
     width = max(1, -(-(end - lengths[0]) // 48))
-    # An edge lies right after max_length, so that no bar holds both sides of it.
+    # A bin edge lies right after max_length, so that no bar covers both sides of it.
     first = max_length + 1 - -(-(max_length + 1 - lengths[0]) // width) * width
     found = {name: values for name, values in measured.by_fate().items() if values}
     axes.hist(
@@ -109,7 +109,7 @@ def _draw_bars(axes: "Axes", measured: Measured, max_length: int) -> int:
 
 
 def _mark_percentiles(axes: "Axes", lengths: Sequence[int], end: int) -> None:
-    """Ticks above the plot; those nearer to each other than a label is wide share one."""
+    """Draw ticks above the plot; ticks that are closer than the width of a label share one label."""
     labels: list[tuple[int, list[str]]] = []
     for percent in PERCENTILES:
         at = percentile(lengths, percent)
@@ -134,7 +134,7 @@ def _mark_percentiles(axes: "Axes", lengths: Sequence[int], end: int) -> None:
 
 
 def _mark_limit(axes: "Axes", max_length: int, end: int) -> None:
-    """A line at `max_length`, or an arrow where it lies far beyond the rows."""
+    """Draw a line at `max_length`, or an arrow if it lies far beyond the rows."""
     if max_length <= end * 1.6:
         axes.axvline(max_length + 0.5, color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
         anchor: dict[str, Any] = {"xy": (max_length + 0.5, 1), "xycoords": axes.get_xaxis_transform()}

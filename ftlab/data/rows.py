@@ -1,6 +1,6 @@
-"""Files of rows: JSON, CSV, Parquet and what `datasets` saves, each row with the line or row number it stands at.
+"""Files of rows: JSON, CSV and Parquet, each row with its line or row number.
 
-A row that cannot be read becomes a `Fault` in its place, so that a file's faults can be reported together.
+A row that cannot be read is replaced by a `Fault`, so that all faults of a file can be reported together.
 """
 
 from collections.abc import Collection, Iterator
@@ -18,7 +18,7 @@ SUFFIXES = (*TEXT, *(f"{suffix}.gz" for suffix in TEXT), ".parquet")
 
 @dataclass(frozen=True)
 class Read:
-    """The rows of a file, what they are counted in (line or row), and notes for the user."""
+    """The rows of a file, the unit of their numbers (line or row), and notes for the user."""
 
     rows: list[Located]
     unit: str
@@ -26,13 +26,13 @@ class Read:
 
 
 def suffix(path: Path) -> str:
-    """The format of a file by its name, one of SUFFIXES, or an empty text."""
+    """Return the suffix of a file that gives its format, one of SUFFIXES, or an empty text."""
     return next((known for known in SUFFIXES if path.name.lower().endswith(known)), "")
 
 
 def read(path: Path, wanted: Collection[str] = ()) -> Read:
-    """Every row of a file with the number it stands at, counted from 1. `wanted` are the names of columns that tell
-    the shapes of a file apart where its own signs do not.
+    """Return every row of a file with its number, counted from 1. `wanted` are the names of columns; they settle the
+    layout of a file where its content is ambiguous.
 
     Raises DataError where the file as a whole cannot be read (damaged archive, no permission, UTF-16, unknown
     format).
@@ -40,7 +40,7 @@ def read(path: Path, wanted: Collection[str] = ()) -> Read:
     content.refuse_special(path)
     kind = suffix(path)
     if not kind:
-        raise DataError(f"{path}: cannot tell its format. Use one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: unknown file format. Use one of {', '.join(SUFFIXES)}")
     try:
         if kind == ".parquet":
             return Read(list(_parquet(path)), "row")
@@ -62,7 +62,7 @@ def _parquet(path: Path) -> Iterator[Located]:
     try:
         names = pq.read_schema(path).names
         if len(set(names)) < len(names):
-            raise DataError(f"{path}: its columns have a name twice ({', '.join(names)}). Give each one of its own.")
+            raise DataError(f"{path}: two columns have the same name ({', '.join(names)}). Rename one of them.")
         yield from enumerate(pq.read_table(path, partitioning=None).to_pylist(), start=1)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]

@@ -1,6 +1,6 @@
-"""Rows and how they are divided: by whole groups, never by chance over rows, and the same every time.
+"""Rows and how they are divided into splits: in whole groups, never row by row, and the same way every time.
 
-Every choice orders things by a hash of the seed and the thing itself. So it depends neither on the order of
+Every choice sorts the candidates by a hash of the seed and the candidate. It therefore depends neither on the order of
 rows, nor on other splits, nor on PYTHONHASHSEED, and a larger `train_rows` only adds rows.
 """
 
@@ -17,21 +17,21 @@ from ftlab.errors import DataError
 
 
 class Row(Protocol):
-    """What dividing rows needs to know of one; rows of one `group` never part."""
+    """The part of a row that dividing needs; rows of one `group` stay in one split."""
 
     @property
     def group(self) -> str: ...
     @property
     def asked(self) -> str:
-        """What is asked, on which rows go apart where they are all of one group."""
+        """The question, by which rows are divided if they are all of one group."""
 
     @property
     def shared(self) -> str:
-        """What several rows may ask about; empty where there is nothing."""
+        """The context, which several rows may share; empty if there is none."""
 
     @property
     def text(self) -> str:
-        """All of it as one text, for the fingerprint; equal texts are equal rows."""
+        """The whole row as one text, for the fingerprint; equal texts are equal rows."""
 
 
 R = TypeVar("R", bound=Row)
@@ -39,7 +39,7 @@ R = TypeVar("R", bound=Row)
 
 @dataclass(frozen=True)
 class Example:
-    """One question, maybe over a context, with its answer; rows of one `group` (database or schema) never part."""
+    """A question, its context (may be empty) and answer; rows of one `group` (database, schema) stay in one split."""
 
     id: str
     question: str
@@ -61,8 +61,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a source holds; None stands for a split it does not have, which is then taken from `train`."""
+class SourceSplits:
+    """The splits of a source; None stands for a split that it does not have, which is then taken from `train`."""
 
     train: list[Example]
     validation: list[Example] | None = None
@@ -73,7 +73,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of one experiment. `sha256` covers the text of all rows in order; `notes` are for the user."""
+    """The rows of one experiment. `sha256` is over the text of all rows in order; `notes` are for the user."""
 
     train: list[Example]
     validation: list[Example]
@@ -82,10 +82,10 @@ class Splits:
     notes: list[str]
 
 
-def divide(parts: Parts, cfg: DataConfig) -> Splits:
+def divide(parts: SourceSplits, cfg: DataConfig) -> Splits:
     """Take the splits that `parts` lacks from its train rows, then keep `train_rows` and `test_rows` of them.
 
-    Raises DataError where there are too few rows or groups to take a split from.
+    Raises DataError if there are too few rows or groups to take a split from.
     """
     notes = list(parts.notes)
     train, validation, test = parts.train, parts.validation, parts.test
@@ -106,7 +106,7 @@ def divide(parts: Parts, cfg: DataConfig) -> Splits:
 
 @dataclass(frozen=True)
 class Grouping:
-    """What keeps rows together: `key` of a row, and its `name` for a person with `why` it was chosen."""
+    """How rows are grouped: the `key` of a row, the `name` that messages use for it, and `why` it was chosen."""
 
     key: Callable[[Row], str]
     name: str
@@ -114,8 +114,8 @@ class Grouping:
 
     @classmethod
     def of(cls, rows: Sequence[Row], grouped_by: str) -> "Grouping":
-        """Groups as the source has them; rows that are all of one group, as over a single database, go by their
-        questions, so that none is on two sides."""
+        """Group rows as the source does. If all rows are of one group, such as a single database, group them by
+        question instead, so that no question is in two splits."""
         groups = {row.group for row in rows}
         if len(groups) == 1 and len({_asked(row) for row in rows}) > 1:
             return cls(_asked, "question", f", since all rows share one {grouped_by}")
@@ -123,7 +123,7 @@ class Grouping:
 
 
 def _asked(row: Row) -> str:
-    """A question without regard to case and blanks."""
+    """Return the question with case and white space normalised."""
     return " ".join(row.asked.casefold().split())
 
 
@@ -131,25 +131,25 @@ BY_CONTEXT = Grouping(attrgetter("group"), "context")
 
 
 def carve(rows: list[R], size: float, seed: int, key: str, grouping: Grouping = BY_CONTEXT) -> tuple[list[R], list[R]]:
-    """Divide `rows` into (rest, taken) by whole groups, `taken` as near to `size` as groups allow.
+    """Divide `rows` into (rest, taken) in whole groups, with `taken` as close to `size` as the groups allow.
 
-    `size` is a number of rows, or a fraction of them below 1; both sides get at least one group and keep the
-    order of `rows`. `data.<key>` is the setting that an error names.
+    `size` is a number of rows or, below 1, a fraction of them. Both sides get at least one group and keep the order of
+    `rows`. `data.<key>` is the setting that an error names.
     """
     groups = list(map(grouping.key, rows))
     counts = Counter(groups)
     wanted = round(size) if size >= 1 else max(1, round(size * len(rows)))
     if len(counts) < 2:
         raise DataError(
-            f"data.{key}={size:g} cannot be taken from {len(rows):,} rows: all share one {grouping.name} and one "
-            f"question, and rows of one {grouping.name} stay together.\n"
-            f"Add a {key.removesuffix('_size')} file beside train, or name a column that tells groups apart: "
+            f"data.{key}={size:g}: no rows can be taken from the {len(rows):,} training rows: all share one "
+            f"{grouping.name} and one question, and rows of one {grouping.name} stay in one split.\n"
+            f"Add a {key.removesuffix('_size')} file beside the training file, or name a column that groups rows: "
             "data.columns.group=NAME"
         )
     if wanted >= len(rows):
         raise DataError(
-            f"data.{key}={size:g} leaves nothing to train on: there are {len(rows):,} rows.\n"
-            f"Ask for fewer, or for a share of them: data.{key}=0.1"
+            f"data.{key}={size:g} leaves nothing to train on: there are only {len(rows):,} rows.\n"
+            f"Set a smaller number, or a fraction of the rows: data.{key}=0.1"
         )
     chosen = _choose(counts, wanted, f"{key}/{seed}")
     rest = [row for row, group in zip(rows, groups, strict=True) if group not in chosen]
@@ -157,7 +157,7 @@ def carve(rows: list[R], size: float, seed: int, key: str, grouping: Grouping = 
 
 
 def _choose(counts: Counter[str], wanted: int, salt: str) -> set[str]:
-    """Groups in hashed order while they fit; then the smallest other one if that comes nearer to `wanted`."""
+    """Choose groups in hashed order while they fit; then add the smallest other one if that is closer to `wanted`."""
     order = sorted(counts, key=lambda group: _draw(salt, group))
     chosen: set[str] = set()
     missing = wanted
@@ -173,7 +173,7 @@ def _choose(counts: Counter[str], wanted: int, salt: str) -> set[str]:
 
 
 def cap(rows: list[R], limit: int | None, seed: int) -> list[R]:
-    """At most `limit` of `rows`, in their order. A larger limit keeps the rows of a smaller one."""
+    """Return at most `limit` of `rows`, in their order. A larger limit keeps the rows of a smaller one."""
     if limit is None or limit >= len(rows):
         return rows
     drawn = sorted(range(len(rows)), key=lambda i: _draw(f"rows/{seed}", rows[i].text))
@@ -181,7 +181,7 @@ def cap(rows: list[R], limit: int | None, seed: int) -> list[R]:
 
 
 def fingerprint(*splits: Iterable[Row]) -> str:
-    """sha256 (hex) over the text of all rows in order; names of files and splits do not count."""
+    """Return the sha256 (hex) of the text of all rows in order; names of files and splits do not count."""
     digest = sha256()
     for rows in splits:
         digest.update(b"split\n")
@@ -196,7 +196,7 @@ def _draw(salt: str, text: str) -> bytes:
 
 def _taken(name: str, rows: Sequence[Row], by: Grouping) -> str:
     groups = len(set(map(by.key, rows)))
-    return f"{name}: {len(rows):,} rows taken from train by whole groups ({groups:,} by {by.name}{by.why})"
+    return f"{name}: {len(rows):,} rows taken from train in whole groups ({groups:,} groups by {by.name}{by.why})"
 
 
 def _capped(name: str, rows: Sequence[Row], kept: Sequence[Row]) -> list[str]:
@@ -206,7 +206,7 @@ def _capped(name: str, rows: Sequence[Row], kept: Sequence[Row]) -> list[str]:
 
 
 def _shared(name: str, rows: Sequence[Row], train: Sequence[Row]) -> list[str]:
-    """Lines for what a split shares with train, which makes its scores look better than they are."""
+    """Return notes on what a split shares with train, which inflates its scores."""
     known = {row.shared for row in train} - {""}
     contexts = {row.shared for row in rows}
     asked = {(row.asked, row.shared) for row in train}
@@ -215,5 +215,5 @@ def _shared(name: str, rows: Sequence[Row], train: Sequence[Row]) -> list[str]:
     if both := len(contexts & known):
         notes.append(f"{name}: {both:,} of its {len(contexts):,} contexts also occur in train")
     if again:
-        notes.append(f"{name}: {again:,} of its {len(rows):,} rows ask a question of train over the same context")
+        notes.append(f"{name}: {again:,} of its {len(rows):,} rows repeat a question of train about the same context")
     return notes

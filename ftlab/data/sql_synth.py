@@ -1,9 +1,9 @@
-"""Text-to-SQL questions written by a seeded generator: the data of the quickstart, offline and with rows to execute on.
+"""Text-to-SQL questions from a seeded generator: the data of the quickstart, offline, with rows to execute queries on.
 
 A *domain* (music, hospital, ...) has two or three kinds of things with typed columns; a *schema* is one variant of a
-domain: some of its tables, some of their columns, one naming style. Whole domains belong to one split, so the tables
-asked about in validation and test are never seen in training. Schema and table rows follow from ``db_id`` alone; a
-seed only picks the questions.
+domain: some of its tables, some of their columns, one naming style. Each domain belongs to one split, so the tables of
+validation and test never occur in training. ``db_id`` alone determines the schema and its table rows; the seed only
+selects the questions.
 
 The SQL has one canonical text per question, in the style of b-mc2/sql-create-context: upper-case keywords,
 ``T1``/``T2`` in joins with the parent table first, text in double quotes, ``COUNT(*)``, ``<>``, ``NOT x IN``, no ASC,
@@ -20,7 +20,7 @@ from random import Random
 
 SPLITS = ("train", "validation", "test")
 VARIANTS = 6
-"""Schemas made of one domain."""
+"""Number of schemas made from one domain."""
 
 _DOMAINS = """
 train music
@@ -271,7 +271,7 @@ _ADJECTIVES = {  # column -> (comparative for >, for <, superlative for the most
 
 @dataclass(frozen=True)
 class Column:
-    """A column as the schema spells it, its words in a question, and the kind of its values.
+    """A column: its name in the schema, its words in a question, and the kind of its values.
 
     ``kind`` is ``"key"``, the name of a pool of words, ``"low-high"`` for integers or ``"a,b,c"`` for a closed choice.
     """
@@ -282,23 +282,23 @@ class Column:
 
     @property
     def numeric(self) -> bool:
-        """True for a number that may be compared and averaged (keys are numbers, but nobody asks for their mean)."""
+        """True for a number that can be compared and averaged (not for keys, which nobody averages)."""
         return self.kind[0].isdigit() and "-" in self.kind
 
     @property
     def year(self) -> bool:
-        """True for a number that is "after" another, not "above" it."""
+        """True for a year, which questions call "after" another number, not "above" it."""
         return self.numeric and int(self.kind.split("-")[0]) >= 1000 and int(self.kind.split("-")[1]) < 2100
 
     @property
     def type(self) -> str:
-        """The SQL type, of the two that sql-create-context has."""
+        """The SQL type, one of the two that sql-create-context uses."""
         return "INTEGER" if self.numeric or self.kind == "key" else "VARCHAR"
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: ``columns[0]`` describes a row to people (a name, a title); ``foreign`` points at the parent's key."""
+    """One table: ``columns[0]`` describes a row (a name, a title); ``foreign`` refers to the parent's key."""
 
     name: str
     noun: str
@@ -313,7 +313,7 @@ class Table:
 
     @property
     def sql(self) -> str:
-        """``CREATE TABLE`` with the keys among the columns, as a prompt shows it."""
+        """``CREATE TABLE`` with the keys before the columns, as a prompt shows it."""
         keys = [self.key] + ([self.foreign] if self.foreign else [])
         columns = ", ".join(f"{c.name} {c.type}" for c in (*keys, *self.columns))
         return f"CREATE TABLE {self.name} ({columns})"
@@ -333,21 +333,21 @@ class Schema:
 
 
 def schemas(split: str) -> tuple[Schema, ...]:
-    """Every schema of ``split`` (``"train"``, ``"validation"`` or ``"test"``), always the same ones."""
+    """Return every schema of ``split`` (``"train"``, ``"validation"`` or ``"test"``); the result never changes."""
     if split not in SPLITS:
         raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
     return tuple(schema for name, schema in _schemas().values() if name == split)
 
 
 def table_rows(db_id: str) -> dict[str, list[tuple[int | str, ...]]]:
-    """The rows of each table of ``db_id``, in the column order of its ``CREATE TABLE``."""
+    """Return the rows of each table of ``db_id``, in the column order of its ``CREATE TABLE``."""
     schema = _schema(db_id)
     rng = Random(f"rows/{db_id}")
     rows: dict[str, list[tuple[int | str, ...]]] = {}
     parents = range(1, rng.randint(10, 14) + 1)
     for table in schema.tables:
         count = rng.randint(18, 24) if table.foreign else len(parents)
-        # Some parents stay childless, so that "without any" has an answer.
+        # Some parents get no children, so that questions about parents "without any" have an answer.
         links = rng.sample(parents, len(parents) - 3)
         keys = [(i, rng.choice(links)) if table.foreign else (i,) for i in range(1, count + 1)]
         values = [_values(column.kind, count, rng, unique=i == 0) for i, column in enumerate(table.columns)]
@@ -356,7 +356,7 @@ def table_rows(db_id: str) -> dict[str, list[tuple[int | str, ...]]]:
 
 
 def database(db_id: str) -> sqlite3.Connection:
-    """A new in-memory SQLite database that holds the tables and rows of ``db_id``."""
+    """Return a new in-memory SQLite database that holds the tables and rows of ``db_id``."""
     connection = sqlite3.connect(":memory:")
     for table in _schema(db_id).tables:
         connection.execute(table.sql)
@@ -366,9 +366,9 @@ def database(db_id: str) -> sqlite3.Connection:
 
 
 def generate(split: str, rows: int, seed: int = 0) -> list[dict[str, str]]:
-    """``rows`` questions of ``split`` with ``id, question, context, answer, db_id``; more rows only append.
+    """Return ``rows`` questions of ``split`` with ``id, question, context, answer, db_id``; more rows only append.
 
-    Every answer returns at least one row on ``database(db_id)``. No question is asked twice of one schema.
+    Every answer returns at least one row on ``database(db_id)``. No schema has the same question twice.
     """
     return [row for _, row in zip(range(rows), _stream(split, seed), strict=False)]
 
@@ -398,7 +398,7 @@ def _stream(split: str, seed: int) -> Iterator[dict[str, str]]:
 
 
 class _Asker:
-    """Asks about one schema: each ``_ask_*`` method returns a question and its SQL."""
+    """Asks about one schema: each ``ask_*`` method returns a question and its SQL."""
 
     def __init__(self, schema: Schema, rows: dict[str, list[tuple[int | str, ...]]], rng: Random) -> None:
         self.rng, self.rows, self.tables = rng, rows, schema.tables
@@ -417,21 +417,21 @@ class _Asker:
         return self.rng.choice(self.tables)
 
     def pair(self) -> tuple[Table, Table, str, str]:
-        """Parent, child, and the FROM clause and the key condition that join them."""
+        """Return a parent, a child, the FROM clause that joins them, and the key condition of the join."""
         parent, child = self.tables[0], self.rng.choice(self.tables[1:])
         assert child.foreign is not None
         join = f"FROM {parent.name} AS T1 JOIN {child.name} AS T2 ON T1.{parent.key.name} = T2.{child.foreign.name}"
         return parent, child, join, f"T1.{parent.key.name}"
 
     def column(self, table: Table) -> Column:
-        """A column to show: the describing one half of the time, as people do."""
+        """Return a column to show: half of the time the one that describes the row, as people do."""
         return table.columns[0] if self.rng.random() < 0.5 else self.rng.choice(table.columns)
 
     def number(self, table: Table) -> Column:
         return self.rng.choice([c for c in table.columns if c.numeric])
 
     def group(self, table: Table) -> Column:
-        """A column whose values repeat."""
+        """Return a column whose values repeat."""
         return self.rng.choice([c for c in table.columns[1:] if not c.numeric])
 
     def value(self, table: Table, column: Column) -> int | str:
@@ -441,7 +441,7 @@ class _Asker:
     # --- conditions: English and SQL ------------------------------------------------------------------------------
 
     def condition(self, table: Table, avoid: Column | None = None, prefix: str = "") -> tuple[str, str]:
-        """A relative clause that follows the noun of ``table``, and the SQL after WHERE."""
+        """Return a relative clause that follows the noun of ``table``, and the SQL after WHERE."""
         column = self.rng.choice([c for c in table.columns if c != avoid])
         name, words, value = prefix + column.name, column.words, self.value(table, column)
         if column.numeric:
@@ -466,7 +466,7 @@ class _Asker:
         return f"{clause} {value}", f"{name} {op} {value}"
 
     def conditions(self, table: Table, avoid: Column | None = None, prefix: str = "") -> tuple[str, str]:
-        """One condition, or now and then two joined by AND or OR."""
+        """Return one condition, or sometimes two joined by AND or OR."""
         words, sql = self.condition(table, avoid, prefix)
         if self.rng.random() < 0.8:
             return words, sql
@@ -478,7 +478,7 @@ class _Asker:
         return words, sql
 
     def superlative(self, table: Table) -> tuple[str, str]:
-        """``(words round the noun with {}, ORDER BY column [DESC])`` for the most or the least of a number."""
+        """Return ``(words around the noun {}, ORDER BY column [DESC])`` for the largest or smallest number."""
         column = self.number(table)
         least = self.rng.random() < 0.4
         order = column.name if least else f"{column.name} DESC"
@@ -744,7 +744,7 @@ _MULTI: tuple[_Ask, ...] = (
 
 
 def plural(noun: str) -> str:
-    """The English plural of a regular noun."""
+    """Return the English plural of a regular noun."""
     if noun.endswith(("s", "sh", "ch", "x")):
         return noun + "es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
@@ -757,13 +757,13 @@ def _article(noun: str) -> str:
 
 
 def _values(kind: str, count: int, rng: Random, unique: bool) -> list[int | str]:
-    """``count`` values of ``kind``; all different if ``unique``."""
+    """Return ``count`` values of ``kind``; all different if ``unique``."""
     if kind[0].isdigit() and "-" in kind:
         low, high = map(int, kind.split("-"))
-        step = 1 if high <= 2900 else 50 if high < 10_000 else 500  # round figures, as people ask for them
+        step = 1 if high <= 2900 else 50 if high < 10_000 else 500  # round numbers, as people ask for them
         return [max(low, rng.randint(low, high) // step * step) for _ in range(count)]
     seen: list[int | str] = []
-    # Few different values in a column that is not the describing one, so that groups have several rows.
+    # A column that does not describe the row has few different values, so that groups have several rows.
     few = unique or "," in kind or kind == "code"
     pool: Callable[[], int | str] = lambda: _word(kind, rng)  # noqa: E731
     if not few:
@@ -788,7 +788,7 @@ def _schema(db_id: str) -> Schema:
     try:
         return _schemas()[db_id][1]
     except KeyError:
-        raise ValueError(f"db_id={db_id!r} is no schema of sql_synth; they read like 'music_0'") from None
+        raise ValueError(f"db_id={db_id!r} is not a schema of sql_synth; its names look like 'music_0'") from None
 
 
 @cache
@@ -804,9 +804,9 @@ def _schemas() -> dict[str, tuple[str, Schema]]:
 
 
 def _domains() -> list[list[str]]:
-    """Blocks of lines like those of _DOMAINS: these, and composed ones whose words go together by chance.
+    """Return blocks of lines in the form of _DOMAINS: those of _DOMAINS, and randomly composed ones.
 
-    With the composed ones a model cannot learn by heart which columns a noun has: it must read the schema.
+    Because of the composed ones, a model cannot memorise which columns a noun has: it must read the schema.
     """
     return _written() + [_composed(i) for i in range(_COMPOSED)]
 
@@ -837,7 +837,7 @@ def _written() -> list[list[str]]:
 
 
 def _tables(entities: list[str], rng: Random) -> tuple[Table, ...]:
-    """One variant: the parent and one child (seldom the parent alone or the child alone), some columns of each."""
+    """Return one variant: the parent and one child (sometimes only one of them), with some columns of each."""
     many, plain_id = rng.random() < 0.5, rng.random() < 0.5
     parent, *children = entities
     chosen = [parent, rng.choice(children)] if rng.random() < 0.8 else [rng.choice(entities)]

@@ -7,7 +7,7 @@ from ftlab import sources
 from ftlab.config import DataConfig
 from ftlab.data.faults import Fault, describe
 from ftlab.data.folder import NAMES
-from ftlab.data.splits import Parts
+from ftlab.data.splits import SourceSplits
 from ftlab.data.table import Reader, from_tables
 from ftlab.errors import DataError, FtlabError, first_line
 from ftlab.options import options_of, settings
@@ -16,7 +16,7 @@ from ftlab.sources import RowSource
 SPLITS = tuple(NAMES)
 
 
-def load(cfg: DataConfig, task: Reader) -> Parts:
+def load(cfg: DataConfig, task: Reader) -> SourceSplits:
     """The rows of the source `cfg.source`, as the task reads them.
 
     Raises:

@@ -1,10 +1,10 @@
-"""One experiment: `order.py` has the order of things, the other modules one part of it each."""
+"""One experiment: `order.py` runs its phases in order; each other module implements a part of it."""
 
-from ftlab.experiment.beside import follow
 from ftlab.experiment.device import make_accelerator, quiet
 from ftlab.experiment.dry import dry_run
+from ftlab.experiment.follower import follow
+from ftlab.experiment.interface import Outcome, Trial
 from ftlab.experiment.order import run, run_in
-from ftlab.experiment.parts import Outcome, Trial
 from ftlab.experiment.prepare import Prepared, prepare
 from ftlab.experiment.result import base_differs, load_finished
 

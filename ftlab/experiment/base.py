@@ -9,7 +9,7 @@ from ftlab import models, weights
 from ftlab.checksums import Checksums, changed
 from ftlab.errors import RunDirError, WeightsError
 from ftlab.experiment.device import flops_per_token
-from ftlab.experiment.parts import Run
+from ftlab.experiment.interface import Run
 from ftlab.experiment.prepare import Prepared
 from ftlab.experiment.records import Records
 from ftlab.fast.decoder import Decoder
@@ -20,7 +20,7 @@ from ftlab.weights import WeightsFolder
 
 
 class Base:
-    """The base model's files, which are hashed beside the load, and the model that is made of them."""
+    """The base model's files, which are hashed while the model loads, and the model itself."""
 
     def __init__(self, run: Run, records: Records) -> None:
         self.run, self.records, self.cfg = run, records, run.cfg
@@ -30,10 +30,10 @@ class Base:
         self._checksums: Checksums | None = Checksums(files) if run.ranks.rank == 0 else None
 
     def load(self, prepared: Prepared) -> LoadedModel:
-        """The base, from the cache where there is one, quantised as asked, and tried.
+        """Load the base, or take it from the base-model cache, quantise it as configured, and test a forward pass.
 
         Raises:
-            WeightsError: weights that cannot be used.
+            WeightsError: the weights cannot be used.
         """
         run, cfg = self.run, self.cfg
         device = run.accelerator.device
@@ -48,12 +48,12 @@ class Base:
         return LoadedModel(base, self._decoder(base), run.accelerator, flat)
 
     def record_files(self, resumed: bool = False) -> None:
-        """Put the hashes of the base's files on record, once they are known. Scores or training that are `resumed` must
-        be of the same files.
+        """Record the hashes of the base's files, once they are computed. With `resumed`, they must equal those on
+        record, since earlier scores or training steps are used again.
 
         Raises:
             RunDirError: names the files that have changed.
-            WeightsError: a file is gone.
+            WeightsError: a file cannot be read any more.
         """
         recorded = self.records.summary.model
         if self._checksums is None or recorded is None:
@@ -66,15 +66,15 @@ class Base:
         if differ and recorded.sha256:
             raise RunDirError(
                 f"run_dir={self.cfg.run_dir}: the base model.id={self.cfg.model.id} has changed since the run began "
-                f"({', '.join(differ)}): put its old files back, choose another run_dir=DIR, or begin anew with "
+                f"({', '.join(differ)}). Restore its old files, choose another run_dir=DIR, or start again with "
                 "force=true"
             )
         if differ:
-            self.run.terminal.note("the run's record has no hash of its base: whether that has changed is not known")
+            self.run.terminal.note("the run has no hash of its base model on record: ftlab cannot check for changes")
         recorded.sha256, self._checksums = found, None
 
     def adapt(self, base: LoadedModel) -> LoadedModel:
-        """The base in its adapter, or the base itself where all weights are trained."""
+        """Return the base with a new adapter, or the base itself if all weights are trained."""
         cfg, terminal, summary = self.cfg, self.run.terminal, self.records.summary
         set_seed(cfg.seed)
         assert isinstance(base.model, PreTrainedModel)
@@ -82,17 +82,17 @@ class Base:
         summary.trainable_parameters, summary.parameters = models.count(model)
         self.records.flops_per_token = flops_per_token(base.model, summary.parameters, cfg)
         decoder = self._decoder(model) if base.decoder else None
-        if not base.flat and not decoder:  # the fast path keeps rows apart itself
+        if not base.flat and not decoder:  # the fast path separates rows itself
             why = "LLM.int8() rounds by batch" if cfg.quant.load_in_8bit else "this architecture mixes rows"
-            terminal.warn(f"rows of a flat batch would see each other ({why}): one row a forward pass")
+            terminal.warn(f"each forward pass has one row, because rows of a batch would influence each other: {why}")
         if models.adapts_tied_weights(base.model, model):
-            terminal.warn("the output layer shares its weights with the embedding; the adapter changes one of them")
+            terminal.warn("the output layer shares its weights with the embedding, but the adapter changes only one")
         trained, total = summary.trainable_parameters, summary.parameters
         terminal.note(f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f} %)")
         return LoadedModel(model, decoder, base.accelerator, base.flat)
 
     def _decoder(self, model: nn.Module) -> Decoder | None:
-        """The model's layers for the fast path, or None, with one line that says why."""
+        """Return the model's layers for the fast path, or None after printing the reason."""
         decoder, reason = fast_path(model, self.run.accelerator.autocast)
         if reason:
             self.run.terminal.note(f"slower path, {reason}")
@@ -100,7 +100,7 @@ class Base:
 
 
 def checkin(run: Run, model: nn.Module) -> None:
-    """A trial's model is no longer needed; its base may serve the next trial."""
+    """Return the base of a trial's model to the base-model cache, for the next trial."""
     if run.trial and models.leaves_base(run.cfg.lora):
         run.trial.bases.checkin(model)
 

@@ -1,4 +1,4 @@
-"""The device of a run: accelerate's view of it, its name, and what a token costs there."""
+"""The device of a run: its Accelerator, its name, and the FLOPs of a token on it."""
 
 import torch
 from accelerate import Accelerator
@@ -9,7 +9,7 @@ from transformers.utils import logging as transformers_logging
 from ftlab.config import ExperimentConfig
 from ftlab.launcher import check_launch
 
-# Dense bfloat16 tensor-core rates in FLOP/s, from the makers' data sheets.
+# Dense bfloat16 tensor-core rates in FLOP/s, from the manufacturers' data sheets.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -27,23 +27,23 @@ PRECISION = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
 
 
 def quiet() -> None:
-    """Keep the libraries' own notices and bars out of ftlab's output."""
+    """Silence the notices and progress bars of transformers."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 def make_accelerator(cfg: ExperimentConfig) -> Accelerator:
-    """Device and precision; a second run in the same process may use another precision.
+    """Return the Accelerator (device and precision); a second run in the same process may use another precision.
 
     Raises:
-        ConfigError: the launcher that started this process asks for what ftlab does not do.
+        ConfigError: the launcher that started this process requests something that ftlab does not support.
     """
     check_launch(cfg.model.dtype)
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = PRECISION[cfg.model.dtype]
-    # Not from the environment: torch.compile's mere name would turn TF32 on.
+    # dynamo_backend is set here: a value in the environment would turn TF32 on.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, dynamo_backend="no")
-    accelerator.gradient_accumulation_steps = 1  # accelerate would take it from the environment and divide gradients
+    accelerator.gradient_accumulation_steps = 1  # accelerate would read it from the environment and divide gradients
     return accelerator
 
 
@@ -53,9 +53,9 @@ def device_name(device: torch.device) -> str:
 
 
 def flops_per_token(base: PreTrainedModel, parameters: int, cfg: ExperimentConfig) -> float:
-    """Floating-point operations a token: 2 N forward, 2 N for the gradients of activations, 2 N for those of
-    weights where all are trained, 2 N for a second forward under activation checkpointing. An untied embedding
-    table does no arithmetic."""
+    """Return the floating-point operations per token of training: 2 N for the forward pass, 2 N for the gradients of
+    activations, 2 N for those of the weights if all are trained, 2 N for the second forward pass under activation
+    checkpointing. An untied embedding table does no arithmetic and is left out of N."""
     embedding = base.get_input_embeddings().weight
     if not base.config.tie_word_embeddings:
         parameters -= embedding.numel()
@@ -64,7 +64,7 @@ def flops_per_token(base: PreTrainedModel, parameters: int, cfg: ExperimentConfi
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The GPU's arithmetic limit in FLOP/s, where known."""
+    """Return the GPU's peak rate in FLOP/s, or None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

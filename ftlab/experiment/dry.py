@@ -1,4 +1,4 @@
-"""What a run would do, told without loading weights."""
+"""Shows what a run would do, without loading weights."""
 
 from ftlab import models, weights
 from ftlab.composition import Composition
@@ -8,7 +8,11 @@ from ftlab.train.batches import RowOrder
 
 
 def dry_run(composition: Composition, terminal: Terminal) -> None:
-    """Compose, read data, show what training would do; loads no weights and writes nothing."""
+    """Read the data and print what training would do; loads no weights and writes nothing.
+
+    Raises:
+        InputError: configuration, data or tokenizer cannot be used.
+    """
     cfg = composition.config
     terminal.config(composition.tree, composition.changed)
     prepared = prepare(cfg)
@@ -25,12 +29,12 @@ def dry_run(composition: Composition, terminal: Terminal) -> None:
     trainable, total = models.planned_parameters(models.skeleton(located, cfg.model.trust_remote_code), cfg.lora)
     micro = trainer.micro_batch_size
     for line in (
-        f"rows        train {len(rows):,} ({prepared.train.truncated} shortened, {prepared.train.dropped} dropped), "
+        f"rows        train {len(rows):,} ({prepared.train.truncated} truncated, {prepared.train.dropped} dropped), "
         f"validation {len(prepared.validation.rows):,}, test {len(prepared.test.rows):,}",
-        f"tokens      {mean:.0f} a row on average, {max(lengths):,} at most; "
+        f"tokens      {mean:.0f} per row on average, {max(lengths):,} at most; "
         f"{100 * sum(row.trained for row in rows) / sum(lengths):.0f} % trained",
-        f"batch       {trainer.global_batch_size} rows a step (about {mean * trainer.global_batch_size:,.0f} tokens), "
-        f"micro-batch {micro}"
+        f"batch       {trainer.global_batch_size} rows per step "
+        f"(about {mean * trainer.global_batch_size:,.0f} tokens), micro-batch {micro}"
         + ("" if micro == "auto" else f" x {trainer.global_batch_size // int(micro)} accumulated"),
         f"steps       {plan.steps:,} = {plan.epochs:.2f} epochs; evaluation every {cfg.eval.every}, "
         f"checkpoint every {trainer.save_every}",

@@ -6,7 +6,7 @@ from contextlib import nullcontext, suppress
 
 from ftlab.errors import Pruned
 from ftlab.evaluate import Scores, Split, prediction_rows, scores_of_base
-from ftlab.experiment.parts import Run, Trial
+from ftlab.experiment.interface import Run, Trial
 from ftlab.experiment.prepare import Prepared
 from ftlab.experiment.records import Records
 from ftlab.run_dir import OWN_ANSWERS, RunDir
@@ -15,16 +15,16 @@ from ftlab.summary import Metrics
 
 
 class Evaluations:
-    """Scores models on the run's splits, records the scores, and passes those on validation to the sweep."""
+    """Scores models on the run's splits, records the scores, and reports those on validation to the sweep."""
 
     def __init__(self, run: Run, records: Records, prepared: Prepared) -> None:
         self.run, self.records, self.prepared = run, records, prepared
-        self.last: tuple[Scores, int] | None = None  # the last one of the training, and its step
-        self._reported: set[int] = set()  # steps of those that the sweep knows
+        self.last: tuple[Scores, int] | None = None  # the last evaluation during training, and its step
+        self._reported: set[int] = set()  # steps of the evaluations that were reported to the sweep
 
     def of_base(self, base: LoadedModel, before_kept: Callable[[], None]) -> Scores:
-        """The base's answers on test and how they are judged; those of an interrupted run are used again.
-        `before_kept` may refuse before new ones are put on record."""
+        """Return the scores of the base on test, with its answers; those of an interrupted run are used again.
+        `before_kept` is called before new scores are recorded, and may raise."""
         folder, known, test = self.run.folder, self.records.summary.base, self.prepared.test
         rows = folder.read_rows("predictions.jsonl")
         written = scores_of_base(test.task, rows) if test.stage.answers else Scores({}, {})
@@ -41,7 +41,7 @@ class Evaluations:
         return scores
 
     def of(self, loaded: LoadedModel, split: Split, phase: str) -> Scores:
-        """A phase of its own, before or after training."""
+        """Score a model on a split in a phase of its own, before or after training."""
         run = self.run
         with self.records.phase(phase), run.terminal.progress(len(split.rows), what="evaluate") as bar:
 
@@ -52,7 +52,7 @@ class Evaluations:
             return split.score(loaded, on_rows, run.terminal.warn)
 
     def on_validation(self, loaded: LoadedModel, step: int) -> Scores:
-        """An evaluation during training."""
+        """Score the model on validation during training, record the scores and report them to the sweep."""
         run, records, split = self.run, self.records, self.prepared.validation
         with (
             records.meter.phase("eval"),
@@ -69,19 +69,19 @@ class Evaluations:
         return scores
 
     def newest(self) -> tuple[Scores, int]:
-        """The last evaluation of the training, and its step."""
+        """Return the last evaluation during training, and its step."""
         if self.last is None:
             raise RuntimeError("a run was pruned before its first evaluation")
         return self.last
 
-    def report_again(self) -> None:
-        """The sweep hears first of a resumed run's evaluations before, which did not end it."""
+    def report_recorded(self) -> None:
+        """Report the evaluations from before a resume to the sweep; they cannot prune the run, as it went on."""
         for metrics, step in recorded(self.run.folder) if self.run.trial else ():
             with suppress(Pruned):
                 self._report(metrics, step)
 
     def keep_answers(self, step: int) -> None:
-        """A trial's answers on validation, those of the weights that are kept, for `compare` and the report."""
+        """Keep a trial's validation answers of one step, for `compare` and the report, and delete the others."""
         folder = self.run.folder
         kept = folder / _answers(step)
         if kept.is_file():
@@ -90,8 +90,8 @@ class Evaluations:
             other.unlink()
 
     def _report(self, metrics: Metrics, step: int) -> None:
-        """Pass an evaluation on to the sweep, which may give the run up: once training is over there is nothing left
-        to give up. A score that is no number is none: training ends with its own error."""
+        """Report an evaluation to the sweep, which may prune the run by raising Pruned; after the last step this is
+        ignored. Scores that are NaN or infinite are not reported: training raises its own error for them."""
         trial = self.run.trial
         if trial is None or step in self._reported or not all(map(math.isfinite, metrics.values())):
             return
@@ -101,15 +101,15 @@ class Evaluations:
 
 
 def recorded(folder: RunDir) -> Iterator[tuple[Metrics, int]]:
-    """The validation evaluations that metrics.jsonl holds, each with its step."""
+    """Yield the validation evaluations in metrics.jsonl, each with its step."""
     for row in folder.read_metrics():
         scores = {key: value for key, value in row.items() if key.startswith("eval/")}
-        if scores and None not in scores.values():  # null: a loss that was no number
+        if scores and None not in scores.values():  # null stands for NaN or infinity
             yield {key: float(value) for key, value in scores.items()}, row["step"]
 
 
 def report_ended(folder: RunDir, trial: Trial | None) -> None:
-    """Report the evaluations of a trial that has ended in its folder, but was killed before its sweep knew."""
+    """Report the evaluations of a trial that had ended, but was killed before the sweep recorded it."""
     for metrics, step in recorded(folder) if trial else ():
         with suppress(Pruned):
             assert trial
@@ -117,5 +117,5 @@ def report_ended(folder: RunDir, trial: Trial | None) -> None:
 
 
 def _answers(step: int) -> str:
-    """Where the answers of one evaluation lie until the trial has ended."""
+    """Return the file for the answers of one evaluation until the trial has ended."""
     return f"evaluations/step-{step:06d}.jsonl"

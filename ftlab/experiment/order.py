@@ -10,7 +10,7 @@ from ftlab.experiment import result
 from ftlab.experiment.base import Base, checkin
 from ftlab.experiment.device import quiet
 from ftlab.experiment.evaluations import Evaluations, report_ended
-from ftlab.experiment.parts import Outcome, Run, Trial
+from ftlab.experiment.interface import Outcome, Run, Trial
 from ftlab.experiment.prepare import Prepared, prepare
 from ftlab.experiment.records import Records
 from ftlab.experiment.training import train
@@ -26,12 +26,12 @@ from ftlab.train.signals import StopSignal
 def run(
     experiment: ExperimentConfig | Composition, terminal: Terminal | None = None, trial: Trial | None = None
 ) -> Outcome:
-    """Run an experiment, resume it, or report it where its folder holds it finished or pruned.
+    """Run an experiment, resume it, or show its result if its folder holds it finished or pruned.
 
     Raises:
         InputError: configuration, data, weights or run folder cannot be used.
         TrainingError: training cannot go on; the last good checkpoint stays.
-        Stopped: SIGTERM or SIGINT; the same call resumes.
+        Stopped: SIGTERM or SIGINT was received; the same call resumes the run.
     """
     composition = experiment if isinstance(experiment, Composition) else bare(experiment)
     with RunDir(composition.config.run_dir).claim() as folder:
@@ -40,7 +40,7 @@ def run(
 
 
 def bare(cfg: ExperimentConfig) -> Composition:
-    """A composition of a configuration made in Python, of which Hydra knows nothing."""
+    """Wrap a configuration that was made in Python, without Hydra."""
     return Composition(check(cfg), to_tree(cfg), {}, [], set())
 
 
@@ -51,7 +51,7 @@ def run_in(
     trial: Trial | None = None,
     ranks: Ranks | None = None,
 ) -> Outcome:
-    """`run` in a folder that this process has claimed and checked. Of several `ranks` the others `follow`."""
+    """Do `run` in a folder that this process has claimed and checked. With several `ranks`, the others `follow`."""
     ended = _ended(folder, composition, terminal)
     if ended:
         report_ended(folder, trial)
@@ -61,7 +61,7 @@ def run_in(
 
 
 def _ended(folder: RunDir, composition: Composition, terminal: Terminal) -> Summary | None:
-    """The summary of the run that the folder holds finished or pruned, after it was shown."""
+    """Show the run if the folder holds it finished or pruned, and return its summary."""
     cfg = composition.config
     finished = None if cfg.force else folder.done(cfg.trainer.max_steps)
     pruned = None if cfg.force or finished else folder.pruned(composition.tree)
@@ -75,7 +75,7 @@ def _ended(folder: RunDir, composition: Composition, terminal: Terminal) -> Summ
 
 
 def _lead(run: Run) -> Outcome:
-    """Run to the end; summary.json says how it ended, whatever happens."""
+    """Run the experiment and record in summary.json how it ended, whatever happens."""
     quiet()
     records = Records(run)
     try:
@@ -129,7 +129,7 @@ def _in_order(run: Run, records: Records) -> Outcome:
 
 
 def prepared_by_all(run: Run) -> Prepared:
-    """Data and tokenizer, read by the first process before the others, all with the same rows.
+    """Read data and tokenizer, in the first process before the others, and check that all processes read the same rows.
 
     Raises:
         ConfigError: another process reads other data.

@@ -1,4 +1,4 @@
-"""All that is read and checked before weights load."""
+"""Everything that is read and checked before weights load."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ftlab import data, models, provenance, stages, tasks, weights
 from ftlab.config import ExperimentConfig
 from ftlab.data import Splits
-from ftlab.data.encode import EncodedSet, refuse_nothing, warnings_of
+from ftlab.data.encode import EncodedSet, refuse_empty, warnings_of
 from ftlab.errors import ConfigError
 from ftlab.evaluate import Split
 from ftlab.summary import RowCounts, Sources
@@ -17,7 +17,7 @@ from ftlab.summary import RowCounts, Sources
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows, tokenized, and what they were made of."""
+    """The tokenized rows of a run, with its tokenizer and the hashes of what they were made from."""
 
     splits: Splits
     train: EncodedSet[Any]  # the samples that the stage makes of the training rows
@@ -25,16 +25,16 @@ class Prepared:
     test: Split
     tokenizer: PreTrainedTokenizerBase
     sources: Sources
-    notes: list[str]  # what the architecture does otherwise than the configuration says
+    notes: list[str]  # where the architecture requires something else than the configuration says
 
     def warnings(self, cfg: ExperimentConfig) -> list[str]:
-        """What a person should hear of rows that were not taken as they are."""
+        """Return warnings about rows that were truncated, dropped or not encoded as plain text."""
         sets = {"train": self.train, "validation": self.validation.fitted, "test": self.test.fitted}
         return warnings_of(sets, cfg.data.max_length)
 
     @property
     def counts(self) -> RowCounts:
-        """How many rows there are, and what became of those that are too long."""
+        """The numbers of rows, and of those that were truncated or dropped."""
         return RowCounts(
             train_rows=len(self.train.rows),
             validation_rows=len(self.validation.rows),
@@ -49,10 +49,10 @@ class Prepared:
 
 
 def prepare(cfg: ExperimentConfig) -> Prepared:
-    """Read data and tokenizer and check adapter, attention and rows against the architecture.
+    """Read data and tokenizer, and check adapter, attention and rows against the architecture.
 
     Raises:
-        InputError: packages, data, tokenizer or module names that do not fit.
+        InputError: packages, data, tokenizer or module names cannot be used.
     """
     check_packages(cfg)
     task = tasks.get(cfg.data.task)
@@ -66,7 +66,7 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
     models.check_adapter(bare, cfg.lora)
     tokens = task.render(splits.train, tokenizer, cfg.data)
     train = stages.get(cfg.trainer.stage).encode(tokens, cfg)
-    refuse_nothing(train, tokens, cfg.data.max_length)
+    refuse_empty(train, tokens, cfg.data.max_length)
     validation = Split("eval", splits.validation, tokenizer, cfg)
     test = Split("test", splits.test, tokenizer, cfg)
     sources = provenance.record(splits, cfg, located.folder)
@@ -76,7 +76,11 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
 
 
 def check_packages(cfg: ExperimentConfig) -> None:
-    """bitsandbytes must be there where the configuration needs it."""
+    """Check that bitsandbytes is installed if the configuration needs it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     if importlib.util.find_spec("bitsandbytes") is not None:
         return
     remedy = "needs the package bitsandbytes: pip install bitsandbytes, or"

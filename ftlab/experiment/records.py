@@ -11,7 +11,7 @@ from ftlab import tasks, trackers
 from ftlab.errors import Stopped
 from ftlab.evaluate import Scores
 from ftlab.experiment.device import device_name, peak_flops
-from ftlab.experiment.parts import Outcome, Run
+from ftlab.experiment.interface import Outcome, Run
 from ftlab.experiment.prepare import Prepared
 from ftlab.memory.meter import Meter
 from ftlab.run_report import report_pruned, report_run

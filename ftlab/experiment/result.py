@@ -1,4 +1,4 @@
-"""What training leaves: adapter/ (or model/) in the run folder, written and loaded."""
+"""The result of training: adapter/ (or model/) in the run folder, written and loaded."""
 
 import shutil
 from collections.abc import Mapping
@@ -29,10 +29,10 @@ def save(
     cfg: ExperimentConfig,
     summary: Summary,
 ) -> None:
-    """Write adapter/ (or model/), which is whole or absent.
+    """Write adapter/ (or model/) under another name first, so that it is either complete or absent.
 
     Raises:
-        TrainingError: the disk has no room for it.
+        TrainingError: the disk is full.
     """
     name = "adapter" if cfg.lora.r else "model"
     aside = folder / f"{name}.part"
@@ -48,9 +48,9 @@ def save(
 
 
 def _card(cfg: ExperimentConfig, summary: Summary, located: WeightsFolder) -> str:
-    """A short card beside the result: what it is, how to ask it, how it scored."""
+    """Return a short model card: what the result is, its prompt template and its scores."""
     tuned, base = summary.tuned, summary.base
-    whole = sorted(key for key in tuned if key.count("/") == 1)  # not those by kind of query
+    whole = sorted(key for key in tuned if key.count("/") == 1)  # without those by kind of row
     before = {key: f"{base[key]:.4f}" if key in base else "-" for key in whole}  # a trial's base is not scored
     lines = [f"| {key} | {before[key]} | {tuned[key]:.4f} |" for key in whole]
     table = "\n".join(["| metric | base | tuned |", "| --- | --- | --- |", *lines])
@@ -65,7 +65,8 @@ def _card(cfg: ExperimentConfig, summary: Summary, located: WeightsFolder) -> st
 def load_finished(
     run: Path, cfg: ExperimentConfig, accelerator: Accelerator
 ) -> tuple[PreTrainedTokenizerBase, nn.Module, Decoder | None, str | None]:
-    """Tokenizer and tuned model of a finished run; its decoder for the fast path, or the reason why it has none.
+    """Return the tokenizer and the tuned model of a finished run, its decoder for the fast path or None, and the reason
+    if it has none.
 
     Raises:
         WeightsError: the folder holds no result, or its base cannot be found.
@@ -79,14 +80,14 @@ def load_finished(
 
 
 def base_differs(sha256: Mapping[str, str], cfg: ExperimentConfig) -> str | None:
-    """A line where the base of a finished run is no longer the one that its adapter was trained on, whose files had
-    these `sha256`."""
-    if not sha256 or cfg.lora.r == 0:  # a run that trained all weights holds them itself
+    """Return a warning if the base of a finished run has changed since its adapter was trained; `sha256` holds the
+    recorded hash of each file."""
+    if not sha256 or cfg.lora.r == 0:  # a run that trained all weights has its own copy
         return None
     differ = changed(sha256, Checksums(weights.base_files(weights.find(cfg.model).folder)).result())
     if not differ:
         return None
     return (
-        f"the base model.id={cfg.model.id} has changed since the adapter was trained on it ({', '.join(differ)}): its "
-        "answers are not the run's; put its old files back, or train again"
+        f"the base model.id={cfg.model.id} has changed since the adapter was trained on it ({', '.join(differ)}), so "
+        "the answers differ from those of the run: restore its old files, or train again"
     )

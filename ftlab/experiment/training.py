@@ -1,4 +1,4 @@
-"""The training of a run, by its stage: what that is given of the run, and what it reports."""
+"""The training of a run by its stage: what the stage gets from the run, and what it reports back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from ftlab import stages
 from ftlab.evaluate import Scores
 from ftlab.experiment.evaluations import Evaluations
-from ftlab.experiment.parts import Run
+from ftlab.experiment.interface import Run
 from ftlab.experiment.prepare import Prepared
 from ftlab.experiment.records import Records
 from ftlab.stages.stage import LoadedModel
@@ -15,7 +15,7 @@ from ftlab.train.checkpoint import Checkpoint
 
 
 class RunHooks:
-    """A run as its stage sees it: see `ftlab.stages.stage.Hooks`."""
+    """The callbacks of a run that its stage uses: see `ftlab.stages.stage.Hooks`."""
 
     def __init__(self, run: Run, records: Records, evaluations: Evaluations, loaded: LoadedModel) -> None:
         self.records, self.evaluations, self.loaded = records, evaluations, loaded
@@ -30,16 +30,16 @@ class RunHooks:
 
     @contextmanager
     def training(self, steps: int, done: int, epochs: float) -> Iterator[None]:
-        """Show and record the training; the sweep hears first of evaluations before a resume."""
+        """Show and record the training; evaluations from before a resume are reported to the sweep first."""
         summary = self.records.summary
         summary.planned_steps = steps
-        self.evaluations.report_again()
+        self.evaluations.report_recorded()
         with self.records.training(steps, done):
             yield
         summary.epochs = epochs
 
     def setting(self, setting: StepSetting) -> None:
-        """Also of a run that ends early."""
+        """Record the setting of the step, so that a run that ends early has it too."""
         self.records.summary.setting = setting
 
 
@@ -51,7 +51,7 @@ def train(
     prepared: Prepared,
     resumed: Checkpoint | None,
 ) -> Scores:
-    """Train; the validation scores of the weights that are left in the model."""
+    """Train, and return the validation scores of the weights that the model has afterwards."""
     summary = records.summary
     if not run.ranks.alone:
         summary.processes = run.ranks.world

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from ftlab.data.encode import Encoded, in_runs
+from ftlab.data.encode import Encoded, in_chunks
 from ftlab.fast import ops
 from ftlab.fast.attention import inside
 from ftlab.fast.decoder import LOGITS_BYTES, Decoder
@@ -56,7 +56,7 @@ def mean_loss(decoder: Decoder, rows: Sequence[Encoded]) -> float:
     tokens = TOKENS
     while True:
         try:
-            total = sum(float(_summed_loss(decoder, part)) for part in in_runs(rows, tokens))
+            total = sum(float(_summed_loss(decoder, part)) for part in in_chunks(rows, tokens))
         except torch.cuda.OutOfMemoryError:
             if tokens < LEAST_TOKENS:
                 raise

@@ -11,7 +11,7 @@ from ftlab import experiment
 from ftlab.composition import Composition, composition
 from ftlab.config import ExperimentConfig
 from ftlab.errors import Pruned
-from ftlab.experiment.parts import OnEvaluation
+from ftlab.experiment.interface import OnEvaluation
 from ftlab.memory import estimate as memory
 from ftlab.models import Bases
 from ftlab.shell import quoted

@@ -1,4 +1,4 @@
-"""What tasks of a question, maybe a context, and one answer have in common: their columns, rows and prompts."""
+"""What all tasks of a question, an optional context and one answer have in common: columns, rows and prompts."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,8 @@ FILL = "Fill the empty fields, or delete these rows."
 
 
 class CompletionTask:
-    """A task whose rows are a question, a context that may be absent, and an answer. A subclass says what its metrics
-    are and how an answer is judged."""
+    """A task whose rows are a question, an optional context, and an answer. A subclass declares its metrics and judges
+    the answers."""
 
     name: str
     title: str
@@ -43,19 +43,19 @@ class CompletionTask:
 
     @property
     def sources(self) -> Mapping[str, Source]:
-        """None, unless a subclass makes rows itself."""
+        """None, unless a subclass generates rows itself."""
         return {}
 
     def check(self, cfg: ExperimentConfig) -> list[str]:
-        """No rule beyond the options' types."""
+        """Check nothing beyond the types of the options."""
         return []
 
     def check_files(self, cfg: ExperimentConfig) -> None:
-        """Judging needs no files."""
+        """Check nothing: judging needs no files."""
 
     def parse(self, row: Mapping[str, Any], cfg: DataConfig, id: str) -> Example | Fault:
-        """The example of a row. A context may be empty where the task or the prompt does without; without a group the
-        context is it, and without a context the question."""
+        """Return the example of a row. The context may be empty if the task allows it or the prompt does not show it.
+        A row without a group is grouped by its context, and without a context by its question."""
         columns = cfg.columns
         blank = {getattr(columns, role.name) for role in self.roles if role.blank}
         if fault := row_fault(row, cfg, blank):
@@ -67,13 +67,13 @@ class CompletionTask:
         return Example(id, question, context, row[columns.answer].strip(), group)
 
     def ask(self, fields: Mapping[str, str], id: str) -> Example:
-        """A question, maybe over a context."""
+        """Return an example without an answer: a question and its optional context."""
         return Example(id, fields["question"], fields.get("context", ""), "", "")
 
     def render(
         self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", cfg: DataConfig
     ) -> list[Tokens]:
-        """Prompts by the template `data.prompt`, each with its answer."""
+        """Return prompts from the template `data.prompt`, each with its answer, as token ids."""
         return tokenise(examples, tokenizer, cfg.prompt)
 
     def judge(
@@ -83,11 +83,11 @@ class CompletionTask:
         cfg: ExperimentConfig,
         on_row: Callable[[], None] = lambda: None,
     ) -> list[Judgement]:
-        """A subclass judges."""
+        """To be implemented by a subclass."""
         raise NotImplementedError
 
     def counts(self, metric: Metric, record: Mapping[str, Any]) -> bool:
-        """Whether a row says something of a metric: its column is not null."""
+        """Whether a row counts for a metric: its column is not null."""
         return record[metric.field] is not None
 
     def reward(self, example: Example, answer: str, cfg: ExperimentConfig) -> float:
@@ -100,30 +100,30 @@ class CompletionTask:
         return settings(self.options, cfg.data.options)
 
     def judged(self, record: Mapping[str, Any], cluster: str, buckets: tuple[str, ...] = ()) -> Judgement:
-        """The judgement whose columns are `record`."""
-        told = [metric for metric in self.metrics if metric.field and self.counts(metric, record)]
-        hits = {metric.name: record[metric.field] for metric in told}
+        """Return the judgement whose columns are `record`."""
+        counted = [metric for metric in self.metrics if metric.field and self.counts(metric, record)]
+        hits = {metric.name: record[metric.field] for metric in counted}
         return Judgement(record, hits, buckets, cluster, str(record.get("reason", "")))
 
     def read(self, row: Mapping[str, Any], prefix: str = "") -> Judgement:
-        """The judgement in a row of predictions.jsonl; rows of one context are a cluster. Of scores that are newer than
-        the row it says nothing."""
+        """Return the judgement in a row of predictions.jsonl; rows of one context form a cluster. The row does not
+        count for metrics that were added after it was written."""
         right = next(metric.field for metric in self.metrics if metric.name == self.headline)
         record = {name: row[prefix + name] if name == right else row.get(prefix + name) for name in self.recorded}
         return self.judged(record, str(row.get("context") or row.get("id", "")))
 
     def score(self, prefix: str, judgements: Sequence[Judgement]) -> Scored:
-        """Rates and counts as declared."""
+        """Return the metrics as declared: rates and counts."""
         return score(prefix, judgements, self.metrics, self.buckets)
 
 
 def cluster_of(example: Example) -> str:
-    """Rows of one context are alike; a row without context stands alone."""
+    """Return the cluster of an example: its context, or its own id if it has none."""
     return example.context or example.id
 
 
 def row_fault(row: Mapping[str, Any], cfg: DataConfig, blank: Collection[str] = ()) -> Fault | None:
-    """The first thing that is wrong with a row's fields; those of the columns `blank` may be empty."""
+    """Return the first fault of a row's fields, if any; fields of the columns `blank` may be empty."""
     columns = cfg.columns
     for name in (columns.question, columns.context, columns.answer):
         optional = name in blank or (name == columns.context and not shows(cfg.prompt, "context"))
@@ -133,7 +133,7 @@ def row_fault(row: Mapping[str, Any], cfg: DataConfig, blank: Collection[str] = 
         if isinstance(value, str) and value.isascii() and value and not value.isspace():
             continue
         if name not in row and not optional:
-            return Fault(f"no column {name} (it has {', '.join(row) or 'none'})")
+            return Fault(f"no column {name} (this row has {', '.join(row) or 'none'})")
         if (value is None or value == "") and optional:
             continue
         if fault := _field_fault(name, value, optional):
@@ -149,5 +149,5 @@ def _field_fault(name: str, value: Any, may_be_blank: bool) -> Fault | None:
     if not value.strip() and not may_be_blank:
         return Fault(f"{name} is empty", FILL)
     if any("\ud800" <= char <= "\udfff" for char in value):
-        return Fault(f"{name} holds half a character (a lone surrogate \\ud800 to \\udfff)")
+        return Fault(f"{name} contains half a character (a lone surrogate, \\ud800 to \\udfff)")
     return None

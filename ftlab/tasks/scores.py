@@ -1,18 +1,18 @@
-"""Many judgements as metrics: rates with their 95 % intervals, over all rows and by kind of row, and counts."""
+"""Metrics of many judgements: rates with their 95 % intervals, over all rows and by kind of row, and counts."""
 
 from collections.abc import Iterable, Sequence
 
 from ftlab.metrics import Metric
 from ftlab.tasks.task import Judgement, Scored
 
-RESAMPLES = 2_000  # of the bootstrap behind the interval of a mean that is no share
+RESAMPLES = 2_000  # bootstrap resamples for the interval of a mean whose values are not only 0 and 1
 
 
 def score(
     prefix: str, judgements: Sequence[Judgement], metrics: Iterable[Metric], buckets: Sequence[str] = ()
 ) -> Scored:
-    """Each metric that has a column of predictions.jsonl (`field`): rates as means over the rows that say something of
-    it, counts as sums. A rate without rows is 0; by bucket only those with rows are given."""
+    """Compute each metric that has a column of predictions.jsonl (`field`): rates as means over the rows that count for
+    it, counts as sums. A rate without rows is 0; buckets without rows are left out."""
     counted = [metric for metric in metrics if metric.field]
     rates = [metric for metric in counted if metric.is_rate]
     found: dict[str, float] = {}
@@ -30,7 +30,7 @@ def score(
 
 
 def mean(name: str, rows: Sequence[Judgement]) -> tuple[float, tuple[float, float]]:
-    """The mean of a rate over rows, and its 95 % interval: Wilson's where each row is right or wrong, else that of a
+    """Return the mean of a rate over rows and its 95 % interval: Wilson's if every value is 0 or 1, else that of a
     bootstrap over clusters of rows."""
     from ftlab.sql.intervals import clustered_bootstrap, wilson
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ftlab.config import DataConfig, ExperimentConfig
-from ftlab.data.splits import Example, Parts
+from ftlab.data.splits import Example, SourceSplits
 from ftlab.data.table import Role
 from ftlab.errors import ConfigError, TrainingError
 from ftlab.metrics import Metric
@@ -16,17 +16,17 @@ from ftlab.tasks.task import Judgement, Source
 if TYPE_CHECKING:
     from ftlab.sql.verdict import Verdict
 
-SYNTH_ROWS = 4000  # rows that are generated to train on, where data.train_rows says nothing
+SYNTH_ROWS = 4000  # training rows that are generated unless data.train_rows is set
 
 
 def rate(name: str, title: str, help: str, field: str, short: str = "", **more: Any) -> Metric:
-    """A score of which more is better."""
+    """Declare a rate of rows, for which higher is better."""
     common: dict[str, Any] = {"direction": "maximize", "unit": "rate", "interval": True, "objective": True}
     return Metric(name, title, help, short=short, field=field, **common, **more)
 
 
 class SqlTask(CompletionTask):
-    """An adapter over `ftlab.sql`, which knows nothing of runs."""
+    """Connects runs with `ftlab.sql`, which knows nothing of runs."""
 
     name = "sql"
     title = "text-to-SQL"
@@ -37,13 +37,13 @@ class SqlTask(CompletionTask):
         rate(
             "sql_string_match",
             "string match",
-            "share of answers that are the gold text, white space aside",
+            "share of answers that equal the gold text, apart from white space",
             "exact_string",
         ),
         rate(
             "sql_ast_match",
             "AST match (headline)",
-            "share of answers that are the gold query by its canonical tree",
+            "share of answers whose canonical tree equals that of the gold query",
             "ast_equal",
             "AST",
             by_bucket=True,
@@ -59,18 +59,20 @@ class SqlTask(CompletionTask):
         rate(
             "sql_exec_match",
             "exec match",
-            "share of answers that return what the gold returns, over the golds that run and return a row",
+            "share of answers that return the gold query's result, over the gold queries that run and return a row",
             "exec_equal",
             "exec",
             by_bucket=True,
             silent="the gold query is broken, or returned no row",
         ),
         rate("sql_valid", "valid", "share of answers that are one runnable read-only query", "valid"),
-        Metric("sql_gold_broken", "gold broken, rows", "golds that cannot run", unit="count", field="gold_broken"),
+        Metric(
+            "sql_gold_broken", "gold broken, rows", "gold queries that cannot run", unit="count", field="gold_broken"
+        ),
         Metric(
             "sql_vacuous",
             "gold vacuous, rows",
-            "golds that returned no row on any database tried",
+            "gold queries that returned no row on any database tried",
             unit="count",
             field="vacuous",
         ),
@@ -104,7 +106,7 @@ class SqlTask(CompletionTask):
         return {"sql_synth": synthetic}
 
     def check_files(self, cfg: ExperimentConfig) -> None:
-        """The folder of real rows must be there before anything is scored."""
+        """Check that the folder of real rows exists, before anything is scored."""
         from ftlab.sql.real_rows import fault
 
         problem = fault(Path(cfg.eval.rows_dir).expanduser()) if cfg.eval.rows_dir else None
@@ -112,9 +114,8 @@ class SqlTask(CompletionTask):
             raise ConfigError(f"eval.rows_dir={cfg.eval.rows_dir} {problem}, or eval.rows_dir=null")
 
     def counts(self, metric: Metric, record: Mapping[str, Any]) -> bool:
-        """A broken or vacuous gold says nothing of the execution match."""
-        told = super().counts(metric, record)
-        return told and not (metric.field == "exec_equal" and record["vacuous"])
+        """Whether a row counts for a metric; with a broken or vacuous gold it does not count for execution match."""
+        return super().counts(metric, record) and not (metric.field == "exec_equal" and record["vacuous"])
 
     def judge(
         self,
@@ -123,10 +124,10 @@ class SqlTask(CompletionTask):
         cfg: ExperimentConfig,
         on_row: Callable[[], None] = lambda: None,
     ) -> list[Judgement]:
-        """Each answer on `eval.databases` databases and those of `eval.rows_dir`.
+        """Judge each answer on `eval.databases` generated databases and those of `eval.rows_dir`.
 
         Raises:
-            TrainingError: the process that scores cannot be started.
+            TrainingError: the scoring process cannot be started.
         """
         from ftlab.sql.rates import recorded
 
@@ -138,16 +139,16 @@ class SqlTask(CompletionTask):
         return judgements
 
     def reward(self, example: Example, answer: str, cfg: ExperimentConfig) -> float:
-        """1 where the answer is the gold query by its tree or by its results, else 0."""
+        """Return 1 if the answer equals the gold query by its tree or by its results, else 0."""
         verdict = verdict_of(example, answer, cfg)
         return float(verdict.ast_equal or (bool(verdict.exec_equal) and not verdict.vacuous))
 
 
 def verdict_of(example: Example, answer: str, cfg: ExperimentConfig) -> "Verdict":
-    """What `ftlab.sql` says of an answer.
+    """Return the verdict of `ftlab.sql` on an answer.
 
     Raises:
-        TrainingError: the process that scores cannot be started.
+        TrainingError: the scoring process cannot be started.
     """
     from ftlab.sql.extract import extract
     from ftlab.sql.real_rows import rows_file
@@ -163,16 +164,16 @@ def verdict_of(example: Example, answer: str, cfg: ExperimentConfig) -> "Verdict
         raise TrainingError(str(error)) from None
 
 
-def synthetic(cfg: DataConfig) -> Parts:
-    """Generated rows: whole domains of schemas belong to one split, so nothing has to be taken from train."""
+def synthetic(cfg: DataConfig) -> SourceSplits:
+    """Generate all three splits; each domain of schemas belongs to one split, so nothing is taken from train."""
     from ftlab.data import sql_synth
 
     train = cfg.train_rows or SYNTH_ROWS
     sizes = {"train": train, "validation": _rows(cfg.validation, train)}
     sizes["test"] = cfg.test_rows or _rows(cfg.test_size, train)
     made = {name: [_example(row) for row in sql_synth.generate(name, n, cfg.split_seed)] for name, n in sizes.items()}
-    notes = [f"{name}: {len(rows):,} rows generated over schemas of its own" for name, rows in made.items()]
-    return Parts(**made, notes=notes, grouped_by="db_id")
+    notes = [f"{name}: {len(rows):,} generated rows, on schemas of no other split" for name, rows in made.items()]
+    return SourceSplits(**made, notes=notes, grouped_by="db_id")
 
 
 def _rows(size: float, of: int) -> int:

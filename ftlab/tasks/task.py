@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ftlab.config import DataConfig, ExperimentConfig
 from ftlab.data.encode import Tokens
 from ftlab.data.faults import Fault
-from ftlab.data.splits import Example, Parts
+from ftlab.data.splits import Example, SourceSplits
 from ftlab.data.table import Role
 from ftlab.metrics import Metric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Source = Callable[[DataConfig], Parts]
+Source = Callable[[DataConfig], SourceSplits]
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class Checkpoints:
     def _unwritten(self, final: Path, tensors: Tensors, error: Exception) -> TrainingError:
         # Adam keeps two numbers beside each weight.
         needed = 3 * sum(p.numel() * p.element_size() for p in tensors.values())
-        reason = disk.shortage(final.parent, needed) if disk.is_full(error) else first_line(error)
+        reason = disk.full_disk(final.parent, needed) if disk.is_full(error) else first_line(error)
         return TrainingError(
             f"checkpoint {final} cannot be written: {reason}. The checkpoints before it are whole: make room, then the "
             "same command goes on"

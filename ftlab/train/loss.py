@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ftlab.data.encode import Encoded, in_runs
+from ftlab.data.encode import Encoded, in_chunks
 from ftlab.train.attention import rows_of
 from ftlab.train.batches import FlatBatch, lay_flat
 
@@ -89,7 +89,7 @@ def mean_loss(model: nn.Module, rows: Sequence[Encoded], device: torch.device, f
     tokens = 0
     try:
         with torch.no_grad():
-            for part in in_runs(rows, TOKENS if flat else 0):
+            for part in in_chunks(rows, TOKENS if flat else 0):
                 batch = lay_flat(part, device)
                 total += summed_loss(model, batch).double()
                 tokens += batch.trained

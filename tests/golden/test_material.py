@@ -27,7 +27,7 @@ def test_the_material_is_small_and_names_no_place() -> None:
 def test_a_finished_run_is_reported_and_not_run_again(material: Path, ok: Ok) -> None:
     before = digests(material / "finished")
     shown = ok(*RUN)
-    assert "finished holds this run, finished" in shown
+    assert "finished already holds this run, finished" in shown
     assert "step 1/6" not in shown
     assert digests(material / "finished") == before
 

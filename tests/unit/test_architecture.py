@@ -33,17 +33,17 @@ def said(tmp_path: Path, config: Any, weights: int | None = None) -> str | None:
         ("null", "holds no object"),
         ({}, "without model_type"),
         ({**GOOD, "model_type": 7}, "without model_type"),
-        ({**GOOD, "num_hidden_layers": 1_000_000}, "num_hidden_layers=1,000,000: ftlab reads at most 512"),
+        ({**GOOD, "num_hidden_layers": 1_000_000}, "num_hidden_layers=1,000,000, but ftlab accepts at most 512"),
         ({**GOOD, "num_hidden_layers": "two"}, 'num_hidden_layers="two", which must be a whole number'),
         ({**GOOD, "num_hidden_layers": -2}, "num_hidden_layers=-2, which must be a whole number"),
         ({**GOOD, "hidden_size": 0}, "hidden_size=0, which must be a whole number of at least 1"),
         ({**GOOD, "num_hidden_layers": True}, "num_hidden_layers=true, which must"),
         ({**GOOD, "hidden_size": 64.5}, "hidden_size=64.5, which must"),
-        ({**GOOD, "hidden_size": 10**9}, "hidden_size=1,000,000,000: ftlab reads at most 262,144"),
-        ({**GOOD, "vocab_size": 10**12}, "vocab_size=1,000,000,000,000: ftlab reads at most"),
+        ({**GOOD, "hidden_size": 10**9}, "hidden_size=1,000,000,000, but ftlab accepts at most 262,144"),
+        ({**GOOD, "vocab_size": 10**12}, "vocab_size=1,000,000,000,000, but ftlab accepts at most"),
         ({**GOOD, "vocab_size": {}}, "vocab_size={}, which must"),
-        ({**GOOD, "intermediate_size": [128, 10**10]}, "intermediate_size=10,000,000,000: ftlab reads at most"),
-        ({"model_type": "x", "text_config": {"n_layer": 10**6}}, "n_layer=1,000,000: ftlab reads at most"),
+        ({**GOOD, "intermediate_size": [128, 10**10]}, "intermediate_size=10,000,000,000, but ftlab accepts at most"),
+        ({"model_type": "x", "text_config": {"n_layer": 10**6}}, "n_layer=1,000,000, but ftlab accepts at most"),
         ({**GOOD, "num_hidden_layers": 500, "num_experts": 900}, "450,000 experts in all layers"),
     ],
     ids=lambda value: str(value)[:40],
@@ -61,7 +61,7 @@ def test_weights_must_be_able_to_hold_what_is_described(tmp_path: Path) -> None:
     assert needed == 300 * 64 + 2 * 64 * (64 + 128)
     assert said(tmp_path, GOOD, weights=needed) is None
     assert said(tmp_path, GOOD, weights=None) is None
-    assert "weight files of 5,000 bytes only" in (said(tmp_path, GOOD, weights=5_000) or "")
+    assert "weight files of only 5,000 bytes" in (said(tmp_path, GOOD, weights=5_000) or "")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_every_writers_words_for_a_full_disk_are_known(error: Exception, tmp_pat
     with pytest.raises(TrainingError) as said, room_for("adapter", tmp_path / "not/yet", 1_500_000):
         raise error
     assert str(said.value).startswith("adapter cannot be written: the disk is full: it needs about 2 MB, and ")
-    assert f"are free in {tmp_path}. Make room" in str(said.value)
+    assert f"are free in {tmp_path}. Free some space" in str(said.value)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), InputError("No space left on device"), ValueError("x")])

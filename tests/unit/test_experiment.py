@@ -286,7 +286,7 @@ def test_the_base_of_an_older_record_is_scored_again(fit: Fit, terminal: Any, tm
 # --- what is scored ---------------------------------------------------------------------------------------
 
 
-CHANGED = r"the base model\.id=.* has changed since the run began \(model\.safetensors\): .*begin anew with force=true"
+CHANGED = r"the base model\.id=.* has changed since the run began \(model\.safetensors\)\. .*start again with force=true"
 
 
 @pytest.mark.parametrize("when", ["train", "base scores"])
@@ -324,7 +324,7 @@ def test_a_record_without_a_hash_of_its_base_is_resumed_with_a_line(fit: Fit, te
     file.write_text(json.dumps({**json.loads(file.read_text()), "model": {"id": "x"}}))
     terminal.notes.clear()
     assert fit().summary.model.sha256 == summary["model"]["sha256"]
-    line = "the run's record has no hash of its base: whether that has changed is not known"
+    line = "the run has no hash of its base model on record: ftlab cannot check for changes"
     assert terminal.notes.count(line) == 1
 
 
@@ -471,14 +471,15 @@ def test_rows_that_were_shortened_or_dropped_are_counted(fit: Fit, terminal: Any
     assert counted["validation_truncated"] + counted["validation_dropped"] > 0
     assert counted["test_truncated"] + counted["test_dropped"] > 0
     for name in ("train", "validation", "test"):
-        assert any(line.startswith(f"data.max_length=84: {name}: ") for line in terminal.warnings)
+        lines = [line for line in terminal.warnings if line.startswith("data.max_length=84: of ")]
+        assert any(f" {name} rows, " in line for line in lines)
 
 
 def test_a_split_none_of_whose_rows_fit_is_named(fit: Fit, tmp_path: Path, rows_folder: Path) -> None:
     long = {"question": "q" * 300, "context": "CREATE TABLE t (a INT)", "answer": "SELECT a FROM t"}
     shutil.copy(rows_folder / "train.jsonl", tmp_path)
     (tmp_path / "test.jsonl").write_text(json.dumps(long))
-    with pytest.raises(InputError, match=r"leaves nothing of test to measure a loss on.*\n.*data\.max_length=384"):
+    with pytest.raises(InputError, match=r"leaves no row of test to measure a loss on.*\n.*data\.max_length=384"):
         fit(f"data.path={tmp_path}")
 
 
@@ -692,7 +693,7 @@ def test_a_pruned_run_stops_at_once_and_leaves_its_records(trial: Fit, terminal:
     phases = len(terminal.phases)
     assert trial(watch).summary.tree() == summary
     assert len(terminal.phases) == phases
-    assert f"{run} holds this run, pruned at step 2 of 4; force=true runs it to its end" in terminal.notes
+    assert f"{run} holds this run, pruned at step 2 of 4; force=true runs it to the end" in terminal.notes
     assert trial(Watcher(), "force=true").summary.status == "finished"
 
 

@@ -25,7 +25,7 @@ def test_lines_are_read_with_their_numbers(start: bytes, packed: bool, tmp_path:
     ("data", "said"),
     [
         (b'{"id": 1}\n{"id": 2', ":2: broken JSON"),
-        (b'{"id": 1}\n[1, 2]\n', ":2: no JSON object"),
+        (b'{"id": 1}\n[1, 2]\n', ":2: not a JSON object"),
         (b'{"id": 1}\n\n"\xff"\n', ":3: not UTF-8 (byte 0xff"),
         (b"\xff\xfe{\x00", ": line 1: UTF-16"),
         (b"[" * 100_000, ":1: broken JSON"),

@@ -190,10 +190,10 @@ def test_options_may_stand_anywhere(cli: Cli, words: list[str]) -> None:
         (["+sweep=lr_search"], "sweep"),
         (["sweep=lr_serach"], "lr_search"),
         (["predict", "run=x", "qestion=y"], "question"),
-        (["eval", "nothing"], "no run folder"),
+        (["eval", "nothing"], "not a run folder"),
         (["predict", "run=x", "run=y"], "twice"),
         (["predict", "x", "y"], "key=value"),
-        (["doctor", "x"], "run=x is no run folder"),
+        (["doctor", "x"], "run=x is not a run folder"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
@@ -422,7 +422,7 @@ def test_a_run_goes_on_without_whoever_reads_it(lost: str, small: list[str]) -> 
     words = [sys.executable, "-m", "ftlab", *small, "run_dir=r"]
     done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("ftlab: nothing more is shown here (")
+    assert done.stderr.startswith("ftlab: no further output here (")
     assert len(done.stderr.splitlines()) == 1
     summary = json.loads(Path("r/summary.json").read_text())
     assert (summary["status"], summary["terminal"][:16]) == ("finished", "lost while the r")
@@ -445,7 +445,7 @@ def test_of_interrupted_processes_the_first_says_so(
 def test_a_dry_run_shows_the_plan_and_writes_nothing(cli: Cli, small: list[str], tmp_path: Path) -> None:
     code, out, err = cli("--dry-run", *small, "run_dir=dry")
     assert code == 0, err
-    assert "4 rows a step" in out
+    assert "4 rows per step" in out
     assert "micro-batch 2 x 2" in out
     assert list(tmp_path.iterdir()) == []
 

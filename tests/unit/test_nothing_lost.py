@@ -36,7 +36,7 @@ def test_files_of_others_are_refused_and_stay(fit: Fit, tmp_path: Path, names: l
     for name in names:
         (tmp_path / "foreign" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "foreign" / name).write_text("a: 1")
-    with pytest.raises(RunDirError, match="which no run of ftlab wrote"):
+    with pytest.raises(RunDirError, match="which ftlab did not write"):
         fit(force, run_dir=tmp_path / "foreign")
     assert all((tmp_path / "foreign" / name).read_text() == "a: 1" for name in names)
 
@@ -53,7 +53,7 @@ def test_force_gives_up_a_run_only_when_the_new_one_is_sound(fit: Fit, tmp_path:
 def test_a_kill_at_any_removal_leaves_a_run_that_can_go_on_or_be_replaced(
     finished: Path, small: list[str], killed_at: Callable[..., bool], tmp_path: Path
 ) -> None:
-    """Half cleared by `force`, a folder is still a run's: nobody is told that no run of ftlab wrote it."""
+    """Half cleared by `force`, a folder is still a run's: no message says that ftlab did not write it."""
     folder = RunDir(tmp_path / "run")
     mine, other = (composition([*small, f"run_dir={folder.path}", *more]).tree for more in ([], ["trainer.lr=5e-3"]))
     for number in range(1, 99):

@@ -63,8 +63,8 @@ def summary(folder: Path) -> dict[str, Any]:
     ("split", "change", "said"),
     [
         ("train", lambda rows: rows[:-1], "train: 36 rows in the folder, 35 now"),
-        ("train", reworded, "train: 36 rows in the folder and now, but not the same"),
-        ("validation", reworded, "validation: 4 rows in the folder and now, but not the same"),
+        ("train", reworded, "train: 36 rows in the folder and now, but they differ"),
+        ("validation", reworded, "validation: 4 rows in the folder and now, but they differ"),
         ("test", lambda rows: rows[1:], "test: 6 rows in the folder, 5 now"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_killed_run_does_not_go_on_with_other_rows(
         fit(f"data.path={mine}")
     message = str(caught.value)
     assert said in message
-    assert "restore what it was begun with, choose another run_dir=DIR" in message
+    assert "restore its data, choose another run_dir=DIR" in message
     assert sum(name in message for name in ("  train:", "  validation:", "  test:", "template", "tokenizer")) == 1
     assert summary(killed) == before
 
@@ -89,7 +89,7 @@ def test_a_finished_run_is_neither_reported_nor_extended_on_another_test_file(
     folder = fit(f"data.path={mine}").folder
     before = (folder / "summary.json").read_bytes()
     edit(mine / "test.jsonl", reworded)
-    with pytest.raises(RunDirError, match="test: 6 rows in the folder and now, but not the same"):
+    with pytest.raises(RunDirError, match="test: 6 rows in the folder and now, but they differ"):
         fit(f"data.path={mine}", *more)
     assert (folder / "summary.json").read_bytes() == before
 
@@ -130,7 +130,7 @@ def test_another_tokenizer_is_refused_and_one_written_in_another_layout_is_not(
     vocabulary = node["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     file.write_text(json.dumps(node))
-    with pytest.raises(RunDirError, match="tokenizer: another now than in the folder"):
+    with pytest.raises(RunDirError, match="tokenizer: another one now than in the folder"):
         fit(f"data.path={mine}", f"model.id={base}", STEPS, run_dir=folder)
 
 
@@ -154,7 +154,7 @@ def test_a_folder_of_an_older_ftlab_is_refused_where_its_one_hash_differs(fit: F
     del old["sources"]
     (killed / "summary.json").write_text(json.dumps(old))
     edit(mine / "test.jsonl", reworded)
-    with pytest.raises(RunDirError, match="data: another now than in the folder"):
+    with pytest.raises(RunDirError, match="data: another one now than in the folder"):
         fit(f"data.path={mine}")
 
 
@@ -175,5 +175,5 @@ def test_a_finished_run_whose_data_are_gone_is_reported_with_a_line(fit: Fit, mi
     shutil.rmtree(mine)
     terminal.notes.clear()
     fit(f"data.path={mine}")
-    assert any("is not known" in note for note in terminal.notes)
+    assert any("cannot check whether the data have changed" in note for note in terminal.notes)
     assert any("force=true runs it again" in note for note in terminal.notes)

@@ -50,5 +50,5 @@ def test_compare_suggests_an_evaluation_of_a_folder_with_blanks(
     (run / "config.yaml").write_text("{}")
     code, _, err = cli("compare", str(run), str(run))
     assert code == 2
-    words = shlex.split(err.partition("with verdicts: ")[2])
+    words = shlex.split(err.partition("Write them: ")[2])
     assert words == ["python", "-m", "ftlab", "eval", f"run={run}", "split=test"]

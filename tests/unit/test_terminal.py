@@ -198,7 +198,7 @@ def test_scores_show_rates_in_percent_losses_as_they_are_and_splits_apart(plain:
     )
     rows = [line.split() for line in shown(plain) if line]
     assert rows == [
-        ["base", "tuned", "difference", "95", "%", "of", "tuned"],
+        ["base", "tuned", "difference", "95", "%", "CI", "of", "tuned"],
         ["validation"],
         ["exact", "match", "1.0", "%", "63.0", "%", "+62.0", "pp", "56.1", "to", "69.4"],
         ["loss", "3.200", "0.412", "-2.788"],
@@ -320,7 +320,7 @@ def test_on_a_full_disk_nothing_is_shown_and_all_goes_on(capsys: pytest.CaptureF
         with terminal.phase("data"), terminal.progress(2) as bar:
             bar.update(1, {"train/loss": 0.5})
     assert terminal.lost == "No space left on device"
-    assert capsys.readouterr().err == "ftlab: nothing more is shown here (No space left on device); the run goes on\n"
+    assert capsys.readouterr().err == "ftlab: no further output here (No space left on device); the run continues\n"
 
 
 def test_without_its_reader_nothing_is_shown_and_all_goes_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Question and answer: a short answer is right where it matches the row's, as text or as a number."""
+"""Question and answer: a short answer is correct if it matches the answer of its row, as text or as a number."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,14 @@ from ftlab.tasks.task import Judgement, Scored, Source
 
 @dataclass
 class MatchOptions:
-    """How an answer is read."""
+    """How an answer is extracted and compared."""
 
-    pattern: str | None = None  # a regular expression with one group: the answer is what it holds in its last match
-    tolerance: float = 0.0  # numbers are equal within this share of the right one
+    pattern: str | None = None  # a regular expression with one group: in its last match this group is the answer
+    tolerance: float = 0.0  # relative tolerance: numbers are equal if they differ by at most this share of the gold one
 
 
 def rate(name: str, title: str, help: str, **more: Any) -> Metric:
-    """A score of which more is better."""
+    """Declare a rate, for which higher is better."""
     return Metric(name, title, help, direction="maximize", unit="rate", **more)
 
 
@@ -39,8 +39,8 @@ class MatchTask(CompletionTask):
         rate(
             "match_exact",
             "exact match (headline)",
-            "share of answers that are the right one: equal in lower case, without punctuation and articles, their "
-            "numbers by value",
+            "share of answers that equal the gold answer in lower case, without punctuation and articles, with numbers "
+            "compared by value",
             interval=True,
             objective=True,
             short="exact",
@@ -49,7 +49,7 @@ class MatchTask(CompletionTask):
         rate(
             "match_f1",
             "token F1",
-            "mean F1 of the words that the answer has in common with the right one",
+            "mean F1 of the words that the answer has in common with the gold answer",
             interval=True,
             objective=True,
             short="F1",
@@ -58,15 +58,15 @@ class MatchTask(CompletionTask):
         rate(
             "match_macro_f1",
             "macro F1 of labels",
-            "mean F1 over the labels, where the split's right answers are at most 20 labels",
+            "mean F1 over the labels, if the gold answers of the split are at most 20 labels",
         ),
         rate(
             "match_label_precision",
             "precision",
-            "share of right ones among the answers that are this label",
+            "share of correct answers among those that give this label",
             by_bucket=True,
         ),
-        rate("match_label_f1", "F1", "F1 of this label; answers that are no label are wrong", by_bucket=True),
+        rate("match_label_f1", "F1", "F1 of this label; answers that are no label count as wrong", by_bucket=True),
     )
     recorded = ("exact", "f1", "extracted", "label", "said", "reason")
     options = MatchOptions
@@ -75,16 +75,16 @@ class MatchTask(CompletionTask):
 
     @property
     def sources(self) -> Mapping[str, Source]:
-        """Look-ups in small tables, and arithmetic."""
+        """Generated rows: look-ups in small tables, and arithmetic."""
         return {"match_synth": synth.load}
 
     def parse(self, row: Mapping[str, Any], cfg: DataConfig, id: str) -> Example | Fault:
-        """The example of a row, whose answer may be a number or true or false as well."""
+        """Return the example of a row; its answer may also be a number, true or false."""
         name = cfg.columns.answer
         return super().parse({**row, name: as_text(row[name])} if name in row else row, cfg, id)
 
     def check(self, cfg: ExperimentConfig) -> list[str]:
-        """The pattern has one group, and the tolerance is a share."""
+        """Check that the pattern has one group and that the tolerance lies in [0, 1)."""
         wanted = self.settings(cfg)
         problems = [] if wanted.pattern is None else judge.faults(wanted.pattern)
         if not 0 <= wanted.tolerance < 1:
@@ -102,7 +102,7 @@ class MatchTask(CompletionTask):
         cfg: ExperimentConfig,
         on_row: Callable[[], None] = lambda: None,
     ) -> list[Judgement]:
-        """Each answer as it is, or what `data.options.pattern` takes out of it."""
+        """Judge each answer, or the part of it that `data.options.pattern` extracts."""
         wanted = self.settings(cfg)
         found = []
         for example, answer in zip(examples, answers, strict=True):
@@ -112,7 +112,7 @@ class MatchTask(CompletionTask):
         return found
 
     def score(self, prefix: str, judgements: Sequence[Judgement]) -> Scored:
-        """The rates and, where the right answers are labels, those of each."""
+        """Return the rates and, if the gold answers are labels, also those of each label."""
         metrics, intervals = super().score(prefix, judgements)
         records = [judgement.record for judgement in judgements]
         found = labels.by_label([record["label"] for record in records], [record["said"] for record in records])
@@ -125,29 +125,29 @@ class MatchTask(CompletionTask):
         return metrics, intervals
 
     def reward(self, example: Example, answer: str, cfg: ExperimentConfig) -> float:
-        """1 for an exact match, else 0."""
+        """Return 1 for an exact match, else 0."""
         return float(compared(example.answer, answer, self.settings(cfg))["exact"])
 
 
 def as_text(value: Any) -> Any:
-    """A number, true or false as text, as JSON writes it; all else, and what is no finite number, as it is."""
+    """Return a finite number, true or false as the text that JSON writes; any other value unchanged."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float | Decimal) and math.isfinite(value) else value
 
 
 def compared(gold: str, answer: str, wanted: MatchOptions) -> dict[str, Any]:
-    """The columns of one answer: what was taken out of it, and how it compares with the right one."""
-    said, reason = judge.taken_out(answer, wanted.pattern)
-    exact, equal = judge.same(gold, said, wanted.tolerance)
+    """Return the columns of one answer: what was extracted from it, and how that compares with the gold answer."""
+    extracted, reason = judge.extract(answer, wanted.pattern)
+    exact, compared_as = judge.same(gold, extracted, wanted.tolerance)
     label = judge.label(gold)
     return {
         "exact": exact,
-        "f1": 1.0 if exact else judge.f1(gold, said),
-        "extracted": said,
+        "f1": 1.0 if exact else judge.f1(gold, extracted),
+        "extracted": extracted,
         "label": label,
-        "said": label if exact else judge.label(said),
-        "reason": reason or equal,
+        "said": label if exact else judge.label(extracted),
+        "reason": reason or compared_as,
     }
 
 

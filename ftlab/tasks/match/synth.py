@@ -1,8 +1,8 @@
-"""Questions with short answers, written by a seeded generator: look-ups in a small table, and small arithmetic.
+"""Questions with short answers from a seeded generator: look-ups in a small table, and small arithmetic.
 
-A *subject* (mountains, shops, ...) has columns of its own and belongs to one split, and so does each pair of numbers
-that is added or subtracted: what is asked about in validation and test was never seen in training. Names and values
-are drawn anew for each row, so that they must be read in the table and cannot be remembered.
+A *subject* (mountains, shops, ...) has its own columns and belongs to one split, and so does each pair of numbers that
+is added or subtracted: the subjects and pairs of validation and test never occur in training. Names and values are
+drawn anew for each row, so that they must be read in the table and cannot be memorised.
 
 Source: written for this project; no other data set is copied. Needs the standard library only.
 """
@@ -12,12 +12,12 @@ from hashlib import sha256
 from random import Random
 
 from ftlab.config import DataConfig
-from ftlab.data.splits import Example, Parts
+from ftlab.data.splits import Example, SourceSplits
 
-ROWS = 2000  # rows that are generated to train on, where data.train_rows says nothing
+ROWS = 2000  # training rows that are generated unless data.train_rows is set
 SUMS = 0.2  # the share of rows that are arithmetic
-WHICH = 0.25  # the share of look-ups that ask for the row
-LARGEST = 9  # number that is added or subtracted
+WHICH = 0.25  # the share of look-ups that ask which row has a value
+LARGEST = 9  # the largest number that is added or subtracted
 # Things and their columns; the last column of each holds numbers.
 SUBJECTS = {
     "train": """
@@ -43,19 +43,21 @@ Japan China India Brazil Mexico Sweden Norway
 """
 
 
-def load(cfg: DataConfig) -> Parts:
-    """The three splits: as many rows as `data.train_rows`, `data.validation` and `data.test_rows` say."""
+def load(cfg: DataConfig) -> SourceSplits:
+    """Generate the three splits, of `data.train_rows`, `data.validation` and `data.test_rows` rows."""
     train = cfg.train_rows or ROWS
     sizes = {"train": train, "validation": _share(cfg.validation, train)}
     sizes["test"] = cfg.test_rows or _share(cfg.test_size, train)
     made = {split: generate(split, rows, cfg.split_seed) for split, rows in sizes.items()}
-    notes = [f"{split}: {len(rows):,} rows generated over subjects and sums of its own" for split, rows in made.items()]
-    return Parts(**made, notes=notes, grouped_by="subject")
+    notes = [
+        f"{name}: {len(rows):,} generated rows, on subjects and sums of no other split" for name, rows in made.items()
+    ]
+    return SourceSplits(**made, notes=notes, grouped_by="subject")
 
 
 def generate(split: str, count: int, seed: int = 0) -> list[Example]:
-    """`count` rows of a split (train, validation, test), all different; the same arguments give the same rows, and more
-    rows begin with the fewer."""
+    """Return `count` different rows of a split (train, validation, test). The same arguments give the same rows, and a
+    larger `count` only appends rows."""
     rng = Random(f"{split}/{seed}")
     found: dict[tuple[str, str], Example] = {}
     sums = _sums(split, rng)
@@ -68,12 +70,12 @@ def generate(split: str, count: int, seed: int = 0) -> list[Example]:
 
 
 def subjects(split: str) -> list[list[str]]:
-    """The things that a split asks about, each with its columns; the last one holds numbers."""
+    """Return the things that a split asks about, each with its columns; the last column holds numbers."""
     return [line.split() for line in SUBJECTS[split].replace("\n", ";").split(";") if line.strip()]
 
 
 def _look_up(split: str, rng: Random) -> Example:
-    """A table of two or three rows, and a question about one cell, or about the row that has a cell."""
+    """Return a table of two or three rows with a question that asks for a cell, or for the row that has a value."""
     thing, *columns = rng.choice(subjects(split))
     names = rng.sample(NAMES.split(), rng.randint(2, 3))
     column = rng.choice(columns)
@@ -88,7 +90,7 @@ def _look_up(split: str, rng: Random) -> Example:
 
 
 def _sums(split: str, rng: Random) -> Iterator[Example]:
-    """Every sum and difference of this split once, in an order of chance."""
+    """Yield every sum and difference of this split once, in random order."""
     pairs = [(a, b) for a in range(LARGEST + 1) for b in range(a + 1) if _split_of(a, b) == split]
     rows = [row for a, b in pairs for row in _worded(a, b)]
     rng.shuffle(rows)

@@ -35,7 +35,7 @@ def test_a_whole_run_ends_with_0(run: Path, cli: Cli) -> None:
     code, out, _ = cli("doctor", str(run))
     assert code == 0
     assert "finished after 4 steps: there is nothing to resume" in out
-    assert "step-000004      whole" in out
+    assert "step-000004      intact" in out
     assert state(run) == before
 
 
@@ -45,7 +45,7 @@ def test_a_whole_run_ends_with_0(run: Path, cli: Cli) -> None:
         ("config.yaml", "config.yaml      damaged"),
         ("metrics.jsonl", "metrics.jsonl    1 damaged lines"),
         ("checkpoints/step-000004/optimizer.pt", "step-000004      optimizer.pt changed or cut off"),
-        ("summary.json", "the same command goes on from step 4"),
+        ("summary.json", "the same command resumes from step 4"),
     ],
 )
 def test_damage_is_named_and_ends_with_1(name: str, said: str, run: Path, cli: Cli) -> None:
@@ -72,7 +72,7 @@ def test_a_damaged_adapter_can_be_saved_anew_as_it_is_told(run: Path, fit: Any, 
 def test_what_is_neither_run_nor_study_is_told_so(tmp_path: Path, cli: Cli) -> None:
     code, _, err = cli("doctor", str(tmp_path))
     assert code == 2
-    assert "is no run folder" in err
+    assert "is not a run folder" in err
 
 
 def test_a_study_says_how_it_stands_and_what_of_its_trials_is_damaged(
@@ -83,8 +83,8 @@ def test_a_study_says_how_it_stands_and_what_of_its_trials_is_damaged(
     assert cli(*words)[0] == 0
     code, out, _ = cli("doctor", "s")
     assert code == 0
-    assert "whole, 2 trials" in out
-    assert "2 finished, 0 failed, 0 under way, 0 waiting; nothing is left to run" in out
+    assert "intact, 2 trials" in out
+    assert "2 finished, 0 failed, 0 running, 0 waiting; nothing is left to run" in out
     flip(Path("outputs/s/1/checkpoints/step-000002/trainable.safetensors"))
     code, out, _ = cli("doctor", "outputs/s")
     assert code == 1

@@ -68,8 +68,8 @@ def test_a_clear_gain_is_told_with_its_numbers(cli: Cli, tmp_path: Path) -> None
     low, high = float(line(out, "AST")[4]), float(line(out, "AST")[6])
     assert 5 < low < 30 < high < 55
     assert line(out, "AST")[7:] == ["0", "30", "<.001", "B", "is", "better"]
-    assert line(out, "valid")[1:] == ["100.0", "100.0", "+0.0", "+0.0", "to", "+0.0", "0", "0", "1.000", "noise"]
-    assert "100 rows in both, drawn as 25 schemas" in out
+    assert line(out, "valid")[1:] == ["100.0", "100.0", "+0.0", "+0.0", "to", "+0.0", "0", "0", "1.000", "inconclusive"]
+    assert "100 rows in both; the bootstrap resamples 25 schemas" in out
     assert max(map(len, out.splitlines())) <= 80
     assert line(cli("compare", "b", "a")[1], "AST")[7:] == ["30", "0", "<.001", "A", "is", "better"]
 
@@ -77,20 +77,20 @@ def test_a_clear_gain_is_told_with_its_numbers(cli: Cli, tmp_path: Path) -> None
 def test_one_schema_is_counted_as_one(cli: Cli, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", rows(2, total=4))
     _, out, _ = cli("compare", file, file)
-    assert "4 rows in both, drawn as 1 schema\n" in out
+    assert "4 rows in both; the bootstrap resamples 1 schema\n" in out
 
 
-def test_a_run_beside_itself_is_noise(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_beside_itself_is_inconclusive(cli: Cli, tmp_path: Path) -> None:
     folder = run(tmp_path / "a", rows(40))
     code, out, _ = cli("compare", folder, folder)
     assert code == 0
     for title in ("string", "AST", "exec", "valid"):
-        assert line(out, title)[3:] == ["+0.0", "+0.0", "to", "+0.0", "0", "0", "1.000", "noise"]
+        assert line(out, title)[3:] == ["+0.0", "+0.0", "to", "+0.0", "0", "0", "1.000", "inconclusive"]
 
 
-def test_a_gain_of_a_few_rows_is_noise(cli: Cli, tmp_path: Path) -> None:
+def test_a_gain_of_a_few_rows_is_inconclusive(cli: Cli, tmp_path: Path) -> None:
     a, b = run(tmp_path / "a", rows(40)), run(tmp_path / "b", rows(43))
-    assert line(cli("compare", a, b)[1], "exec")[-2:] == ["0.250", "noise"]
+    assert line(cli("compare", a, b)[1], "exec")[-2:] == ["0.250", "inconclusive"]
 
 
 def pairs(only_a: int, only_b: int, both: int, size: int) -> list[PairedRow]:
@@ -105,8 +105,8 @@ def test_rows_of_few_schemas_are_weak_evidence_whatever_mcnemar_says() -> None:
     many = compare("sql_ast_match", pairs(0, 12, 108, size=1))
     few = compare("sql_ast_match", pairs(0, 12, 108, size=12))
     assert many.p == few.p == mcnemar(0, 12) < 0.05
-    assert (many.words, few.words) == ("B is better", "noise")
-    assert compare("sql_ast_match", pairs(0, 12, 0, size=99)).words == "noise"
+    assert (many.conclusion, few.conclusion) == ("B is better", "inconclusive")
+    assert compare("sql_ast_match", pairs(0, 12, 0, size=99)).conclusion == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_rows_of_few_schemas_are_weak_evidence_whatever_mcnemar_says() -> None:
     [
         (0.01, 0.02, 0.049, "B is better"),
         (-0.02, -0.01, 0.049, "A is better"),
-        (0.0, 0.02, 0.01, "noise"),
-        (-0.02, 0.0, 0.01, "noise"),
-        (0.01, 0.02, 0.05, "noise"),
+        (0.0, 0.02, 0.01, "inconclusive"),
+        (-0.02, 0.0, 0.01, "inconclusive"),
+        (0.01, 0.02, 0.05, "inconclusive"),
     ],
 )
 def test_better_means_both_tests_say_so(low: float, high: float, p: float, words: str) -> None:
-    assert ScoreComparison(10, 1, 2, low, high, 0, 1, p).words == words
+    assert ScoreComparison(10, 1, 2, low, high, 0, 1, p).conclusion == words
 
 
 def test_rows_that_say_nothing_of_execution_in_either_are_left_out_of_it(cli: Cli, tmp_path: Path) -> None:
@@ -161,17 +161,17 @@ def test_rows_of_one_alone_are_counted_and_left_out(cli: Cli, tmp_path: Path) ->
     a, b = write(tmp_path / "a.jsonl", rows(40)[:60]), write(tmp_path / "b.jsonl", rows(40)[59:][::-1])
     _, out, _ = cli("compare", a, b)
     assert "1 row in both" in out
-    assert "59 rows of A alone left out" in out
-    assert "40 rows of B alone left out" in out
+    assert "59 rows only in A, left out" in out
+    assert "40 rows only in B, left out" in out
 
 
 def test_files_of_score_know_no_schemas_unless_the_scored_file_is_named(cli: Cli, tmp_path: Path) -> None:
     a = write(tmp_path / "a.jsonl", rows(40), "context", "gold")
     b = write(tmp_path / "b.jsonl", rows(70), "context", "gold")
-    assert "each drawn on its own" in cli("compare", a, b)[1]
+    assert "resamples single rows" in cli("compare", a, b)[1]
     scored = write(tmp_path / "in.jsonl", rows(0))
-    assert "drawn as 25 schemas" in cli("compare", a, b, f"rows={scored}")[1]
-    assert "drawn as 25 schemas" in cli("compare", a, run(tmp_path / "run", rows(70)))[1]
+    assert "resamples 25 schemas" in cli("compare", a, b, f"rows={scored}")[1]
+    assert "resamples 25 schemas" in cli("compare", a, run(tmp_path / "run", rows(70)))[1]
 
 
 def test_validation_is_what_was_evaluated_last(cli: Cli, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_real_run_can_be_compared(cli: Cli, finished: Path, tmp_path: Path) ->
     shutil.copytree(finished, tmp_path / "run")
     code, out, err = cli("compare", str(finished), "run")
     assert code == 0, err
-    assert "noise" in line(out, "AST")
+    assert "inconclusive" in line(out, "AST")
     assert "4 rows in both" in out
 
 
@@ -244,7 +244,7 @@ def test_a_real_run_can_be_compared(cli: Cli, finished: Path, tmp_path: Path) ->
         ([], "two runs or files, got none: python -m ftlab compare"),
         (["a.jsonl"], "got 1"),
         (["a.jsonl", "a.jsonl", "a.jsonl"], "got 3"),
-        (["a.jsonl", "absent"], "absent is no run folder"),
+        (["a.jsonl", "absent"], "absent is not a run folder"),
         (["a.jsonl", "a.jsonl", "split=train"], "split=train must be test or validation"),
         (["a.jsonl", "a.jsonl", "metric=accuracy"], "must be one of string, AST, exec, valid"),
         (["a.jsonl", "a.jsonl", "metrics=exec"], "Did you mean: metric?"),
@@ -254,10 +254,10 @@ def test_a_real_run_can_be_compared(cli: Cli, finished: Path, tmp_path: Path) ->
         (["a.jsonl", "context.jsonl"], "id 3: its context differs"),
         (["a.jsonl", "a.jsonl", "rows=context.jsonl"], "id 3: its context differs"),
         (["a.jsonl", "twice.jsonl"], "twice.jsonl:101: id 3 occurs twice"),
-        (["a.jsonl", "bare.jsonl"], "bare.jsonl holds no verdicts"),
+        (["a.jsonl", "bare.jsonl"], "bare.jsonl holds no scores"),
         (["a.jsonl", "broken.jsonl"], "broken.jsonl:1: broken JSON"),
-        (["a.jsonl", "noid.jsonl"], "noid.jsonl:1: no id (the row has context"),
-        (["a.jsonl", "unfinished"], "unfinished holds no answers on test with verdicts"),
+        (["a.jsonl", "noid.jsonl"], "noid.jsonl:1: no id, by which rows are paired (the row has context"),
+        (["a.jsonl", "unfinished"], "unfinished holds no scored answers on test"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )

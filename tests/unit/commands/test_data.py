@@ -59,12 +59,12 @@ def show(capsys: pytest.CaptureFixture[str], cfg: ExperimentConfig, tokenizer: A
 
 def test_splits_notes_hash_and_lengths_are_shown(capsys: pytest.CaptureFixture[str], tokenizer: Any) -> None:
     out = show(capsys, config(), tokenizer)
-    assert "my rows, as org/tiny reads it" in out
+    assert "my rows, tokenized for org/tiny" in out
     assert re.search(r"train +48 +0 +0 +\d+ +\d+ +\d+ +\d+", out)
     assert re.search(r"validation +6 ", out)
     assert re.search(r"test +6 ", out)
     assert "60 rows from train.jsonl" in out
-    assert "taken from train by whole groups (6 by context)" in out
+    assert "taken from train in whole groups (6 groups by context)" in out
     assert re.search(r"sha256 of all rows: [0-9a-f]{64}", out)
     counts = [int(n) for n in re.findall(r"^ +\d+ to \d+ +[█▏▎▍▌▋▊▉]* (\d+)$", out, re.MULTILINE)]
     assert sum(counts) == 48, "the histogram holds every row of train"
@@ -77,7 +77,7 @@ def test_three_samples_mark_what_is_trained(capsys: pytest.CaptureFixture[str], 
     cfg = config()
     cfg.trainer.loss_on = loss_on
     out = show(capsys, cfg, tokenizer)
-    assert "with ⟦trained tokens⟧" in out
+    assert "marked: ⟦trained tokens⟧" in out
     marked = re.findall(r"⟦([^⟧]+)⟧", out)[1:]
     assert len(marked) == 3
     for text in marked:
@@ -106,7 +106,7 @@ def test_truncated_and_dropped_rows_are_counted_with_a_length_that_keeps_them(
     cells = re.search(r"train +48 +(\d+) \([\d.]+%\)", out)
     assert cells
     assert int(cells[1]) > 0
-    suggested = re.search(r"data\.max_length=(\d+) would keep all rows", out)
+    suggested = re.search(r"data\.max_length=(\d+) would truncate no row", out)
     assert suggested
     assert re.search(r"train +48 +0 +0 ", show(capsys, config(max_length=int(suggested[1])), tokenizer))
 
@@ -138,7 +138,7 @@ def test_a_plot_that_cannot_be_written_does_not_end_the_command(
 
 
 def test_everything_is_shown_before_no_row_fits_ends_it(capsys: pytest.CaptureFixture[str], tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"data\.max_length=16 leaves nothing to train on"):
+    with pytest.raises(DataError, match=r"data\.max_length=16 leaves no row to train on"):
         command.main(config(max_length=16), tokenizer)
     out = capsys.readouterr().out
     assert re.search(r"train +48 +0 +48 \(100\.0%\)", out)
@@ -176,5 +176,5 @@ def test_rows_of_every_split_that_do_not_fit_are_told_of(capsys: pytest.CaptureF
     for name in ("validation", "test"):
         Path(f"{name}.jsonl").write_text(json.dumps(row | {"question": "short"}) + "\n" + json.dumps(row))
     out = show(capsys, cfg, tokenizer)
-    assert "data.max_length=170: validation: 1 prompts shortened, 0 rows left out of its loss, of 2 rows" in out
-    assert "would keep all rows of validation and test whole" in out
+    assert "data.max_length=170: of 2 validation rows, 1 are truncated and 0 left out of the loss" in out
+    assert "would truncate no row of validation and test" in out

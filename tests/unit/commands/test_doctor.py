@@ -70,7 +70,7 @@ def test_a_whole_report_is_one_line_a_check_and_quick(tmp_path: Path, capsys: py
     ):
         assert any(line[6:].startswith(name) for line in findings), name
     assert blank == ""
-    assert verdict.startswith(f"runnable: {len(findings)} checks")
+    assert verdict.startswith(f"ready to run: {len(findings)} checks")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +150,7 @@ def test_a_build_of_torch_without_cuda_is_told_beside_a_driver(monkeypatch: pyte
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     line = only(doctor.gpu())
     assert (line.mark, line.remedy[:13]) == ("warn", "install torch")
-    assert "driver 570.1 is there" in line.text
+    assert "driver 570.1 is installed" in line.text
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "hidden by CUDA_VISIBLE_DEVICES" in only(doctor.gpu()).text
 
@@ -203,7 +203,7 @@ def test_an_output_folder_that_cannot_be_written_fails(tmp_path: Path, monkeypat
     assert only(doctor.output(str(tmp_path / "outputs" / "run"))).mark == "ok"
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
     line = only(doctor.output(str(tmp_path / "outputs" / "run")))
-    assert (line.mark, line.remedy) == ("fail", "set run_dir=DIR")
+    assert (line.mark, line.remedy) == ("fail", "name another folder: run_dir=DIR")
     assert str(tmp_path / "outputs") in line.text
 
 
@@ -224,7 +224,7 @@ def test_a_container_counts_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_hub_is_not_asked_offline_and_its_silence_is_told_online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert "offline by your environment" in only(doctor.hub()).text
+    assert "switched off by your environment" in only(doctor.hub()).text
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     line = only(doctor.hub())

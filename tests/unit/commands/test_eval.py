@@ -65,7 +65,7 @@ def test_the_runs_own_scores_stand_beside_only_where_the_split_is_the_same(
     (data / f"{split}.jsonl").write_text("".join([json.dumps(again) + "\n", *lines[1:]]))
     code, out, err = cli("eval", str(run), f"data.path={data}")
     assert code == 0, err
-    assert ("test: 6 rows in the run and now, but not the same" in out) != shown
+    assert ("test: 6 rows in the run and now, but they differ" in out) != shown
     loss = next(line.split() for line in out.splitlines() if line.split()[:1] == ["loss"])
     assert (loss[1] == "-") != shown
 
@@ -97,7 +97,7 @@ def test_values_are_plain_text_of_the_keys_type(run: Path, tmp_path: Path) -> No
     ("words", "said"),
     [
         (["eval.max_row=3"], "eval.max_rows"),
-        (["trainer.lr=1"], "nothing that an evaluation reads"),
+        (["trainer.lr=1"], "no effect on an evaluation"),
         (["data=sql_sinth"], "sql_synth"),
         (["split=train"], "validation"),
         (["eval.max_rows=some"], "whole number"),

@@ -53,11 +53,11 @@ def test_each_question_of_a_file_has_one_line(
         (["context=x"], "question=TEXT"),
         (["question=x", "context=y", "max_new_tokens=0"], "max_new_tokens=0 must be a whole number"),
         (["question=x", "context=y", "max_new_tokens=ten"], "max_new_tokens=ten"),
-        (["question=x", "context=y", "temperature=1"], "temperature= is no argument"),
+        (["question=x", "context=y", "temperature=1"], "temperature= is not an argument"),
         (["input=absent.jsonl"], "absent.jsonl"),
         (["input={broken}"], "broken:2: broken JSON"),
-        (["input={list}"], "list:1: no JSON object"),
-        (["input={null}"], 'null:1: needs "question"'),
+        (["input={list}"], "list:1: not a JSON object"),
+        (["input={null}"], 'null:1: this line needs "question"'),
         (["input={empty}"], "no question"),
         (["input={latin}"], "latin: line 1: UTF-16"),
     ],
@@ -180,5 +180,5 @@ def test_a_question_of_a_megabyte_is_refused_before_torch_is_needed(cli: Any, fi
     file.write_text("".join(json.dumps({"question": "é" * n, "context": ""}) + "\n" for n in (1, 500_001)))
     code, out, err = cli("predict", str(finished), f"input={file}")
     assert (code, out) == (2, "")
-    assert "question 2: its question has 1,000,002 bytes, and the run reads at most 1,000,000" in err
+    assert "question 2: its question has 1,000,002 bytes, but the run reads at most 1,000,000" in err
     assert "loading" not in err

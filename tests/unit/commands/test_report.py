@@ -62,7 +62,7 @@ def test_the_limit_holds_for_the_terminal_only(cli: Cli, study: Path) -> None:
         ([], "report takes one study, got none: python -m ftlab report STUDY"),
         (["a", "b"], "report takes one study, got 2"),
         (["lr_search", "limit=0"], "limit=0 must be a whole number above 0, or null for all"),
-        (["lr_search", "limt=3"], "limt= is no argument of report. Did you mean: limit"),
+        (["lr_search", "limt=3"], "limt= is not an argument of report. Did you mean: limit"),
     ],
 )
 def test_a_mistake_is_one_line(cli: Cli, study: Path, words: list[str], said: str) -> None:

@@ -163,7 +163,7 @@ def test_a_key_is_known_although_no_run_has_it(outputs: Path, capsys: pytest.Cap
 def test_another_folder_and_its_refusals(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert listed(capsys, "outputs/study") == ["outputs/study/0"]
     assert listed(capsys, "outputs/new") == ["outputs/new"]
-    with pytest.raises(InputError, match="nowhere is no folder"):
+    with pytest.raises(InputError, match="nowhere is not a folder"):
         main({}, ["nowhere"])
     with pytest.raises(InputError, match="one folder too many"):
         main({}, ["outputs", "more"])
@@ -172,7 +172,7 @@ def test_another_folder_and_its_refusals(outputs: Path, capsys: pytest.CaptureFi
 def test_no_runs_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert main({}, []) == 0
-    assert capsys.readouterr().out == "no runs in outputs yet: python -m ftlab\n"
+    assert capsys.readouterr().out == "no runs in outputs/ yet. Start one: python -m ftlab\n"
 
 
 def test_json_lines_hold_configuration_and_summary(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,7 +245,7 @@ def refused(cli: Cli, tmp_path: Path, *words: str) -> str:
     ("text", "said"),
     [
         (json.dumps(row()) + '\n{"id": 2, "gold"', "in.jsonl:2: broken JSON"),
-        (json.dumps(row()) + "\n[1]\n", "in.jsonl:2: no JSON object"),
+        (json.dumps(row()) + "\n[1]\n", "in.jsonl:2: not a JSON object"),
         *(
             (json.dumps({k: v for k, v in row().items() if k != name}) + "\n", f"in.jsonl:1: no {name} (the row has")
             for name in ("id", "context", "gold", "pred")
@@ -293,7 +293,7 @@ def test_a_broken_row_stops_it_before_anything_is_scored(
         (["in.jsonl", "out.jsonl", "--databases"], "--databases needs a value"),
         (["in.jsonl", "out.jsonl", "--databases=1", "--databases=2"], "--databases is given twice"),
         (["in.jsonl", "out.jsonl", "--databses", "3"], "Did you mean: --databases?"),
-        (["in.jsonl", "out.jsonl", "-d", "3"], "-d is no option of score"),
+        (["in.jsonl", "out.jsonl", "-d", "3"], "-d is not an option of score"),
         (["in.jsonl", "out.jsonl", "--extrakt=true"], "Did you mean: --extract?"),
         (["in.jsonl", "out.jsonl", "extract=true"], "two files, got 3 (in.jsonl, out.jsonl, extract=true)"),
         (["in.jsonl", "out.jsonl", "--extract=maybe"], "true or false"),

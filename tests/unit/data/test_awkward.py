@@ -97,12 +97,12 @@ def test_it_is_read(name: str, tmp_path: Path) -> None:
 
 
 TOLD = {
-    "semicolons": "fields between semicolons",
-    "tabs in .csv": "fields between tabs",
-    "csv, sep= as Excel writes it": "fields between semicolons",
-    "pandas": "a table as pandas' to_json()",
-    "pandas index": "a table as pandas' to_json(orient='index')",
-    "a list inside an object": 'rows are the list "data"',
+    "semicolons": "fields are separated by semicolons",
+    "tabs in .csv": "fields are separated by tabs",
+    "csv, sep= as Excel writes it": "fields are separated by semicolons",
+    "pandas": "read as a table that pandas wrote with to_json()",
+    "pandas index": "read as a table that pandas wrote with to_json(orient='index')",
+    "a list inside an object": 'the rows are those of the list "data"',
 }
 
 
@@ -159,10 +159,10 @@ REFUSED: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
         b"question,context,answer,x,x\na,b,c,d,e\n",
         ("line 1", "names x 2 times"),
     ),
-    "ragged": ("r.csv", CSV + b"a,b\n" + b"a,b,c,d\n", ("line 14: 2 fields", "line 15: 4 fields", 'stands in "..."')),
+    "ragged": ("r.csv", CSV + b"a,b\n" + b"a,b,c,d\n", ("line 14: 2 fields", "line 15: 4 fields", 'breaks in "..."')),
     "a quote never closed": ("r.csv", CSV + b'a,"b,c\n', ("line 14: broken CSV",)),
-    "a key twice": ("r.jsonl", LINES + TWICE, ("line 13: answer stands twice", "Keep one of the two")),
-    "a key twice in a list": ("r.json", b"[\n" + TWICE + b"]", ("line 2: answer stands twice",)),
+    "a key twice": ("r.jsonl", LINES + TWICE, ("line 13: answer occurs twice", "Keep one of the two")),
+    "a key twice in a list": ("r.json", b"[\n" + TWICE + b"]", ("line 2: answer occurs twice",)),
     "text after a list": (
         "r.json",
         json.dumps(ROWS).encode() + b"\n[]",
@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "a list never closed": (
         "r.json",
         json.dumps(ROWS, indent=1).encode()[:-2],
-        ("broken JSON (Expecting ',' or ']'", "cut off"),
+        ("broken JSON (Expecting ',' or ']'", "incomplete"),
     ),
     "rows without names": (
         "r.json",
@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
         "größe,context,answer\na,b,c\n".encode("cp1252"),
         ("line 1: the first line is not UTF-8", "CP1252"),
     ),
-    "noise": ("r.jsonl", bytes(range(128, 256)) + b"\n", ("line 1: not UTF-8", "none that can be told")),
+    "noise": ("r.jsonl", bytes(range(128, 256)) + b"\n", ("line 1: not UTF-8", "cannot be recognised")),
     "one bad line in a UTF-8 file": (
         "r.csv",
         FRENCH.encode() + b"\xe9t\xe9,c,a\n",
@@ -224,7 +224,7 @@ REFUSED: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "an indented list in cp1252": (
         "r.json",
         '[\n{"question": "où êtes-vous à Nîmes"}]'.encode("cp1252"),
-        ("line 2: not UTF-8 (byte 0xf9 at 16)", "iconv -f CP1252"),
+        ("line 2: not UTF-8 (byte 0xf9 at position 16)", "iconv -f CP1252"),
     ),
     "UTF-16": (
         "r.csv",
@@ -321,12 +321,12 @@ def test_a_folder_that_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
     assert [len(rows) for rows in (splits.train, splits.validation, splits.test)] == [12, 2, 1]
     assert splits.test[0].id == "test:1"
     assert f"test: 1 rows from {tmp_path / 'several'} (save_to_disk)" in splits.notes
-    assert "not read, since no split is called so: train_small" in splits.notes
+    assert "not read, since the names are not those of a split: train_small" in splits.notes
     datasets.DatasetDict(parts | {"validation": whole}).save_to_disk(str(tmp_path / "twice"))
-    with pytest.raises(DataError, match="has the splits dev and validation: both would be the validation rows"):
+    with pytest.raises(DataError, match="has the splits dev and validation, and both names mean validation"):
         load(tmp_path / "twice")
     next((tmp_path / "one").glob("*.arrow")).unlink()
-    with pytest.raises(DataError, match="not a whole folder of save_to_disk"):
+    with pytest.raises(DataError, match="a damaged or incomplete folder of save_to_disk"):
         load(tmp_path / "one")
 
 

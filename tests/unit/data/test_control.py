@@ -171,5 +171,5 @@ def test_a_tokenizer_that_cannot_is_told_of_once_with_the_rows() -> None:
     found = encode(rows, Stubborn(), "{question} {context}", 64, "completion")
     assert found.unescaped == ["train.jsonl:3", "train.jsonl:9"]
     (line,) = warnings_of({"train": found}, 64)
-    assert "2 rows spell a control token" in line
+    assert "2 rows contain a control token" in line
     assert "train train.jsonl:3, train train.jsonl:9" in line

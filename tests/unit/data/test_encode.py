@@ -101,7 +101,7 @@ def test_loss_on_all_without_a_prompt_still_skips_the_first_token(
 
 def test_no_row_left_is_an_error_with_a_length_that_works(tokenizer: Any) -> None:
     rows = random_rows(30)
-    with pytest.raises(DataError, match=r"data\.max_length=8 leaves nothing.*all 30 rows") as caught:
+    with pytest.raises(DataError, match=r"data\.max_length=8 leaves no row to train on.*all 30 rows") as caught:
         encode(rows, tokenizer, TEMPLATE, 8, "completion")
     suggested = int(str(caught.value).rsplit("data.max_length=", 1)[1])
     assert encode(rows, tokenizer, TEMPLATE, suggested, "completion").truncated == 0
@@ -113,7 +113,7 @@ def test_no_rows_at_all_is_an_error(tokenizer: Any) -> None:
 
 
 def test_a_tokenizer_without_end_marker_is_refused(make_tokenizer: Callable[[str], Any]) -> None:
-    with pytest.raises(WeightsError, match=r"no end marker \(eos_token\)") as caught:
+    with pytest.raises(WeightsError, match=r"no end-of-sequence token \(eos_token\)") as caught:
         encode(random_rows(2), make_tokenizer("no_eos"), TEMPLATE, 64, "all")
     assert "tokenizer_config.json" in str(caught.value)
 

@@ -8,7 +8,7 @@ import pytest
 
 from ftlab import data
 from ftlab.config import DataConfig
-from ftlab.data.folder import described, look
+from ftlab.data.folder import described, find_splits
 from ftlab.errors import DataError
 from ftlab.tasks.sql import TASK
 
@@ -23,7 +23,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def found(folder: Path) -> dict[str, list[str]]:
-    return {split: [path.name for path in paths] for split, paths in look(folder).splits.items()}
+    return {split: [path.name for path in paths] for split, paths in find_splits(folder).splits.items()}
 
 
 READ = {
@@ -85,7 +85,10 @@ REFUSED = {
         ("train.csv", "dev.csv", "valid.csv"),
         "dev.csv and valid.csv look like two copies of the validation rows.\nKeep one of them.$",
     ),
-    "too many": (tuple(f"train-{i}-of-2.csv" for i in range(3)), "train-2-of-2.csv: there should be 2 shards only"),
+    "too many": (
+        tuple(f"train-{i}-of-2.csv" for i in range(3)),
+        "by their names there are 2 shards, but there are also train-2-of-2.csv",
+    ),
     "near misses": (
         ("train_small.jsonl", "test_predictions.jsonl"),
         "expected train.jsonl or its shards .* it holds test_predictions.jsonl, train_small.jsonl",
@@ -99,14 +102,14 @@ REFUSED = {
 def test_what_is_missing_or_double_is_named(name: str, tmp_path: Path) -> None:
     names, said = REFUSED[name]
     with pytest.raises(DataError, match=said):
-        look(touch(tmp_path, *names))
+        find_splits(touch(tmp_path, *names))
 
 
 def test_a_link_to_nowhere_is_not_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, "train.jsonl")
     (tmp_path / "test.jsonl").symlink_to(tmp_path / "gone.jsonl")
-    with pytest.raises(DataError, match=r"test\.jsonl: a link to a file that is not there"):
-        look(tmp_path)
+    with pytest.raises(DataError, match=r"test\.jsonl: a link to a file that does not exist"):
+        find_splits(tmp_path)
     (tmp_path / "gone.jsonl").write_text("x")
     assert found(tmp_path)["test"] == ["test.jsonl"]
 
@@ -116,7 +119,7 @@ def test_what_is_read_and_what_is_not_is_told_in_a_line_each(tmp_path: Path) -> 
     notes = data.load(DataConfig(name="x", source="table", path=str(tmp_path), validation=2), TASK).notes
     assert f"train: 12 rows from {tmp_path}/train-0-of-3.jsonl to train-2-of-3.jsonl (3 files)" in notes
     assert f"test: 4 rows from {tmp_path}/test.jsonl" in notes
-    assert "not read, since no split is called so: test_predictions.jsonl" in notes
+    assert "not read, since the names are not those of a split: test_predictions.jsonl" in notes
     assert described([tmp_path]) == str(tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_an_unreachable_hub_fails_within_seconds_and_says_what_to_do(run_python:
     out = run_python(program, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
     for part in (
         "data.hub_id=some-org/some-rows: the Hub cannot be reached",
-        "data.path=FOLDER, with train.jsonl",
+        "data.path=FOLDER, a folder with train.jsonl",
         '"question": ..., "context": ..., "answer": ...',
         "data=sql_synth",
         "True",
@@ -87,7 +87,7 @@ def test_an_unreachable_hub_fails_within_seconds_and_says_what_to_do(run_python:
 def test_the_cached_copy_is_used_without_a_hub(cached: Path) -> None:
     splits = data.load(HUB, TASK)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (24, 2, 4)
-    assert any(f"some-org/some-rows@{COMMIT[:12]}, the cache" in note for note in splits.notes)
+    assert any(f"some-org/some-rows@{COMMIT[:12]}, the local cache" in note for note in splits.notes)
 
 
 def test_a_pinned_revision_is_not_replaced_by_another_cached_one(cached: Path) -> None:

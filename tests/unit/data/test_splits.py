@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ftlab.config import DataConfig
-from ftlab.data.splits import Example, Grouping, Parts, cap, carve, divide, fingerprint
+from ftlab.data.splits import Example, Grouping, SourceSplits, cap, carve, divide, fingerprint
 from ftlab.errors import DataError
 
 
@@ -59,20 +59,20 @@ def test_the_choice_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
 
 def test_validation_does_not_move_the_test_split() -> None:
     cfg = DataConfig(name="x", source="table", validation=10, test_size=30)
-    one, other = divide(Parts(mixed(3)), cfg), divide(Parts(mixed(3)), replace(cfg, validation=60))
+    one, other = divide(SourceSplits(mixed(3)), cfg), divide(SourceSplits(mixed(3)), replace(cfg, validation=60))
     assert one.test == other.test
-    own = divide(Parts(mixed(3), test=rows_of({"z": 4})), cfg)
-    reordered = divide(Parts(mixed(3), test=rows_of({"z": 4})[::-1]), cfg)
+    own = divide(SourceSplits(mixed(3), test=rows_of({"z": 4})), cfg)
+    reordered = divide(SourceSplits(mixed(3), test=rows_of({"z": 4})[::-1]), cfg)
     assert own.validation == reordered.validation
 
 
 def test_splits_do_not_depend_on_the_hash_seed_of_python() -> None:
     program = (
         "from ftlab.config import DataConfig\n"
-        "from ftlab.data.splits import Example, Parts, divide\n"
+        "from ftlab.data.splits import Example, SourceSplits, divide\n"
         "rows = [Example(str(i), f'q{i}', f'c{i % 40}', 'SELECT 1', f'c{i % 40}') for i in range(400)]\n"
         "cfg = DataConfig(name='x', source='table', validation=20, test_size=0.1, train_rows=50)\n"
-        "print(divide(Parts(rows), cfg).sha256)\n"
+        "print(divide(SourceSplits(rows), cfg).sha256)\n"
     )
     hashes = {
         subprocess.run(
@@ -88,7 +88,7 @@ def test_splits_do_not_depend_on_the_hash_seed_of_python() -> None:
 
 
 def test_one_group_cannot_be_divided() -> None:
-    with pytest.raises(DataError, match=r"data\.validation=5 .*all share one db_id") as caught:
+    with pytest.raises(DataError, match=r"data\.validation=5: .*all share one db_id") as caught:
         carve(rows_of({"only": 50}), 5, 0, "validation", Grouping(lambda row: row.group, "db_id"))
     assert "Add a validation file" in str(caught.value)
     assert "data.columns.group=NAME" in str(caught.value)
@@ -112,7 +112,7 @@ def test_a_larger_cap_only_adds_rows() -> None:
 
 def test_caps_keep_validation_and_are_noted() -> None:
     cfg = DataConfig(name="x", source="table", validation=20, test_size=20, train_rows=30, test_rows=5)
-    splits = divide(Parts(mixed(1)), cfg)
+    splits = divide(SourceSplits(mixed(1)), cfg)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (30, 20, 5)
     assert any("train: 30 of" in note and "data.train_rows" in note for note in splits.notes)
     assert any("test: 5 of 20 rows kept" in note for note in splits.notes)
@@ -132,16 +132,16 @@ def test_contexts_and_questions_of_test_that_occur_in_train_are_counted() -> Non
     train = rows_of({"a": 6, "b": 6, "c": 6})
     test = [*rows_of({"b": 2, "d": 1}), replace(train[0], id="t", question="new")]
     cfg = DataConfig(name="x", source="table", validation=1)
-    splits = divide(Parts(train, validation=rows_of({"v": 1}), test=test), cfg)
+    splits = divide(SourceSplits(train, validation=rows_of({"v": 1}), test=test), cfg)
     assert "test: 2 of its 3 contexts also occur in train" in splits.notes
-    assert "test: 2 of its 4 rows ask a question of train over the same context" in splits.notes
+    assert "test: 2 of its 4 rows repeat a question of train about the same context" in splits.notes
     assert splits.train == train, "the user's own splits stay as they are"
 
 
 def test_rows_over_one_schema_are_divided_by_question_and_equal_questions_stay_together() -> None:
     rows = [replace(row, context="one", group="one") for row in rows_of({"only": 60})]
     again = [replace(row, id=f"{row.id}b", question=f" {row.question.upper()}  ", answer="other") for row in rows]
-    splits = divide(Parts(rows + again), DataConfig(name="x", source="table", validation=10, test_size=12))
+    splits = divide(SourceSplits(rows + again), DataConfig(name="x", source="table", validation=10, test_size=12))
     parts = [splits.train, splits.validation, splits.test]
     assert [len(part) for part in parts] == [98, 10, 12]
     asked = [{" ".join(row.question.lower().split()) for row in part} for part in parts]
@@ -155,7 +155,7 @@ def test_rows_over_one_schema_are_divided_by_question_and_equal_questions_stay_t
 
 def test_what_one_split_leaves_of_a_single_schema_is_divided_by_question_too() -> None:
     rows = rows_of({"a": 5, "b": 40})
-    splits = divide(Parts(rows), DataConfig(name="x", source="table", validation=4, test_size=5))
+    splits = divide(SourceSplits(rows), DataConfig(name="x", source="table", validation=4, test_size=5))
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [36, 4, 5]
     assert {row.group for row in splits.test} == {"a"}
 
@@ -163,4 +163,4 @@ def test_what_one_split_leaves_of_a_single_schema_is_divided_by_question_too() -
 def test_one_question_over_one_schema_cannot_be_divided() -> None:
     rows = [replace(row, question="same", context="one", group="one") for row in rows_of({"only": 9})]
     with pytest.raises(DataError, match="all share one context and one question"):
-        divide(Parts(rows), DataConfig(name="x", source="table"))
+        divide(SourceSplits(rows), DataConfig(name="x", source="table"))

@@ -160,7 +160,7 @@ BAD = {
     ),
     "column missing in one row": (
         lines([*good(4), {"question": "x", "context": "y"}]),
-        (5, "no column answer (it has question, context)", "Correct these rows or delete them"),
+        (5, "no column answer (this row has question, context)", "Correct these rows or delete them"),
     ),
     "empty file": (b"", (1, "the file is empty", "data.path=FILE")),
     "only blank lines": (b"\n  \n\n", (1, "the file is empty", "data.path=FILE")),
@@ -185,8 +185,8 @@ BAD = {
         lines(good(2)).decode().encode("utf-16"),
         (1, "UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8"),
     ),
-    "cut off": (lines(good(3))[:-20], (3, "broken JSON (", "copy the file again if it is cut off")),
-    "no JSON at all": (lines(good(2)) + b"hello\n", (3, "broken JSON (", "one object a line")),
+    "cut off": (lines(good(3))[:-20], (3, "broken JSON (", "copy the file again if it is incomplete")),
+    "no JSON at all": (lines(good(2)) + b"hello\n", (3, "broken JSON (", "one object per line")),
     "deep nesting": (lines(good(2)) + b"[" * 200_000, (3, "broken JSON (", "Correct or delete these lines")),
     "mixed types": (
         lines([*good(2), {"question": "x", "context": "y", "answer": 42}]),
@@ -198,7 +198,7 @@ BAD = {
     ),
     "lone surrogate": (
         lines(good(2)) + b'{"question": "\\ud800", "context": "y", "answer": "z"}',
-        (3, "question holds half a character", "Correct these rows"),
+        (3, "question contains half a character", "Correct these rows"),
     ),
 }
 
@@ -238,7 +238,7 @@ OTHER_FORMATS = {
     "damaged archive": ("rows.jsonl.gz", gzip.compress(lines(good(500)))[:-40], "damaged or incomplete"),
     "no archive": ("rows.jsonl.gz", b"plain", "line 1: broken JSON"),
     "no parquet": ("rows.parquet", b"plain", "not a readable Parquet file"),
-    "unknown format": ("rows.txt", b"plain", "cannot tell its format. Use one of .jsonl"),
+    "unknown format": ("rows.txt", b"plain", "unknown file format. Use one of .jsonl"),
 }
 
 

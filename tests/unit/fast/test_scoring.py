@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from ftlab.data.encode import in_runs
+from ftlab.data.encode import in_chunks
 from ftlab.fast import scoring
 from ftlab.fast.decoder import Decoder
 from ftlab.train import loss as plain
@@ -31,11 +31,11 @@ def test_the_loss_is_that_of_the_models_own_forward(
 
 def test_rows_longer_than_a_part_go_alone(kit: Any) -> None:
     rows = kit.rows()
-    parts = list(in_runs(rows, 29))
+    parts = list(in_chunks(rows, 29))
     assert [row for part in parts for row in part] == rows
     assert [[len(row.input_ids) for row in part] for part in parts] == [[13], [27], [20], [16]]
-    assert [[len(row.input_ids) for row in part] for part in in_runs(rows, 40)] == [[13, 27], [20, 16]]
-    assert len(list(in_runs(rows, 1))) == 4
+    assert [[len(row.input_ids) for row in part] for part in in_chunks(rows, 40)] == [[13, 27], [20, 16]]
+    assert len(list(in_chunks(rows, 1))) == 4
 
 
 @pytest.mark.parametrize("family", ["llama", "llama, tied, biases", "gemma3"])

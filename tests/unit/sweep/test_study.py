@@ -316,7 +316,7 @@ def rows_of(**parts: str) -> dict[str, dict[str, Any]]:
 def test_data_that_changed_under_a_study_are_refused(opened: Callable[..., Study]) -> None:
     opened(sources=rows_of(train="a", validation="b")).close()
     opened(sources=rows_of(train="a", validation="b")).close()
-    with pytest.raises(ConfigError, match="validation: 60 rows in the study and now, but not the same") as caught:
+    with pytest.raises(ConfigError, match="validation: 60 rows in the study and now, but they differ") as caught:
         opened(sources=rows_of(train="a", validation="c"))
     assert "train:" not in str(caught.value)
     assert "restore the data, or name this one differently with sweep.study=NAME" in str(caught.value)

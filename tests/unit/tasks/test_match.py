@@ -369,7 +369,7 @@ def test_the_objective_of_the_data_is_its_tasks_headline() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.options.pattern='(a'"], ["data.options.pattern='(a' is no regular expression", "missing"]),
+        (["data.options.pattern='(a'"], ["data.options.pattern='(a' is not a valid regular expression", "missing"]),
         (["data.options.pattern='a+'"], ["has 0 groups: it must have one"]),
         (["data.options.pattern='(a)(b)'"], ["has 2 groups"]),
         (["data.options.tolerance=1.5"], ["data.options.tolerance=1.5 must lie in [0, 1)"]),
@@ -400,7 +400,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> DataConfig:
         ({"question": "?", "context": "c", "answer": [42]}, "line 2: answer is a list"),
         ({"question": "?", "context": "c", "answer": ""}, "line 2: answer is empty"),
         ({"question": "?", "context": "c", "answer": None}, "line 2: answer is null"),
-        ({"question": "?", "context": "c"}, "line 2: no column answer (it has question, context)"),
+        ({"question": "?", "context": "c"}, "line 2: no column answer (this row has question, context)"),
         ({"context": "c", "answer": "a"}, "line 2: no column question"),
     ],
 )

@@ -59,7 +59,7 @@ def test_two_runs_are_compared_by_the_declared_rates(
     assert lines["exact"][-4:] == ["0.008", "B", "is", "better"]
     assert lines["F1"][1:4] == ["25.0", "90.0", "+65.0"]
     assert lines["F1"][-6:] == ["-", "-", "-", "B", "is", "better"]  # no McNemar: answers are partly right
-    assert "8 rows in both, drawn as" in out
+    assert "8 rows in both; the bootstrap resamples" in out
 
 
 def test_a_sweeps_report_pairs_its_answers_row_by_row(finished: tuple[Outcome, str], tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ("shout_loud", "loss", "data.task=shout declares the metric loss otherwise than trainer.stage=sft"),
+        ("shout_loud", "loss", "data.task=shout and trainer.stage=sft declare the metric loss differently"),
         ("gives = ", "roles = (*CompletionTask.roles, Role('persona', (), 'may'))  # ", "reads a column persona"),
         ('name = "shout"', 'name = "cry"', "ftlab.tasks.shout calls itself cry"),
     ],

@@ -1,4 +1,4 @@
-"""What a run is given, and what it returns."""
+"""The inputs of a run and its outcome."""
 
 import os
 import warnings
@@ -22,14 +22,14 @@ from ftlab.train.checkpoint import Checkpoints
 from ftlab.train.ranks import Ranks
 from ftlab.train.signals import StopSignal
 
-OnEvaluation = Callable[[Metrics, int], None]  # a validation evaluation: its metrics, its step
+OnEvaluation = Callable[[Metrics, int], None]  # called with the metrics of a validation evaluation and its step
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves behind: validation `metrics` of the weights that it ends with, beside what they cost
-    (`vram/peak_allocated_gib`, `train/seconds`). The summary's `status` is finished, or pruned where `on_evaluation`
-    gave the run up: the metrics are then those of the last evaluation."""
+    """The result of a run: validation `metrics` of its final weights, and its costs (`vram/peak_allocated_gib`,
+    `train/seconds`). The summary's `status` is finished, or pruned if `on_evaluation` raised Pruned: the metrics are
+    then those of the last evaluation."""
 
     metrics: Metrics
     summary: Summary
@@ -37,20 +37,20 @@ class Outcome:
 
     @property
     def objective(self) -> float:
-        """The metric that the configuration names."""
+        """The value of the metric that `objective` names."""
         return self.metrics[self.summary.objective.name]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A run as one of a sweep's, which chooses by validation scores: the test split is left alone, and so is the base,
-    which scores the same in every trial; `evaluations/validation.jsonl` holds the answers on validation. The tracker
-    is tagged with how the run ends.
+    """How a run takes part in a sweep. A sweep selects by validation scores, so a trial scores neither the test split
+    nor the base, whose scores are the same in every trial. `evaluations/validation.jsonl` holds its answers on
+    validation, and the tracker is tagged with how the run ends.
 
-    `on_evaluation` is called with each validation evaluation of the training, once: on resuming first with those that
-    lie in metrics.jsonl. It may raise `Pruned`, which gives the run up, unless the training is over. `bases` is the
-    base-model cache. `vram_limit_gib` is what torch may hold of the GPU while it trains; a setting that is estimated to
-    need more is not chosen where another can be.
+    `on_evaluation` is called once for each validation evaluation during training; a resumed run first reports those in
+    metrics.jsonl. It may raise `Pruned`, which ends the run early unless training is over. `bases` is the base-model
+    cache. `vram_limit_gib` limits the GPU memory of torch during training; settings that are estimated to need more are
+    avoided if there are others.
     """
 
     on_evaluation: OnEvaluation = lambda metrics, step: None
@@ -60,7 +60,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Run:
-    """What all parts of a run share, given before it begins."""
+    """The inputs that all parts of a run share, given before it begins."""
 
     composition: Composition
     folder: RunDir
@@ -85,14 +85,15 @@ class Run:
         return Checkpoints(self.folder / "checkpoints", self.cfg.trainer.keep, self.terminal.warn)
 
     def at_once(self) -> AbstractContextManager[None]:
-        """Where a signal need not wait; of several processes none may leave a meeting before its end."""
+        """A context in which a signal stops the run at once; with several processes it has no effect, because no
+        process may leave a collective operation early."""
         return self.stop.at_once() if self.ranks.alone else nullcontext()
 
     def heed_stop(self, rows: int) -> None:
-        """Between two batches of an evaluation.
+        """Check for a stop signal, between two batches of an evaluation.
 
         Raises:
-            Stopped: a signal came.
+            Stopped: a signal was received.
         """
         if self.stop:
             raise Stopped(f"{self.stop.name}: stopped during an evaluation")
@@ -100,6 +101,6 @@ class Run:
 
 @contextmanager
 def silent() -> Iterator[Terminal]:
-    """The terminal of a process beside the first: nobody sees it."""
+    """A terminal that shows nothing, for all processes but the first; Python's warnings are off meanwhile."""
     with open(os.devnull, "w") as nowhere, warnings.catch_warnings(action="ignore"):
         yield Terminal(nowhere)

@@ -1,12 +1,12 @@
-"""The part of every process but the first in a run of several."""
+"""The work of the processes after the first one (rank > 0) in a run with several processes."""
 
 from ftlab.composition import Composition
 from ftlab.errors import RunDirError
 from ftlab.experiment.base import Base
 from ftlab.experiment.device import quiet
 from ftlab.experiment.evaluations import Evaluations
+from ftlab.experiment.interface import Run, silent
 from ftlab.experiment.order import prepared_by_all
-from ftlab.experiment.parts import Run, silent
 from ftlab.experiment.records import Records
 from ftlab.experiment.training import train
 from ftlab.run_dir import RunDir
@@ -14,11 +14,11 @@ from ftlab.train.ranks import Ranks
 
 
 def follow(composition: Composition, ranks: Ranks) -> None:
-    """The part of every process but the first, which does everything else: train beside it, quiet, without records.
+    """Train together with the first process, without output or records; the first process does everything else.
 
     Raises:
-        RunDirError: the checkpoint that the first process resumes from is not to be seen here.
-        ConfigError: the data are others here.
+        RunDirError: this process cannot read the checkpoint from which the first process resumes.
+        ConfigError: this process reads other data.
     """
     with silent() as terminal:
         run = Run(composition, RunDir(composition.config.run_dir), terminal, ranks.stop, ranks=ranks)
@@ -28,8 +28,8 @@ def follow(composition: Composition, ranks: Ranks) -> None:
         resumed = None if step is None else run.checkpoints.at(step)
         if step is not None and resumed is None:
             raise RunDirError(
-                f"run_dir={run.cfg.run_dir}: process {ranks.rank} does not find the checkpoint of step {step}, "
-                "from which the first one resumes: choose a run_dir=DIR on a file system that all hosts share"
+                f"run_dir={run.cfg.run_dir}: process {ranks.rank} cannot find the checkpoint of step {step}, from "
+                "which process 0 resumes. Choose a run_dir=DIR on a file system that all hosts share"
             )
         with records.within_memory("load"):
             base = Base(run, records)
