@@ -45,10 +45,10 @@ def shown(study: Study, file: io.StringIO) -> tuple[list[str], list[Callable[[],
         def run(trial: Trial) -> float:
             for step in STEPS:
                 trial.report(0.5, step)
-                board.hear(Event("rung", trial.number, step=step, value=0.5))
+                board.on_event(Event("rung", trial.number, step=step, value=0.5))
             return float(trial.params["lora.r"])
 
-        work(study, run, board.hear)
+        work(study, run, board.on_event)
     return file.getvalue().splitlines(), looks
 
 

@@ -322,7 +322,7 @@ def test_a_signal_leaves_the_trial_to_the_next_start(study: Open, error: BaseExc
         return toy(trial)
 
     found = study(n_trials=3, retries=0)
-    with pytest.raises(Stopped, match="the same command goes on"):
+    with pytest.raises(Stopped, match="run the same command again to resume"):
         work(found, stop)
     assert found.counts().running == 0
     work(study(n_trials=3, retries=0), stop)
