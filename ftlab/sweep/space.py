@@ -423,7 +423,7 @@ def _dimension_or_fixed(text: str) -> Dimension | str:
     key = override.get_key_element()
     name = override.key_or_group
     if name.partition(".")[0] in RESERVED or name.startswith("hydra"):
-        raise ConfigError(f"{text}: a sweep cannot search {name}, which it sets itself for every trial: give one value")
+        raise ConfigError(f"{text}: a sweep cannot search {name}, which is the same for all its trials: give one value")
     value = override.value()
     tags = ("log", "int") if isinstance(value, IntervalSweep) else ("log",)
     unknown = sorted(getattr(value, "tags", set()) - {*tags})
