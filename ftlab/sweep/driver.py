@@ -175,9 +175,7 @@ def refuse_ignored(cfg: ExperimentConfig, fixed: Sequence[str], folder: Path) ->
             f"delete {folder}/ to start over, or name another study with sweep.study=NAME"
         )
     if any(text.lstrip("+").startswith("run_name=") for text in fixed):
-        problems.append(
-            "run_name names a single run, but a sweep names its trials after its study: use sweep.study=NAME"
-        )
+        problems.append("run_name names a single run, but trials are named after their study: use sweep.study=NAME")
     if problems:
         raise ConfigError(*problems)
 

@@ -47,9 +47,7 @@ def check(cfg: SweepConfig, space: Space, objectives: list[str]) -> None:
             f"({', '.join(objectives)}): choose sweep.pruner=none"
         )
     if cfg.seeds > 1 and any(dimension.key == "seed" for dimension in space.dimensions):
-        problems.append(
-            f"sweep.seeds={cfg.seeds} already varies seed, which the sweep searches too: remove one of them"
-        )
+        problems.append(f"sweep.seeds={cfg.seeds} already varies seed, which the sweep searches too: remove one")
     if cfg.pruner == "wilcoxon" and cfg.seeds < WILCOXON_SEEDS:
         problems.append(
             f"sweep.pruner=wilcoxon compares trials seed by seed and cannot prune with fewer than {WILCOXON_SEEDS}: "
@@ -59,9 +57,7 @@ def check(cfg: SweepConfig, space: Space, objectives: list[str]) -> None:
         raise ConfigError(*problems)
     for guess in cfg.first:
         if not isinstance(guess, Mapping):
-            raise ConfigError(
-                f"sweep.first lists {guess}, which is not a map of searched keys: write {{trainer.lr: 2e-4}}"
-            )
+            raise ConfigError(f"sweep.first lists {guess}, not a map of searched keys: write {{trainer.lr: 2e-4}}")
         space.values(guess)
 
 

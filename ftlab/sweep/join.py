@@ -34,9 +34,7 @@ class WorkerOrder:
     cwd: str
     path: list[str]  # sys.path
     rungs: list[int] | None = None  # optimizer steps of evaluations; None: they depend on the data
-    above: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # parent processes, with which the worker ends: its driver first
+    above: list[dict[str, Any]] = field(default_factory=list)  # parents with which the worker ends, its driver first
 
     @classmethod
     def of(cls, study: Study, config_dir: str | None, rungs: list[int] | None = None) -> "WorkerOrder":

@@ -129,9 +129,7 @@ class Study:
         self.storage_url = backend.url
         self.target = samplers.target(cfg, space)
         self.optuna, self._backend = study, backend
-        self.forgiven = frozenset[int](
-            study.user_attrs.get("forgiven", ())
-        )  # failed trials whose grid points may run again
+        self.forgiven = frozenset[int](study.user_attrs.get("forgiven", ()))  # failed, but their points may run again
         self.salvaged = ""  # what was restored after the database was damaged, and what was lost
         self.notes: list[str] = []  # on the warm start, for the user
         self._file_lock = _file_lock(folder)
@@ -529,9 +527,7 @@ def folder_name(text: str) -> str:
     name = re.sub(r"[^\w.=+,@-]+", "-", text).strip(".-")[:100].rstrip(".-")
     if name != text:
         remedy = f"write sweep.study={name}" if name else "use letters and digits"
-        raise ConfigError(
-            f"sweep.study={text} cannot name a folder (at most 100 letters, digits and ._=+,@-): {remedy}"
-        )
+        raise ConfigError(f"sweep.study={text} cannot name a folder (100 letters, digits, ._=+,@- at most): {remedy}")
     return name
 
 

@@ -235,8 +235,9 @@ def importance(shares: dict[str, float]) -> Table | None:
     if not shares:
         return None
     rows = [[key, f"{100 * share:.0f} %"] for key, share in shares.items()]
-    note = "PED-ANOVA over complete trials without duplicates: each parameter's share in what distinguishes the best "
-    note += "trials from all trials. With few trials it is a rough indication only."
+    note = (
+        "Each parameter's share in what sets the best trials apart (PED-ANOVA, no duplicates). With few trials: a hint."
+    )
     return Table("Parameter importance", ["parameter", "importance"], rows, [note])
 
 

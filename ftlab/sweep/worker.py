@@ -122,11 +122,7 @@ class Worker:
             if not isinstance(interrupted.__cause__, StorageInternalError):
                 raise Stopped(f"{interrupted}; run the same command again to resume") from None
             self._tolerate(interrupted.__cause__)
-        except (
-            UpdateFinishedTrialError,
-            ValueError,
-            AssertionError,
-        ):  # raised by Optuna for a trial that has already ended
+        except (UpdateFinishedTrialError, ValueError, AssertionError):  # Optuna's errors for a trial that has ended
             if not self._ended_elsewhere():
                 raise
         self._report_end()

@@ -1,4 +1,4 @@
-"""Verdicts on pairs: the forty-two labelled examples, the tiers, and what a reader is told beside the scores."""
+"""Verdicts on pairs: the forty-two labelled examples, the tiers, and what is reported beside the scores."""
 
 import random
 import sqlite3

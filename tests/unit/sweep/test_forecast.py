@@ -294,7 +294,7 @@ def test_a_sweep_refuses_what_its_own_peaks_say_does_not_fit(small: list[str], t
 def test_a_trial_chooses_its_setting_below_the_sweeps_limit(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The planner of a run that is not refused is told the limit."""
+    """The planner of a run that is not refused gets the limit."""
     limits: list[float] = []
     made = Chooser.__init__
 

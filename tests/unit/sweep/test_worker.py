@@ -115,7 +115,7 @@ def test_a_score_that_is_not_a_number_is_a_failure_with_its_cause(study: Open) -
 
 
 def test_values_are_lent_by_the_run_itself(study: Open) -> None:
-    """A trial that was lent its values has no folder, which a third one would point to."""
+    """A duplicate has no folder, to which a third trial could point."""
     found = study("lora.r=choice(4,8)", n_trials=4)
     space = found.space.distributions()
     shared = {"state": TrialState.COMPLETE, "params": {"lora.r": 4}, "distributions": space, "value": 4.0}
@@ -155,9 +155,9 @@ def test_a_known_configuration_is_not_run_again(study: Open) -> None:
     found = study("lora.r=choice(4,8)", n_trials=8)
     work(found, count)
     assert sorted(runs) == [4, 8]
-    lent = [trial for trial in found.trials() if "same_as" in trial.user_attrs]
-    assert len(lent) == 6
-    for trial in lent:
+    duplicates = [trial for trial in found.trials() if "same_as" in trial.user_attrs]
+    assert len(duplicates) == 6
+    for trial in duplicates:
         own = found.trials()[trial.user_attrs["same_as"]]
         assert (own.params, own.state, own.values) == (trial.params, trial.state, trial.values)
         assert own.intermediate_values == trial.intermediate_values
