@@ -1,4 +1,4 @@
-"""The command that tells what a sweep found, and how it answers mistakes."""
+"""The report command: what a sweep found, and the messages on mistakes."""
 
 import json
 import shutil

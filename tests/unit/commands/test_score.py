@@ -1,4 +1,4 @@
-"""The score command: a line out for every line in, and nothing for a file that cannot be used."""
+"""The score command: one output line per input line, and no output for an invalid file."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""A sweep's report says what is so, and how surely; its best.yaml composes to what the best trial ran."""
+"""A sweep's report is correct and states its uncertainty; best.yaml composes to the best trial's configuration."""
 
 import io
 import json
@@ -151,7 +151,7 @@ def test_the_difference_of_two_rates_has_newcombes_interval() -> None:
 
 
 def test_trials_that_answered_the_same_rows_are_paired() -> None:
-    """96 against 90 of 100 is noise by intervals; that no row went the other way tells them apart."""
+    """96 against 90 of 100 is a tie by the intervals, but not by the paired test: no row favours the worse trial."""
     rows = {str(i): i for i in range(100)}
     best = entry(0, 96, 100, answers={key: Answer(i < 96, key) for key, i in rows.items()})
     other = entry(1, 90, 100, answers={key: Answer(i < 90, key) for key, i in rows.items()})
@@ -180,7 +180,7 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 
 def test_seeds_that_agree_by_chance_do_not_make_a_score_sure() -> None:
-    """Ten of twenty rows twice is no certainty of 50 %: the rows' own interval is the least there is."""
+    """Two seeds with 10 of 20 rows do not make 50 % certain: the interval is at least that of the rows."""
     ends = wilson(10, 20)
     reach = (0.5 - ends[0], ends[1] - 0.5)
     assert over_seeds(0.5, 0.0, 2, [reach, reach], rate=True) == pytest.approx(ends)
@@ -433,7 +433,7 @@ def test_a_study_without_losses_is_ordered_by_number(make: Callable[..., Maker])
 
 
 def sources(made: Maker, number: int, **parts: str) -> None:
-    """Let a trial's run have recorded these hashes."""
+    """Record these hashes in a trial's run."""
     run = RunDir(made.study.folder / str(number))
     Summary.of(
         {**run.summary.tree(), "sources": {part: {"rows": 60, "sha256": text} for part, text in parts.items()}}
@@ -519,7 +519,7 @@ def test_failed_points_of_a_grid_come_with_the_remedy(make: Callable[..., Maker]
 
 
 def test_rungs_are_judged_in_the_direction_of_the_sweep(make: Callable[..., Maker]) -> None:
-    """Who maximises the loss that is also reported has it rise with itself."""
+    """If the loss is both the rung metric and an objective to maximise, its rank correlation is positive."""
     made = make(["eval/loss"], direction="maximize")
     for value in (0.1, 0.2, 0.3, 0.4, 0.5):
         made.trial("complete", [value], {10: value})

@@ -1,4 +1,4 @@
-"""The database of a study: in a file of any name, one that may only be read, and one that cannot be used."""
+"""The database of a study: a file of any name, a read-only file, and one that cannot be used."""
 
 import os
 import shutil
@@ -71,7 +71,7 @@ def test_the_url_that_is_shown_leads_others_to_it(name: str, tmp_path: Path, mon
 
 @pytest.fixture
 def anyones() -> Iterator[Path]:
-    """A folder that another user gets into."""
+    """A folder that other users may enter."""
     folder = Path(tempfile.mkdtemp(prefix="ftlab-"))
     folder.chmod(0o755)
     yield folder

@@ -1,4 +1,4 @@
-"""Studies on SQLite with a toy objective: counting, joining, taking up what dead processes left."""
+"""Studies on SQLite with a toy objective: counting, joining, resuming trials of dead processes."""
 
 import json
 import os
@@ -753,7 +753,7 @@ def test_a_pruner_that_could_act_at_the_last_rung_only_is_refused(
 
 @asks_by_hand
 def test_workers_that_start_together_do_not_learn_to_draw_the_same(opened: Callable[..., Study]) -> None:
-    """Another driver may join at any time, so that what runs counts as tried whatever `sweep.workers` says."""
+    """Another driver may join at any time, so running trials count as tried whatever `sweep.workers` is."""
     study = opened(Space.read(["trainer.lr=interval(0.0,1.0)"], {})[0], n_trials=30, sampler="tpe")
 
     def objective(trial: Trial) -> float:
@@ -766,7 +766,7 @@ def test_workers_that_start_together_do_not_learn_to_draw_the_same(opened: Calla
 
 @pytest.mark.parametrize("way", ["minimize", "maximize"])
 def test_pruners_follow_the_direction_of_the_sweep(opened: Callable[..., Study], way: str) -> None:
-    """Whoever turns the direction of the objective means its rungs as well."""
+    """A reversed direction of the objective applies to its rungs as well."""
     study = opened(pruner="median", n_trials=16, sampler="random", direction=way)
     study.set_pruner([10, 20])
 
@@ -949,7 +949,7 @@ def test_a_pruner_compares_with_trials_of_its_own_study_only(opened: Callable[..
 def test_a_pruner_that_asks_for_the_best_gets_the_best_of_its_own_study(
     opened: Callable[..., Study], tmp_path: Path
 ) -> None:
-    """As Wilcoxon's does, which wants scipy."""
+    """Like the Wilcoxon pruner, which needs scipy."""
     asked: list[float | None] = []
 
     class Asks(optuna.pruners.BasePruner):

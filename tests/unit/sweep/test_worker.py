@@ -1,4 +1,4 @@
-"""A worker finishes exactly the trials wanted, whatever happens to one of them."""
+"""A worker finishes exactly the wanted number of trials, whatever happens to one of them."""
 
 import json
 import math
@@ -615,7 +615,7 @@ search(study)
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[list[str]], "subprocess.Popen[bytes]"]]:
-    """A worker in a process of its own."""
+    """A worker in a separate process."""
     began: list[subprocess.Popen[bytes]] = []
 
     def start(fixed: list[str]) -> "subprocess.Popen[bytes]":
@@ -693,7 +693,7 @@ def test_a_trial_killed_after_its_last_step_is_not_trained_again(sweep: Open) ->
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # a trial asked for by hand
 def test_a_study_of_an_older_ftlab_keeps_the_folders_of_its_trials(study: Open) -> None:
-    """Which named a taken-up trial's folder by its first attempt."""
+    """An older ftlab named a resumed trial's folder by its first attempt."""
     found = study(n_trials=2)
     (found.folder / "0").mkdir()
     params = {"trainer.lr": 1e-3}
