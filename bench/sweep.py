@@ -41,7 +41,7 @@ from optuna.trial import Trial
 from ftlab.composition import composition
 from ftlab.config import SweepConfig
 from ftlab.sweep.board import Board
-from ftlab.sweep.events import Event, Listener, unheard
+from ftlab.sweep.events import Event, Listener, ignore_event
 from ftlab.sweep.join import WorkerOrder
 from ftlab.sweep.rungs import rungs_of
 from ftlab.sweep.space import Space
@@ -117,7 +117,7 @@ def study_in(folder: Path, n_trials: int, sampler: str = "tpe") -> Study:
 class Clock:
     """A toy objective that records when it starts."""
 
-    def __init__(self, on_event: Listener = unheard) -> None:
+    def __init__(self, on_event: Listener = ignore_event) -> None:
         self.on_event = on_event
         self.wall: list[float] = []
         self.cpu: list[float] = []
@@ -190,8 +190,8 @@ def by_driver(folder: Path, n_trials: int, file: io.StringIO) -> Clock:
     study = study_in(folder, n_trials)
     study.set_pruner(RUNGS)
     with Board(study, Terminal(file)).open() as board:
-        clock = Clock(board.hear)
-        work(study, clock, board.hear)
+        clock = Clock(board.on_event)
+        work(study, clock, board.on_event)
     return clock
 
 

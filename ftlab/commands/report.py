@@ -1,11 +1,11 @@
 """python -m ftlab report STUDY [limit=20]: what a sweep found, also while it runs.
 
-STUDY     a study's name below outputs/, or its folder (study=STUDY where it holds a `=`)
-limit=20  trials shown on the terminal; null: all
+STUDY     a study's name below outputs/, or its folder (study=STUDY if it contains a `=`)
+limit=20  number of trials shown on the terminal; null: all
 
-Shows the leaderboard with 95 % intervals and ties, whether the rungs foretell the end, which parameters mattered, what
-failed, and the command that runs the best configuration. Writes report.html (figures; one file that loads nothing from
-elsewhere), report.md and experiment/best.yaml into the study's folder.
+Shows the leaderboard with 95 % intervals and ties, how well the rungs predict the final ranking, parameter importance,
+failures, and the command that runs the best configuration. Writes report.html (a single file with figures, which loads
+nothing else), report.md and experiment/best.yaml into the study's folder.
 """
 
 from ftlab.commands import check_keys

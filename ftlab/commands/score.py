@@ -1,12 +1,12 @@
 """python -m ftlab score IN.jsonl OUT.jsonl [--databases 32] [--extract] [--rows DIR]: judge SQL answers.
 
-IN holds one JSON object a line, {"id", "context", "gold", "pred"}, gzip or not; other fields are ignored. OUT gets
-one a row in the same order, {"id", "exact_string", "ast_equal", "exec_equal", "valid", "vacuous", "gold_broken",
-"databases", "reason"}; it is gzip'd where its name ends in .gz. A summary is printed.
+IN has one JSON object per line, {"id", "context", "gold", "pred"}, gzipped or not; other fields are ignored. OUT gets
+one per row in the same order, {"id", "exact_string", "ast_equal", "exec_equal", "valid", "vacuous", "gold_broken",
+"databases", "reason"}; it is gzipped if its name ends in .gz. A summary is printed.
 
---databases 32   made-up databases that two different queries are compared on, 1 to 1000
---extract        take each answer's query out of a fence, of tags or of prose first
---rows DIR       rows with a "db_id" are also compared on DIR/<db_id>.sqlite where there is one
+--databases 32   number of generated databases on which two different queries are compared, 1 to 1000
+--extract        first extract the query from each answer's fence, tags or prose
+--rows DIR       rows with a "db_id" are also compared on DIR/<db_id>.sqlite, if it exists
 """
 
 import json
@@ -32,14 +32,14 @@ from ftlab.terminal import Terminal, percent, span
 
 REFRESH = 0.1  # seconds between two updates of the bar
 BUDGETS = (
-    f"{SECONDS:g} s and {child.MEMORY >> 20} MB a pair; "
-    f"{engine.QUERY_STEPS:,} steps and {engine.RESULT_ROWS:,} rows a query"
+    f"{SECONDS:g} s and {child.MEMORY >> 20} MB per pair; "
+    f"{engine.QUERY_STEPS:,} steps and {engine.RESULT_ROWS:,} rows per query"
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A gold query and an answer, as a row of IN gives them."""
+    """A gold query and an answer from a row of IN."""
 
     id: Any
     context: str
@@ -49,10 +49,10 @@ class Pair:
 
 
 def main(words: list[str]) -> int:
-    """Score every row of IN into OUT and print the summary. Everything is read and checked before scoring.
+    """Score every row of IN into OUT and print a summary. All rows are read and checked before scoring.
 
     Raises:
-        InputError: options or files that cannot be used, a row without one of the four fields; nothing is written.
+        InputError: invalid options or files, or a row without one of the four fields; nothing is written.
     """
     options, files = dashed_arguments("score", words, ("databases", "rows"), ("extract",))
     source, target = _files(files)
@@ -89,7 +89,7 @@ def _files(words: list[str]) -> tuple[Path, Path]:
         raise InputError(f"score takes two files, {named}: {usage}")
     source, target = (Path(word).expanduser() for word in words)
     if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
-        raise InputError(f"{target} is the file that is read: name another one to write: {usage}")
+        raise InputError(f"{target} is the input file: name another file for the output: {usage}")
     return source, target
 
 
@@ -118,13 +118,13 @@ def _pair(file: Path, number: int, row: dict[str, Any], folder: Path | None) -> 
 
 def _verdicts(pairs: list[Pair], databases: int, extracts: bool, terminal: Terminal) -> list[Verdict]:
     verdicts: list[Verdict] = []
-    told = 0.0
+    updated = 0.0
     with Scorer(databases) as scorer, terminal.progress(len(pairs), what="score") as bar:
         for pair in pairs:
             pred = extract(pair.pred) if extracts and isinstance(pair.pred, str) else pair.pred
             verdicts.append(scorer.score(pair.gold, pred, pair.context, rows_file=pair.rows_file))
-            if time.monotonic() - told > REFRESH:
-                told = time.monotonic()
+            if time.monotonic() - updated > REFRESH:
+                updated = time.monotonic()
                 bar.update(len(verdicts), {})
     return verdicts
 
@@ -134,7 +134,7 @@ def _verdicts(pairs: list[Pair], databases: int, extracts: bool, terminal: Termi
 
 def _summarise(terminal: Terminal, verdicts: list[Verdict], seconds: float, own: int | None) -> None:
     rates = {title: rate(field, verdicts) for field, title in SCORES.items()}
-    terminal.table(["all rows", "hits", "rows", "rate", "95 %"], [_rate_row(*item) for item in rates.items()])
+    terminal.table(["all rows", "hits", "rows", "rate", "95 % interval"], [_rate_row(*item) for item in rates.items()])
     titles = [f"{title} (95 %)" for title in SCORES.values()]
     rows = [[name.replace("_", " "), *_bucket_cells(mine)] for name, mine in by_bucket(verdicts)]
     if rows:
@@ -158,17 +158,17 @@ def _bucket_cells(verdicts: list[Verdict]) -> list[str]:
 
 def _remarks(verdicts: list[Verdict], own: int | None) -> Iterator[str]:
     kinds = Counter(kind for verdict in verdicts for kind in _kinds(verdict))
-    yield f"golds        {kinds['broken']:,} broken, {kinds['vacuous']:,} vacuous: neither hits nor misses of exec"
-    yield f"executed     {kinds['executed']:,} pairs, {kinds['apart']:,} of them told apart"
+    yield f"gold queries {kinds['broken']:,} broken, {kinds['vacuous']:,} vacuous: not counted in the exec rate"
+    yield f"executed     {kinds['executed']:,} pairs, {kinds['apart']:,} of them with different results"
     yield f"over budget  {kinds['over']:,}"
     if kinds["not judged"]:
-        yield f"not judged   {kinds['not judged']:,}: the scoring process was ended from outside (is memory short?)"
+        yield f"not judged   {kinds['not judged']:,}: the scoring process was killed from outside (out of memory?)"
     if own is not None:
-        yield f"real rows    {own:,} with a database of their own, which executed pairs were run on too"
+        yield f"real rows    {own:,} with a database in DIR, used for executed pairs as well"
 
 
 def _kinds(verdict: Verdict) -> Iterator[str]:
-    """What a verdict is counted as beside its scores."""
+    """The categories in which a verdict is counted besides its scores."""
     if verdict.gold_broken:
         yield "broken"
     if verdict.vacuous:

@@ -1,8 +1,8 @@
 """Scores of SQL answers. Needs neither torch nor Hydra and can be used alone.
 
-`exact_string`, `ast_equal`, `exec_equal` and `valid` say of a prediction what docs/metrics.md defines; `Scorer` gives
-all of them at once, with the reasons. Whatever needs SQLite or a parser happens in a process of its own, so that no
-prediction can harm the caller.
+`exact_string`, `ast_equal`, `exec_equal` and `valid` are the scores that docs/metrics.md defines; `Scorer` computes all
+of them at once, with reasons. All work that needs SQLite or a parser runs in a separate process, so that no prediction
+can harm the caller.
 """
 
 from ftlab.sql.extract import extract
@@ -32,10 +32,10 @@ def ast_equal(gold: str, pred: object, context: str) -> bool:
 
 
 def exec_equal(gold: str, pred: object, context: str) -> bool | None:
-    """Whether two queries give the same result on every database that was tried; None where the gold cannot run."""
+    """Whether two queries give the same result on every database that was tried; None if the gold query cannot run."""
     return shared_scorer().score(gold, pred, context).exec_equal
 
 
 def valid(pred: object, context: str) -> bool:
-    """Whether a text is one read-only query that SQLite prepares on the tables of a context."""
+    """Whether a text is a single read-only query that SQLite can prepare on the tables of a context."""
     return shared_scorer().score("SELECT 1", pred, context).valid

@@ -1,4 +1,4 @@
-"""What all databases of a pair of queries share: where the values of each column come from."""
+"""The blueprint of the generated databases for a pair of queries: the pools from which column values are drawn."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,14 +15,14 @@ from ftlab.sql.values import Value, fit
 T = TypeVar("T")
 Change = Sequence[tuple[int, Value]]
 
-# Rows of all joined tables multiplied stay near this.
+# The approximate limit of the product of the row counts of all joined tables.
 COMBINATIONS = 20_000
 LARGEST_TABLE = 24
-# Groups and limits of at most so many rows shape every database, greater ones a single one.
+# Groups and limits up to these sizes shape every database; larger ones have a database of their own.
 LARGEST_GROUP = 250
 LARGEST_LIMIT = 40
 LARGEST_SUM = 4_100
-# Rows of each of two tables, where a LIMIT asks for so many.
+# The most rows of each of two joined tables for a large LIMIT.
 LARGEST_JOIN = 300
 NEAR_VALUES = 12
 PLANTED_VALUES = 6
@@ -40,9 +40,10 @@ KEYS: dict[Kind, tuple[Value, ...]] = {
 
 @dataclass
 class ColumnBlueprint:
-    """A column of a table of either query: the pool of its values, by domain; its keys if it is grouped or equated,
-    `joined` if other columns have them too, `linked` if a query equates it with them; values that tell functions of it
-    apart; values that fulfil or just miss its tests; values that were tried out."""
+    """A column of a table in either query. `pool`: the kind of its values; `free`: values by domain; `keys`: its keys
+    if it is grouped or equated; `joined`: other columns share these keys; `linked`: a query equates it with them;
+    `shaped`: values that distinguish functions of it; `near`: values that fulfil or just miss its tests; `tried`:
+    values that were tried."""
 
     pool: str
     free: Mapping[str, Sequence[Value]]
@@ -56,9 +57,9 @@ class ColumnBlueprint:
 
 @dataclass
 class TableBlueprint:
-    """A table of either query, which no query uses more than `uses` times. A role is the fulfilling values of each
-    column, () where it has no test; beside it stand its tests and the changes, each of one or more (column, value),
-    that may break it; `breaks` are the same, those first that surely do."""
+    """A table in either query, which no query uses more than `uses` times. A role lists the fulfilling values of each
+    column, () without a test. For each role there are its tests and the changes that may violate it, each of one or
+    more (column, value); `breaks` has the same changes, with certain violations first."""
 
     name: str
     names: list[str]
@@ -72,10 +73,10 @@ class TableBlueprint:
 
 @dataclass
 class Blueprint:
-    """What all databases of a pair share. `sizes`: group sizes to build; `groups`: how many at least; `cap`: rows of a
-    table at most, where no size or limit asks for more; `width`: how many tables are joined; `large`: sizes of the
-    groups of the databases that have more rows than the rest, if the queries ask for them; `tryouts`: what trying out
-    values found, if it was worth it."""
+    """What all generated databases of a pair share. `sizes`: group sizes to build; `groups`: the least number of
+    groups; `cap`: the most rows of a table unless a size or limit asks for more; `width`: how many tables are joined;
+    `large`: group sizes of databases with more rows, if the queries ask for them; `tryouts`: the result of trying
+    values, if that was needed."""
 
     tables: list[TableBlueprint]
     sizes: list[int]
@@ -105,8 +106,8 @@ def make_blueprint(gold: str, pred: str, schema: Schema) -> Blueprint:
 
 
 def large_sizes(bounds: Sequence[int], limits: set[int], width: int, cap: int) -> list[int]:
-    """The groups' sizes of the large database: those of one table that HAVING tells apart, and more groups than the
-    greatest LIMIT, as far as joins stay small."""
+    """The group sizes of large databases: sizes around HAVING's thresholds for a single table, and more groups than
+    the largest LIMIT, as long as joins stay small."""
     sizes: list[int] = []
     wanted = [size for bound in bounds if bound > LARGEST_GROUP for size in (bound, bound + 1)]
     for size in dict.fromkeys(wanted if width == 1 else ()):
@@ -120,7 +121,7 @@ def large_sizes(bounds: Sequence[int], limits: set[int], width: int, cap: int) -
 
 
 def hints_of(text: str, schema: Schema) -> Hints:
-    """The hints of a text; of one that does not parse, the tables that it names, its words planted in every column."""
+    """The hints of a text. If it does not parse: the tables that it names, with its words as values of every column."""
     tree = parse.query(text)
     if tree is not None:
         return read_hints(tree, schema)
@@ -131,7 +132,7 @@ def hints_of(text: str, schema: Schema) -> Hints:
 
 
 def tests_by_column(both: Sequence[Hints]) -> dict[Ref, list[Test]]:
-    """All tests of each column, first those that only one of the queries has."""
+    """All tests of each column, starting with those of only one of the queries."""
     gold, pred = (
         {((role.table, column), test.name): test for role in hints.roles for column, test in role.all_tests()}
         for hints in both
@@ -143,8 +144,8 @@ def tests_by_column(both: Sequence[Hints]) -> dict[Ref, list[Test]]:
 
 
 def classes_of(both: Sequence[Hints], names: Sequence[str], schema: Schema) -> dict[Ref, list[Ref]]:
-    """Each column that takes keys, with all columns that share them: equated ones, grouped ones, and those of one
-    name in several tables."""
+    """Each key column with all columns that share its keys: equated ones, grouped ones, and those with the same name
+    in several tables."""
     parent: dict[Ref, Ref] = {}
 
     def root(ref: Ref) -> Ref:
@@ -256,7 +257,7 @@ def known_of(values: Iterable[Value]) -> list[Value]:
 
 
 def in_turn(lists: Sequence[Sequence[T]]) -> Iterator[T]:
-    """The first member of each list, then the second ones, and so on."""
+    """The first members of all lists, then the second ones, and so on."""
     for at in range(max(map(len, lists), default=0)):
         yield from (values[at] for values in lists if at < len(values))
 
@@ -264,8 +265,8 @@ def in_turn(lists: Sequence[Sequence[T]]) -> Iterator[T]:
 def keys_of(
     members: Sequence[Ref], kind: Kind, schema: Schema, tests: dict[Ref, list[Test]], telling: Sequence[Value]
 ) -> tuple[Value, ...]:
-    """The keys of a column, in the same order for all that share them: values that its class is compared with first,
-    then those that tell functions of it apart."""
+    """The keys of a column, in the same order for all columns that share them: first values with which they are
+    compared, then those that distinguish functions of it."""
     kinds = {schema.tables[table].columns[column].kind for table, column in members}
     compared = [test for ref in members for test in tests.get(ref, ())]
     found = [values[0] for values in (*(t.hits for t in compared), *(t.misses for t in compared)) if values][:4]
@@ -275,7 +276,7 @@ def keys_of(
 
 
 def fulfilling(tests: Sequence[Test]) -> tuple[Value, ...]:
-    """Values that pass all tests of a column, or else those that pass any."""
+    """Values that pass all tests of a column, or if there are none, values that pass any."""
     hits = list(dict.fromkeys(value for test in tests for value in test.hits))
     every = [v for v in hits if all(test.holds(v) if test.holds else v in test.hits for test in tests)]
     if not every and len(tests) > 1 and (date := overlaid([test.hits for test in tests])):
@@ -288,7 +289,7 @@ def led_by(value: Value, values: tuple[Value, ...]) -> tuple[Value, ...]:
 
 
 def overlaid(lists: Sequence[Sequence[Value]]) -> str | None:
-    """The date that has the parts of several, each the first of its list, in which they part from some date."""
+    """One date that combines the parts in which the first date of each list differs from `SOME_DATE`."""
     dates = [values[0] for values in lists if values and isinstance(values[0], str) and DATE.fullmatch(values[0])]
     if len(dates) < len(lists):
         return None
@@ -301,7 +302,7 @@ def overlaid(lists: Sequence[Sequence[Value]]) -> str | None:
 
 
 def breaks_of(tests: Sequence[Sequence[Test]]) -> list[Change]:
-    """Misses of a role: of each tested column alone, of all of them, and of all but one."""
+    """Changes that violate a role: in each tested column alone, in all of them, and in all but one."""
     tested = [at for at, found in enumerate(tests) if found]
     misses = [(at, next((miss for test in tests[at] for miss in test.misses), None)) for at in tested]
     several = [misses] if len(tested) > 1 else []
@@ -313,8 +314,8 @@ def breaks_of(tests: Sequence[Sequence[Test]]) -> list[Change]:
 def changes_of(
     tests: Sequence[Sequence[Test]], columns: Sequence[ColumnBlueprint], breaks: Sequence[Change], either: bool
 ) -> list[Change]:
-    """The changes of a role: the most telling value of each tested column, then the next ones; and misses of several
-    columns, which come first where `either` of two tests may do."""
+    """The changes of a role: the most useful value of each tested column, then the next ones; and violations in several
+    columns, which come first if `either` of two tests suffices."""
     tested = [at for at, found in enumerate(tests) if found]
     ranked = list(in_turn([[((at, value),) for value in columns[at].near] for at in tested]))
     start = 0 if either else len(tested)

@@ -1,4 +1,4 @@
-"""Kinds of queries, so that a rate can be looked at kind by kind."""
+"""Kinds of queries (buckets), for which rates are reported separately."""
 
 from sqlglot import exp
 
@@ -6,11 +6,11 @@ AGGREGATES = {"count", "sum", "avg", "min", "max", "total", "group_concat"}
 
 
 def buckets(tree: exp.Query | None) -> tuple[str, ...]:
-    """Which of `ftlab.sql.verdict.BUCKETS` a query belongs to, in their order; none without a tree.
+    """The buckets of `ftlab.sql.verdict.BUCKETS` to which a query belongs, in their order; none without a tree.
 
-    `single_table` and `multi_table`: the query names one table, or more than one (one table joined with itself is
-    one). `aggregate`: GROUP BY, or an aggregate function. `order`: an ORDER BY. `nested`: a query inside the query, or
-    a set operation.
+    `single_table` and `multi_table`: the query names one table or several (a table joined with itself counts once).
+    `aggregate`: it has GROUP BY or an aggregate function. `order`: it has an ORDER BY. `nested`: it contains a subquery
+    or a set operation.
     """
     if tree is None:
         return ()
@@ -36,6 +36,6 @@ def buckets(tree: exp.Query | None) -> tuple[str, ...]:
 
 
 def is_aggregate(call: exp.Anonymous) -> bool:
-    """MIN and MAX of several values are no aggregates (https://sqlite.org/lang_corefunc.html)."""
+    """Whether a call is an aggregate; MIN and MAX of several values are not (https://sqlite.org/lang_corefunc.html)."""
     name = call.name.lower()
     return name in AGGREGATES and not (name in ("min", "max") and len(call.expressions) > 1)

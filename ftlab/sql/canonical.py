@@ -1,11 +1,11 @@
-"""The canonical form: two queries are AST-equal if and only if theirs are the same.
+"""The canonical form of a query: two queries are AST-equal if and only if their forms are equal.
 
-The fourteen rules of docs/metrics.md say what is immaterial; everything else counts. A form is a tuple whose first
-item names its kind. Rule numbers stand where a rule is applied.
+The fourteen rules of docs/metrics.md define which differences are ignored; all others count. A form is a tuple whose
+first item names its kind. Comments give the number of each rule where it is applied.
 
-Two limits keep "AST-equal" from claiming what execution would deny: an IN list is merged with equalities only where
-its elements are constants (`x = y` compares with y's affinity, `x IN (y)` does not: https://sqlite.org/datatype3.html),
-and parentheses are dropped only between operators whose precedence nobody gets wrong.
+Two restrictions keep AST-equal queries from having different results. An IN list is merged with equalities only if its
+elements are constants (`x = y` compares with y's affinity, `x IN (y)` does not: https://sqlite.org/datatype3.html). And
+parentheses are dropped only between operators whose precedence is beyond doubt.
 """
 
 from collections import defaultdict
@@ -21,12 +21,12 @@ from ftlab.sql.schema import Schema, affinity
 
 Form = tuple[Any, ...]
 
-# Ways of numbering the same table used several times in one FROM that are tried; beyond, the written order stays.
+# The most ways to number repeated uses of a table in a FROM that are tried; with more, the written order stays.
 ARRANGEMENTS = 120
 
 NULL: Form = ("null",)
 
-# Outputs, beside casts, that may have an affinity; no other expression has one.
+# Kinds of outputs, besides casts, that may have an affinity; other expressions have none.
 AFFINE = {"column", "ambiguous", "name", "output", "star", "query", "Collate"}
 
 COMPARISONS = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE)
@@ -60,11 +60,11 @@ BOOLEAN_FORMS = {"=", "<>", "<", "<=", "in", "notin", "in-query", "in-list", "li
 
 
 class NotCanonical(Exception):
-    """A construct whose meaning the canonical form does not know."""
+    """A construct that the canonical form does not support."""
 
 
 def canonical(tree: exp.Query, schema: Schema) -> Form | None:
-    """The form of a query over the schema's tables; None for a construct that has none."""
+    """The form of a query over the schema's tables; None if it has an unsupported construct."""
     try:
         return Canonicaliser(tree, schema).query(tree, None, {})
     except NotCanonical:
@@ -73,9 +73,9 @@ def canonical(tree: exp.Query, schema: Schema) -> Form | None:
 
 @dataclass
 class Source:
-    """A table of a FROM. `columns` are the lower-case names in order, None where unknown; a base table's columns
-    are known by name, a derived table's by position (rule 5: output names are immaterial). `schema` is that of a table
-    of the context."""
+    """A table in a FROM. `columns` are the lower-case names in order, None if unknown. Columns of a base table are
+    identified by name, those of a derived table by position (rule 5: output names do not matter). `schema` is that of
+    a base table."""
 
     name: str
     form: Form
@@ -85,19 +85,19 @@ class Source:
     schema: str = ""
 
     def column(self, name: str) -> int | str | None:
-        """What a column is called in a form; None if there is none of this name."""
+        """How a form refers to a column; None if there is none of this name."""
         if self.columns is None or name not in self.columns:
             return None
         return name if self.by_name else self.columns.index(name)
 
     def has_nameless(self) -> bool:
-        """Whether a column may be called by the text of its expression."""
+        """Whether a column's name may be the text of its expression."""
         return not self.by_name and (self.columns is None or None in self.columns)
 
 
 @dataclass
 class Joined:
-    """A source and how it is joined to those before it. `how` is "inner", "left" or, kept as written, other words."""
+    """A source and how it is joined to those before it. `how` is "inner", "left" or another join as written."""
 
     source: Source
     how: str
@@ -107,16 +107,16 @@ class Joined:
 
 @dataclass
 class Scope:
-    """What names mean inside a SELECT. `outputs` are its output columns by alias."""
+    """Name resolution inside a SELECT. `outputs` maps aliases to output columns."""
 
     parent: "Scope | None"
     sources: list[Source] = field(default_factory=list)
     outputs: dict[str, int] = field(default_factory=dict)
     projections: list[Form] = field(default_factory=list)
-    in_order: bool = False  # inside GROUP BY or ORDER BY, where a reference to an output is its expression
+    in_order: bool = False  # inside GROUP BY or ORDER BY, where a reference to an output stands for its expression
 
     def visible(self) -> Iterator[Source]:
-        """The tables of this SELECT and of those around it."""
+        """The tables of this SELECT and of the enclosing ones."""
         scope: Scope | None = self
         while scope:
             yield from scope.sources
@@ -125,7 +125,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Cte:
-    """A common table expression: its number, and the names of its columns."""
+    """A common table expression: the form with its number, and the names of its columns."""
 
     form: Form
     columns: list[str | None] | None
@@ -135,7 +135,7 @@ Ctes = dict[str, Cte]
 
 
 class Canonicaliser:
-    """Forms of a query and of those inside it."""
+    """Computes the forms of a query and of its subqueries."""
 
     def __init__(self, tree: exp.Query, schema: Schema) -> None:
         self.schema = schema
@@ -147,7 +147,7 @@ class Canonicaliser:
     # --- queries --------------------------------------------------------------------------------------------
 
     def query(self, node: exp.Expr, parent: Scope | None, ctes: Ctes) -> Form:
-        """The form of a SELECT or a set operation, with what is before (WITH) and behind it."""
+        """The form of a SELECT or a set operation, with its WITH, ORDER BY and LIMIT."""
         while isinstance(node, (exp.Subquery, exp.Paren)) and not _has_modifiers(node):
             node = node.this  # rule 1
         if not isinstance(node, (exp.Select, exp.SetOperation)):
@@ -161,8 +161,8 @@ class Canonicaliser:
         return ("with", withs, body) if withs else body
 
     def _visible(self, nodes: list[exp.Expr], ctes: Ctes) -> Ctes:
-        """The tables that a query with these common table expressions sees; each of them sees all of them. Their names
-        are immaterial, as those of table aliases are (rule 4): they are numbered, by depth and order."""
+        """The common table expressions visible in a query that declares these; each of them sees all of them. They are
+        numbered by depth and order, since their names do not matter, like table aliases (rule 4)."""
         depth = 1 + max((cte.form[1] for cte in ctes.values()), default=-1)
         ctes = {**ctes, **{_alias(node): Cte(("cte", depth, i), None) for i, node in enumerate(nodes)}}
         for node in nodes:
@@ -180,11 +180,11 @@ class Canonicaliser:
         return (kind, tuple(operands), order, *self._window_of_rows(node, Scope(parent), ctes))
 
     def _alike(self, operands: list[Form]) -> bool:
-        """Whether it is immaterial which of the operands lends its affinities to what the outputs are compared with."""
+        """Whether all operands have the same affinities, so that their order cannot affect comparisons."""
         return len({self._affinities(operand) for operand in operands}) == 1
 
     def _affinities(self, form: Form) -> tuple[Any, ...]:
-        """How SQLite converts what the outputs of a query's form are compared with, or what stands for it."""
+        """The affinity of each output of a query's form, or a key that represents it where it is unknown."""
         if form[0] == "with":
             return self._affinities(form[2])
         if form[0] != "select":
@@ -202,7 +202,7 @@ class Canonicaliser:
         return tuple(found)
 
     def _compound_key(self, node: exp.SetOperation, term: exp.Expr, parent: Scope | None, ctes: Ctes) -> Form:
-        """ORDER BY of a set operation names an output column: by position, or as any of its SELECTs names it."""
+        """An ORDER BY key of a set operation: an output column, by position or as any of its SELECTs names it."""
         key = _unwrap(term.this)
         if isinstance(key, exp.Literal) and not key.is_string:
             return _ordered(("position", int(key.this) - 1), term)
@@ -220,7 +220,7 @@ class Canonicaliser:
         raise NotCanonical("an ORDER BY that names no output")
 
     def _select(self, node: exp.Select, parent: Scope | None, ctes: Ctes) -> Form:
-        """The smallest of the forms that the arrangements of its tables give (rules 4 and 11)."""
+        """The smallest form over all arrangements of its tables (rules 4 and 11)."""
         joined = self._joined(node, parent, ctes)
         forms = [self._arranged(node, order, parent, ctes) for order in _arrangements(joined, _has_star(node))]
         return forms[0] if len(forms) == 1 else min(forms, key=repr)
@@ -261,7 +261,7 @@ class Canonicaliser:
         return (*form, tuple(self._generic(window, scope, ctes) for window in windows)) if windows else form
 
     def _window_of_rows(self, node: exp.Expr, scope: Scope, ctes: Ctes) -> tuple[Form, Form]:
-        """LIMIT and OFFSET; sqlglot has read LIMIT m, n as LIMIT n OFFSET m already (rule 12)."""
+        """LIMIT and OFFSET; sqlglot already parses LIMIT m, n as LIMIT n OFFSET m (rule 12)."""
         limit, offset = node.args.get("limit"), node.args.get("offset")
         return (
             self.value(limit.expression, scope, ctes) if limit else (),
@@ -285,9 +285,9 @@ class Canonicaliser:
         for term in _order_terms(node):
             key = _unwrap(term.this)
             if isinstance(key, exp.Collate) and isinstance(_unwrap(key.this), (exp.Column, exp.Literal)):
-                raise NotCanonical("an output ordered by a collation")  # SQLite looks for the output behind COLLATE
+                raise NotCanonical("an output ordered by a collation")  # SQLite resolves the output name before COLLATE
             if isinstance(key, exp.Column) and not key.table and key.name.lower() in scope.outputs:
-                # In ORDER BY the name of an output goes before that of a column; not so in GROUP BY.
+                # In ORDER BY an output name takes precedence over a column name; in GROUP BY it does not.
                 form = scope.projections[scope.outputs[key.name.lower()]]
             else:
                 form = self._position(key, scope) or self.value(key, scope, ctes)
@@ -296,7 +296,7 @@ class Canonicaliser:
         return tuple(terms)
 
     def _position(self, term: exp.Expr, scope: Scope) -> Form | None:
-        """A number in GROUP BY or ORDER BY stands for an output (rule 5)."""
+        """The output to which a number in GROUP BY or ORDER BY refers (rule 5); None if the term is not a number."""
         term = _unwrap(term)
         if not (isinstance(term, exp.Literal) and not term.is_string and term.this.isdigit()):
             return None
@@ -305,7 +305,7 @@ class Canonicaliser:
         return outputs[place] if outputs is not None and 0 <= place < len(outputs) else ("position", place)
 
     def _expanded(self, scope: Scope) -> list[Form] | None:
-        """The outputs with every star as its columns; None where those are unknown."""
+        """The outputs with every star replaced by its columns; None if those are unknown."""
         outputs: list[Form] = []
         for projection in scope.projections:
             if projection[0] != "star":
@@ -322,7 +322,7 @@ class Canonicaliser:
     # --- tables ---------------------------------------------------------------------------------------------
 
     def _joined(self, node: exp.Select, parent: Scope | None, ctes: Ctes) -> list[Joined]:
-        """The tables of FROM as written; parentheses round inner joins are redundant."""
+        """The tables of FROM as written; parentheses around inner joins are redundant."""
         from_ = node.args.get("from_")
         if not from_:
             return []
@@ -377,7 +377,7 @@ class Canonicaliser:
         raise NotCanonical("a table of another kind")
 
     def _output_names(self, node: exp.Expr, ctes: Ctes) -> list[str | None] | None:
-        """Names of a query's output columns, None for an expression's; None as a whole where a star hides them."""
+        """The names of a query's output columns, None for expressions; None as a whole if a star cannot be expanded."""
         while True:
             if node.args.get("with_"):
                 ctes = self._visible(node.args["with_"].expressions, ctes)
@@ -423,7 +423,7 @@ class Canonicaliser:
         return None
 
     def _unqualified(self, node: exp.Column, start: Scope) -> Form | None:
-        """As SQLite resolves a name: columns of the innermost FROM, then its outputs, then the query around."""
+        """Resolves a name as SQLite does: columns of the innermost FROM, then its outputs, then the enclosing query."""
         name = node.name.lower()
         scope: Scope | None = start
         up = 0
@@ -438,7 +438,7 @@ class Canonicaliser:
                 output = scope.outputs[name]
                 return scope.projections[output] if scope.in_order and not up else ("output", up, output)
             scope, up = scope.parent, up + 1
-        if node.this.args.get("quoted"):  # to SQLite a literal; if it names something elsewhere, rule 3 leaves it open
+        if node.this.args.get("quoted"):  # a literal to SQLite; if it is a name elsewhere, rule 3 leaves it open
             if any(source.has_nameless() for source in start.visible()):
                 raise NotCanonical("text in double quotes beside columns named by their expressions")
             return ("name" if name in self.names else "text", node.this.this)
@@ -447,14 +447,16 @@ class Canonicaliser:
     # --- expressions ----------------------------------------------------------------------------------------
 
     def value(self, node: Any, scope: Scope, ctes: Ctes, truth: bool = False) -> Form:
-        """The form of an expression. `truth`: only whether it is true matters, as in WHERE."""
+        """The form of an expression. `truth`: only its truth value matters, as in WHERE."""
         node = _unwrap(node)
         form = self._value(node, scope, ctes, truth)
         return self._negate(form) if node.args.get("negate") else form
 
     def _value(self, node: exp.Expr, scope: Scope, ctes: Ctes, truth: bool) -> Form:
         if isinstance(node, PREDICATES) and any(isinstance(item, NESTED) for item in node.args.values()):
-            raise NotCanonical("a predicate in a predicate without parentheses")  # sqlglot and SQLite read it apart
+            raise NotCanonical(
+                "a predicate in a predicate without parentheses"
+            )  # sqlglot and SQLite group it differently
         if isinstance(node, exp.Column):
             return self._column(node, scope)
         if isinstance(node, exp.Literal):
@@ -470,7 +472,7 @@ class Canonicaliser:
             return self._negate(self.value(node.this, scope, ctes, truth=True))
         if isinstance(node, COMPARISONS):
             if node.this.find(exp.Collate) and node.expression.find(exp.Collate):
-                raise NotCanonical("two collations")  # the left one counts
+                raise NotCanonical("two collations")  # the left one would count
             left, right = self.value(node.this, scope, ctes), self.value(node.expression, scope, ctes)
             return _comparison(type(node), left, right)
         if isinstance(node, exp.Null):
@@ -543,7 +545,7 @@ class Canonicaliser:
         return _ordered(self.value(node.this, scope, ctes), node)
 
     def _generic(self, node: exp.Expr, scope: Scope, ctes: Ctes) -> Form:
-        """Any other node is itself: its kind and its arguments in order."""
+        """The form of any other node: its kind and its arguments in order."""
 
         def argument(value: Any) -> Any:
             if isinstance(value, exp.Expr):
@@ -558,8 +560,8 @@ class Canonicaliser:
     # --- connectives ----------------------------------------------------------------------------------------
 
     def _junction(self, kind: str, items: Iterable[Form], truth: bool) -> Form:
-        """AND or OR as a set (rule 7). OR joins the constants that one value is compared with, AND those that it
-        differs from (rules 8 and 9). A single item stands for itself unless AND would have made it 0 or 1."""
+        """AND or OR as a set (rule 7). OR merges the constants that a value equals, AND those from which it differs
+        (rules 8 and 9). A single item is returned as it is, unless AND would have turned its value into 0 or 1."""
         merged = "in" if kind == "or" else "notin"
         flat: set[Form] = set()
         constants: defaultdict[Form, set[Form]] = defaultdict(set)
@@ -577,7 +579,7 @@ class Canonicaliser:
         return (kind, tuple(sorted(flat, key=repr))) if flat else ()
 
     def _negate(self, form: Form) -> Form:
-        """NOT pushed inward (rule 8)."""
+        """The negated form, with NOT pushed inward (rule 8)."""
         kind = form[0]
         if kind in ("and", "or"):
             opposites = [self._negate(item) for item in form[1]]
@@ -607,7 +609,7 @@ HANDLERS: dict[type[exp.Expr], Handler] = {
 
 
 def _comparison(kind: type[exp.Expr], left: Form, right: Form) -> Form:
-    """Comparisons with `<`, `<=`, `=` and `<>` alone (rule 6); with one constant, `=` is an IN list of one (rule 9)."""
+    """A comparison by `<`, `<=`, `=` or `<>` only (rule 6); with a constant, `=` becomes an IN list of one (rule 9)."""
     if kind is exp.GT:
         return ("<", right, left)
     if kind is exp.GTE:
@@ -622,20 +624,20 @@ def _comparison(kind: type[exp.Expr], left: Form, right: Form) -> Form:
 
 
 def _is_constant(form: Form) -> bool:
-    """A literal, or arithmetic with literals."""
+    """Whether a form is a literal, or arithmetic with literals."""
     if form[0] in CONSTANT_OPERATORS:
         return all(_is_constant(operand) for name, operand in form[1:] if name in ("this", "expression"))
     return form[0] in ("number", "text", "null")
 
 
 def _ordered(form: Form, term: exp.Expr) -> Form:
-    """A key with its direction; ASC is the default (rule 12). NULLs stand first in ASC and last in DESC by default."""
+    """A key with its direction; ASC is the default (rule 12). By default NULLs come first in ASC and last in DESC."""
     desc, nulls_first = bool(term.args.get("desc")), bool(term.args.get("nulls_first"))
     return (form, "desc" if desc else "asc", "" if nulls_first != desc else f"nulls first {nulls_first}")
 
 
 def _unwrap(node: Any) -> Any:
-    """Without redundant parentheses (rule 1)."""
+    """The node without redundant parentheses (rule 1)."""
     while isinstance(node, exp.Paren) and _is_redundant(node):
         node = node.this
     return node
@@ -655,7 +657,7 @@ def _is_redundant(node: exp.Paren) -> bool:
 
 
 def _flat(node: exp.Expr, kind: type[exp.Expr]) -> list[exp.Expr]:
-    """The operands of a chain of AND or OR, without recursion: chains are long."""
+    """The operands of a chain of AND or OR, without recursion, since chains can be long."""
     items, stack = [], [node]
     while stack:
         top = _unwrap(stack.pop())
@@ -718,9 +720,9 @@ def _lower(node: exp.Expr) -> str:
 def _arrangements(joined: list[Joined], star: bool) -> Iterator[list[Joined]]:
     """The orders in which the tables may be numbered.
 
-    Inner-joined tables stand in the order of their forms, then the outer-joined ones as written. Where a `*` shows the
-    order, or a join is of a kind that depends on it, all stand as written (rule 11). The same table several times is
-    numbered in every way.
+    Inner-joined tables come in the order of their forms, then outer-joined ones as written. If a `*` or a kind of join
+    depends on the order, all tables stay as written (rule 11). Repeated uses of a table are numbered in every possible
+    order.
     """
     if star or len(joined) < 2 or any(item.how not in ("inner", "left") or item.using for item in joined):
         yield joined

@@ -1,10 +1,10 @@
 """The process that judges pairs of queries: `python -m ftlab.sql.child SECONDS`, started by ftlab.sql.scorer.
 
-It reads one JSON object a line, {gold, pred, context, databases, rows_file}, and answers each with the fields of a
+It reads one JSON object per line, {gold, pred, context, databases, rows_file}, and answers each with the fields of a
 `Verdict`; its first line is {"ready": true}, or {"failed": reason}. A pair gets `SECONDS` of processor time: after
-`SHARE` of it the process gives up on the pair by itself and says so, after all of it the kernel ends the process. It
-may allocate `MEMORY` bytes more than it needs to start, and can neither write a file nor, unless it is root's, start
-a process. Budgets are counted in processor time, so that a busy machine changes no verdict.
+`SHARE` of it the process gives up on the pair and reports that, and after all of it the kernel kills the process. The
+process may allocate `MEMORY` bytes more than it needs to start. It can neither write files nor, unless it runs as root,
+start processes. Budgets are in processor time, so that a busy machine changes no verdict.
 """
 
 import json
@@ -22,13 +22,13 @@ from typing import Any, BinaryIO
 from ftlab.sql.verdict import Verdict
 
 MEMORY = 224 * 2**20
-# The kernel counts whole seconds, so of 2 it may grant little more than 1; some must be left to say so.
+# The kernel counts whole seconds, so of 2 s it may grant little more than 1 s; some must remain for the report.
 SHARE = 0.4
 FILES = 16
 # Queries nest: SQLite takes about 90 parentheses, and an AND of 900 terms is a tree of 900 levels.
 RECURSION = 20_000
 STACK = 64 * 2**20
-# Between two reminders that the time is up, in seconds; the first can get lost in a library's clean-up.
+# Seconds between two signals that the time is up; the first can get lost in a library's clean-up code.
 REMINDER = 0.05
 
 Judge = Callable[[str, str, str, int, Path | None], Verdict]
@@ -36,11 +36,11 @@ OverBudgetJudge = Callable[[str, str, str, str], Verdict]
 
 
 class BudgetExceeded(BaseException):
-    """The processor time of a pair is used up. No Exception, so that no library takes it for a fault of its own."""
+    """The processor time of a pair is used up. A BaseException, so that no library catches it as its own error."""
 
 
 class Clock:
-    """Raises BudgetExceeded in Python code that has used its share of a pair's processor time, in seconds."""
+    """Raises BudgetExceeded once Python code has used its share of a pair's processor time, in seconds."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -53,7 +53,7 @@ class Clock:
             raise BudgetExceeded
 
     def move_end(self) -> None:
-        """Let the kernel end this process when it has used at most so many more seconds; it counts whole ones."""
+        """Let the kernel kill this process after at most `seconds` more of processor time, in whole seconds."""
         end = math.floor(time.process_time()) + max(2, math.floor(self.seconds))
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (end, hard))
@@ -71,7 +71,7 @@ class Clock:
 
 
 def serve(requests: BinaryIO, answers: BinaryIO, judge: Judge, over_budget: OverBudgetJudge, clock: Clock) -> None:
-    """Answer requests until there are none, or until memory ran out: then a fresh process is better."""
+    """Answer requests until the input ends, or until memory ran out, when a fresh process is safer."""
     for line in requests:
         request = json.loads(line)
         verdict, sound = decide(request, judge, over_budget, clock)
@@ -82,7 +82,7 @@ def serve(requests: BinaryIO, answers: BinaryIO, judge: Judge, over_budget: Over
 
 
 def decide(request: dict[str, Any], judge: Judge, over_budget: OverBudgetJudge, clock: Clock) -> tuple[Verdict, bool]:
-    """The verdict of a pair, and whether the process is still fit for another."""
+    """The verdict on a pair, and whether the process can score another one."""
     gold, pred, context = request["gold"], request["pred"], request["context"]
     rows_file = Path(request["rows_file"]) if request.get("rows_file") else None
     sound = True
@@ -96,13 +96,13 @@ def decide(request: dict[str, Any], judge: Judge, over_budget: OverBudgetJudge, 
     except RecursionError:
         reason = "over the budget: levels of nesting"
     except Exception as error:
-        # One row must not end the scoring of the others; the reason shows the fault.
+        # One row must not stop the scoring of the others; the reason shows the error.
         reason = f"cannot be scored: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return over_budget(gold, pred, context, reason), sound
 
 
 def lock_down() -> None:
-    """Take from this process, for good, what judging does not need. Limits that a system lacks are left out."""
+    """Permanently remove resources that judging does not need. Limits that a system lacks are skipped."""
     lower(resource.RLIMIT_CORE, 0)
     lower(resource.RLIMIT_FSIZE, 0)
     lower(resource.RLIMIT_NOFILE, FILES)
@@ -120,7 +120,7 @@ def lower(limit: int, value: int) -> None:
 
 
 def deepen() -> None:
-    """Let Python recurse as deep as queries nest, with the stack that this takes."""
+    """Raise Python's recursion limit and the stack size to the depth to which queries may nest."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
     with suppress(ValueError, OSError):
@@ -129,7 +129,7 @@ def deepen() -> None:
 
 
 def take_stdout() -> BinaryIO:
-    """The real standard output for answers; what anything else prints goes nowhere."""
+    """The real standard output, for answers; all other output is discarded."""
     answers = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):
@@ -139,7 +139,7 @@ def take_stdout() -> BinaryIO:
 
 
 def ready() -> tuple[Judge, OverBudgetJudge]:
-    """Import what judging needs and use it once, before limits are set, so that no file is opened later."""
+    """Import the judge and use it once before limits are set, so that no file has to be opened later."""
     from ftlab.sql import judge
 
     gold, pred = "SELECT a FROM t WHERE b > DATE('now')", "SELECT a FROM t WHERE STRFTIME('%Y', b) = '2001'"
@@ -148,7 +148,7 @@ def ready() -> tuple[Judge, OverBudgetJudge]:
 
 
 def main(arguments: list[str]) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes our input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes our input
     answers = take_stdout()
     deepen()
     try:
@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> int:
         answers.write(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         answers.flush()
         return 1
-    os.environ["TZ"] = "UTC"  # dates in local time must not depend on the machine
+    os.environ["TZ"] = "UTC"  # results of local-time functions must not depend on the machine
     time.tzset()
     clock = Clock(float(arguments[0]))
     lock_down()

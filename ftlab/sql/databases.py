@@ -1,8 +1,8 @@
-"""Databases on which two queries would part if they can: built from what the queries compare.
+"""Generates databases on which two queries are likely to give different results, from what the queries compare.
 
-Every use of a table in either query is a role. A *base* row fulfils all tests of a role, a *near* row all but one,
-a *free* row is drawn at large. Columns that are equated share one small pool of keys, so that joins meet and some
-keys stay unmatched. The recipes vary all the rest: group sizes, ties, duplicates, NULL, empty tables.
+Every use of a table in either query is a role. A *base* row fulfils all tests of a role, a *near* row all but one, and
+a *free* row is random. Columns that are equated share a small pool of keys, so that joins match and some keys stay
+unmatched. The recipes vary everything else: group sizes, ties, duplicates, NULL, empty tables.
 """
 
 import zlib
@@ -26,10 +26,10 @@ from ftlab.sql.schema import Schema
 from ftlab.sql.tryouts import Point
 from ftlab.sql.values import Value, fit
 
-# Rows of a group that may differ; the groups of which neighbours differ in one role.
+# The most distinct rows of a group; the most groups of crossed rows.
 DISTINCT_ROWS = 16
 CROSSED_GROUPS = 6
-# Rows of a table that are drawn from the values that were tried out, and rows of points in all.
+# The most rows of a table that are drawn from tried values, and the most rows from points.
 ROWS_OF_POOLS = 40
 ROWS_OF_POINTS = 400
 
@@ -39,9 +39,9 @@ Database = dict[str, list[ValueRow]]
 
 
 def databases(gold: str, pred: str, schema: Schema, count: int = 32) -> Iterator[Database]:
-    """Databases of the schema's tables by lower-case name, those most likely to part the two queries first.
+    """Databases as rows by lower-case table name; those most likely to distinguish the two queries come first.
 
-    A row has its table's columns in their order; tables that neither query names are left out. The same pair always
+    A row has the columns of its table in order; tables that neither query names are left out. The same pair always
     gives the same databases.
     """
     rng = Random(zlib.crc32(f"{gold}\0{pred}".encode("utf-8", "surrogatepass")))
@@ -51,7 +51,7 @@ def databases(gold: str, pred: str, schema: Schema, count: int = 32) -> Iterator
 
 
 def recipes_of(blueprint: Blueprint) -> list[Recipe]:
-    """The usual recipes, and after the first those that the queries call for, in the place of the last ones."""
+    """The usual recipes, with recipes for these queries inserted after the first in place of the last ones."""
     points, unmet = list[Recipe](), list[Recipe]()
     tryouts = blueprint.tryouts
     if tryouts and tryouts.telling:
@@ -68,7 +68,7 @@ def recipes_of(blueprint: Blueprint) -> list[Recipe]:
 
 
 class Maker:
-    """Makes one database after a recipe."""
+    """Generates one database by a recipe."""
 
     def __init__(self, blueprint: Blueprint, recipe: Recipe, index: int, rng: Random) -> None:
         self.blueprint, self.recipe, self.index, self.rng = blueprint, recipe, index, rng
@@ -93,7 +93,7 @@ class Maker:
         return made
 
     def group_sizes(self) -> list[int]:
-        """How many rows of a table have key 0, 1, 2 ...: those that HAVING tells apart, else one group the largest."""
+        """How many rows have key 0, 1, 2 ...: sizes around HAVING's thresholds, else sizes with one largest group."""
         if self.large:
             return self.blueprint.large
         sizes = [*self.blueprint.sizes, 3, 1, 2][: max(3, len(self.blueprint.sizes))]
@@ -105,14 +105,14 @@ class Maker:
         return sizes
 
     def rows(self, table: TableBlueprint, position: int, many: bool) -> list[ValueRow]:
-        """The rows of a table: many a group or one a group, if the recipe sizes them."""
+        """The rows of a table; if the recipe has group sizes, `many` or one per group."""
         recipe, groups = self.recipe, len(self.sizes)
         if recipe.keys == "twisted":
             self.sizes = [*self.sizes[1:], self.sizes[0]]
             linked = [at for at, column in enumerate(table.columns) if column.linked]
             self.turns = {id(table.columns[at]): turn for turn, at in enumerate(linked)}
         self.shift = position if recipe.keys == "shifted" else 0
-        # Some tables lack the last keys, so that those of others stay unmatched.
+        # Some tables lack the last keys, so that those keys of other tables stay unmatched.
         self.reach = max(1, max(self.blueprint.groups, recipe.keys_used) - self.rng.randrange(3))
         if self.large:
             self.orders = [self.order(at, column) for at, column in enumerate(table.columns)]
@@ -135,8 +135,8 @@ class Maker:
         return [tuple(row) for row in rows]
 
     def order(self, at: int, column: ColumnBlueprint) -> list[int]:
-        """Whose key each group of a large database has in a column: its own, or where the recipe says so and the column
-        is not equated another's, each one's once, or in half of the columns those of some groups several times."""
+        """For each group of a large database, the group whose key it has in a column. It is the group itself for
+        equated columns; else, by the recipe, a permutation, or in half of the columns a draw with repetitions."""
         groups = range(len(self.sizes))
         if column.linked or self.recipe.large == 1:
             return list(groups)
@@ -165,7 +165,7 @@ class Maker:
         return [self.row(table, table.roles[at % len(table.roles)], at) for at in range(wanted)]
 
     def group(self, make: Callable[[int], list[Value]], entity: int, size: int, many: bool) -> Iterator[list[Value]]:
-        """The rows of one group, one where there are not to be `many`; great groups repeat a few."""
+        """The rows of one group, a single one unless `many`; large groups repeat a few distinct rows."""
         rows = []
         for self.serial in range(min(size, DISTINCT_ROWS) if many else 1):
             rows.append(make(entity))
@@ -173,7 +173,7 @@ class Maker:
         return islice(cycle(rows), size if many else 1)
 
     def crossed_rows(self, table: TableBlueprint) -> list[list[Value]]:
-        """One row a group: each role in turn, then a row that just misses the first."""
+        """One row per group: each role in turn, then a row that just misses the first."""
         rows = []
         for entity in range(min(self.blueprint.cap, CROSSED_GROUPS)):
             role = entity % (len(table.roles) + 1)
@@ -184,7 +184,7 @@ class Maker:
         return rows
 
     def rows_of_points(self, table: TableBlueprint) -> Iterator[list[Value]]:
-        """A row of each use of the table for each point of the recipe's kind, all else as every row must be."""
+        """For each point of the recipe's kind a row of each use of the table; other values fulfil the role's tests."""
         before = None
         for entity, point in self.points():
             for use in range(table.uses):
@@ -202,7 +202,7 @@ class Maker:
             before = entity
 
     def points(self) -> list[tuple[int, Point]]:
-        """The points of the recipe's kind, each with its group."""
+        """The points of the recipe's kind, each with the number of its group."""
         tryouts, first = self.blueprint.tryouts, self.recipe.first
         if tryouts is None:
             return []
@@ -223,8 +223,8 @@ class Maker:
         return [(entity, point) for entity, point in enumerate(found) for _ in range(times)][:ROWS_OF_POINTS]
 
     def lone_rows(self, table: TableBlueprint, position: int) -> list[list[Value]]:
-        """Of the table whose turn it is a row for each change, alone with its key and again beside what it would be in
-        each other role; of the others rows of two roles for each key."""
+        """For the table whose turn it is, a row per change: alone with its key, and again next to a row of each other
+        role. For the other tables, rows of two roles for each key."""
         turn, chosen = divmod(self.recipe.lone - 1, len(self.blueprint.tables))
         roles, rows = table.roles, list[list[Value]]()
         skipped = turn * max(1, self.blueprint.cap // (2 * len(roles) - 1) // len(roles))
@@ -244,7 +244,7 @@ class Maker:
         return rows[: self.blueprint.cap]
 
     def near_rows(self, table: TableBlueprint, count: int) -> list[list[Value]]:
-        """Rows of each role in turn with one change, the more telling ones more often."""
+        """Rows of each role in turn with one change each; more useful changes are more frequent."""
         if not any(table.changes) and self.recipe.base:
             return []
         rows = []
@@ -259,7 +259,7 @@ class Maker:
         return rows
 
     def large_row(self, table: TableBlueprint, role: int, entity: int) -> list[Value]:
-        """A row of a large database: keys that pass the role's tests, else values that do."""
+        """A row of a large database: keys where they pass the role's tests, else values that pass them."""
         row = []
         for at, column in enumerate(table.columns):
             key = self.key(column, self.orders[at][entity])
@@ -270,7 +270,7 @@ class Maker:
         return row
 
     def row(self, table: TableBlueprint, role: Sequence[Sequence[Value]] | None, entity: int) -> list[Value]:
-        """A row of a role; without one each column takes what it pleases."""
+        """A row of a role; without a role each column is random."""
         recipe, random = self.recipe, self.rng.random
         row: list[Value] = []
         for position, column in enumerate(table.columns):
@@ -292,11 +292,11 @@ class Maker:
         return row
 
     def shared(self, entity: int) -> int:
-        """The number of the pair that a group is in."""
+        """The number of the pair of neighbouring groups to which a group belongs."""
         return (entity + (self.recipe.crossed == 2)) // 2
 
     def key(self, column: ColumnBlueprint, entity: int) -> Value:
-        """The key of a group; two groups never share one."""
+        """The key of a group in a column, as the recipe's `keys` says."""
         if self.recipe.keys == "mixed" and not self.large:
             entity = int(self.rng.random() * self.reach)
         elif self.recipe.keys == "one":

@@ -1,7 +1,7 @@
-"""SQLite in memory, in which a query of unknown origin can do nothing but read the tables of its schema.
+"""SQLite in memory, in which an untrusted query can do nothing but read the tables of its schema.
 
 A query may call the functions of `FUNCTIONS` and read the schema's own tables; an authorizer refuses everything else.
-What it may cost is bounded; a query that passes one of these budgets is over the budget, whatever it would return:
+Its cost is limited. A query that exceeds one of these budgets is over the budget, whatever it would return:
 
 | budget             | value                                                                         |
 | ------------------ | ----------------------------------------------------------------------------- |
@@ -11,9 +11,9 @@ What it may cost is bounded; a query that passes one of these budgets is over th
 | `COMPOUND_TERMS`   | SELECTs joined by UNION, INTERSECT and EXCEPT                                 |
 | `PATTERN_BYTES`    | bytes of the pattern of LIKE and GLOB                                         |
 | `ARGUMENTS`        | arguments of a function                                                       |
-| `LOOKUPS`          | names and functions looked up while a query is prepared, in every copy of a   |
-|                    | common table expression or view that it uses; or while a context's views are  |
-| `VIEWS`            | views of a context; further ones are left out                                 |
+| `LOOKUPS`          | names and functions looked up while a query is prepared, counted in every     |
+|                    | copy of a CTE or view that it uses; also while a context's views are created  |
+| `VIEWS`            | views of a context; further ones are ignored                                  |
 | `QUERY_STEPS`      | steps of SQLite's virtual machine that one run of a query takes               |
 | `PAIR_STEPS`       | steps of all runs of an engine together, since it was made or `reset`         |
 | `RESULT_ROWS`      | rows of a result                                                              |
@@ -21,7 +21,7 @@ What it may cost is bounded; a query that passes one of these budgets is over th
 | `HEAP_BYTES`       | bytes that SQLite allocates in the whole process, real databases included     |
 | `FILE_BYTES`       | bytes of a real database                                                      |
 
-All are counted, none is timed, so that a verdict does not depend on the machine.
+All budgets are counts and not times, so that a verdict does not depend on the machine.
 """
 
 import re
@@ -51,14 +51,14 @@ RESULT_ROWS = 20_000
 RESULT_BYTES = 16_000_000
 HEAP_BYTES = 160 * 2**20
 FILE_BYTES = 64 * 2**20
-# Schemas beside main and temp, as many as SQLite attaches unless it is compiled for more.
+# Schemas beside main and temp: SQLite's default limit.
 ATTACHED = 10
-# Columns of a table at most, as SQLite has it; each is filled by a variable.
+# The most columns of a table, SQLite's own limit; each is filled by a variable.
 COLUMNS = 2_000
 
-# Steps between two looks at the step budgets.
+# Steps between two checks of the step budgets.
 STEPS = 1_000
-# Rows fetched between two looks at the size of a result.
+# Rows fetched between two checks of the size of a result.
 BATCH = 100
 REASON_LENGTH = 200
 
@@ -75,7 +75,7 @@ LIMITS = {
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
 
-# What SQLite computes from its arguments alone (dates also from `moment.NOW`). All else is refused: random numbers,
+# Functions that depend on their arguments alone (dates also on `moment.NOW`). All others are refused: random numbers,
 # files, extensions, full-text internals and the state of the connection.
 FUNCTIONS = frozenset(
     re.findall(
@@ -104,7 +104,7 @@ ACTIONS = {
 
 OWN_TABLES = ("sqlite_", "pragma_")
 
-# What SQLite says of its limits, and the budget in our words.
+# A part of SQLite's message for each limit, with the budget's name and value.
 PASSED = {
     "query string is too large": ("bytes of text", SQL_BYTES),
     "string or blob too big": ("bytes in one value or row", VALUE_BYTES),
@@ -115,7 +115,7 @@ PASSED = {
     "too many arguments": ("arguments of a function", ARGUMENTS),
 }
 
-# Possessive, so that no text makes it slow.
+# Possessive quantifiers, so that no text makes it slow.
 START = re.compile(rf"(?:{BLANK}|{COMMENT})*+({WORD}++|(?s:.)|\Z)")
 NO_SYNTAX = re.compile(
     r"empty$|more than one|not a query|not text|has parameters|null char|syntax error|unrecognized token|incomplete "
@@ -125,15 +125,15 @@ FAULTS = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError
 
 
 class EngineError(Exception):
-    """A query or a database that cannot be run; the message is one line."""
+    """A query cannot be run, or a database not be read; the message is one line."""
 
 
 class QueryError(EngineError):
-    """A query that is not one runnable read-only query, or that fails while it runs."""
+    """A text that is not a single runnable read-only query, or a query that fails while it runs."""
 
 
 class OverBudget(EngineError):
-    """A query that passed a budget. `pair` says that the steps of all runs together did, not those of this one."""
+    """A query that exceeded a budget. `pair`: the steps of all runs together exceeded theirs, not those of this run."""
 
     def __init__(self, reason: str, pair: bool = False) -> None:
         super().__init__(reason)
@@ -141,7 +141,7 @@ class OverBudget(EngineError):
 
 
 class DatabaseError(EngineError):
-    """A file that is no SQLite database, or too large a one."""
+    """A file that is not a SQLite database, or too large."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Rows:
 
 
 class Guard:
-    """What SQLite asks before it lets a query do anything, and the count of its steps."""
+    """SQLite's authorizer and progress handler: decides what a query may do, and counts its steps."""
 
     def __init__(self, tables: Iterable[Table]) -> None:
         self.names: set[str] = set()
@@ -169,7 +169,7 @@ class Guard:
         self.places.add((table.schema, table.name.lower()))
 
     def begin(self) -> None:
-        """A query of unknown origin: nothing is refused, looked up or run yet."""
+        """Start an untrusted query, with all counts at zero."""
         self.trusted = False
         self.refused: str | None = None
         self.lookups = 0
@@ -194,22 +194,22 @@ class Guard:
             return None if self.may_read(first or "", second, base) else f"not allowed: table {first}"
         if action == sqlite3.SQLITE_FUNCTION:
             return None if second in FUNCTIONS else f"not allowed: {second}()"
-        # To look at a table-valued function such as json_each, SQLite first writes its shape to a schema table.
+        # To read a table-valued function such as json_each, SQLite first writes its columns to a schema table.
         if (first or "").lower().startswith(OWN_TABLES):
             return "not allowed: a table or table-valued function of SQLite's own"
         return f"not a query: {ACTIONS.get(action, 'this statement')}"
 
     def may_read(self, table: str, column: str | None, base: str | None) -> bool:
-        """Whether a table is one of the schema's, or a subquery of which only the rows are counted.
+        """Whether a table belongs to the schema, or is a subquery whose rows are only counted.
 
-        Of such a subquery SQLite gives the alias and no column. So it does of its own tables, which are known.
+        For such a subquery SQLite passes its alias and no column, as it does for its own tables, which are known.
         """
         if table.lower() in self.names:
             return base is None or (base.lower(), table.lower()) in self.places
         return not column and table.lower() not in virtual_tables() and not table.lower().startswith(OWN_TABLES)
 
     def tick(self) -> bool:
-        if self.trusted:  # what fills the tables is not the queries'
+        if self.trusted:  # filling the tables does not count as a query's steps
             return False
         self.steps += STEPS
         self.pair_steps += STEPS
@@ -218,7 +218,7 @@ class Guard:
 
 @lru_cache(maxsize=1)
 def virtual_tables() -> frozenset[str]:
-    """Tables that SQLite has without anyone creating them, such as json_each and dbstat."""
+    """SQLite's built-in virtual tables, such as json_each and dbstat."""
     connection = sqlite3.connect(":memory:")
     try:
         return frozenset(name for (name,) in connection.execute("PRAGMA module_list"))
@@ -231,11 +231,11 @@ def over(what: str, limit: int | None = None) -> str:
 
 
 class Engine:
-    """The tables of a schema, empty, and its views over them, in a SQLite of their own. Not for several threads.
+    """The empty tables of a schema and its views, in an SQLite database in memory. Not thread-safe.
 
-    `schema` is what there is of the schema asked for: without tables that SQLite refuses (too many columns, a name with
-    a NUL, an eleventh schema), and without views that SQLite does not prepare on the rest or that are over the budget.
-    A view that reads tables of other schemas than its own is there by its bare name alone.
+    `schema` is the part of the given schema that could be created, without tables that SQLite refuses (too many
+    columns, a name with a NUL, an eleventh schema), and without views that SQLite cannot prepare on these tables or
+    that are over the budget. A view that reads tables of other schemas exists under its bare name only.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -251,7 +251,7 @@ class Engine:
     def of_file(cls, path: Path | str) -> "Engine":
         """The tables and rows of a SQLite file, read into memory; the file is never opened by SQLite.
 
-        Raises DatabaseError where the file cannot be read, is larger than `FILE_BYTES` or is no SQLite database.
+        Raises DatabaseError if the file cannot be read, is larger than `FILE_BYTES` or is not a SQLite database.
         """
         engine = cls.__new__(cls)
         engine._connection = connect()
@@ -265,14 +265,14 @@ class Engine:
         return engine
 
     def _protect(self) -> None:
-        """From here on only `fill` may do more than read."""
+        """From now on allow reading only, except in `fill`."""
         self._now_fixed = False
         self._guard = Guard(self.schema.tables.values())
         self._connection.set_authorizer(self._guard.authorize)
         self._connection.set_progress_handler(self._guard.tick, STEPS)
 
     def _add_views(self, views: Mapping[str, View]) -> None:
-        """Create views, each after those that it reads, until one is over the budget."""
+        """Create the views, each after those that it reads, until one is over the budget."""
         waiting, left, lookups = list(views.items())[:VIEWS], 0, 0
         while len(waiting) != left:
             left, late = len(waiting), []
@@ -287,7 +287,7 @@ class Engine:
             waiting = late
 
     def _add_view(self, key: str, view: View) -> bool:
-        """Create a view; SQLite lets only a temporary one read tables of another schema."""
+        """Create a view, if possible. Only a temporary view may read tables of another schema."""
         names = f" ({', '.join(map(quoted, view.names))})" if view.names else ""
         for schema in dict.fromkeys([view.schema, "temp"]):
             table = Table(view.name, {}, schema)
@@ -307,7 +307,7 @@ class Engine:
 
     @contextmanager
     def _trusting(self) -> Iterator[None]:
-        """Let what this class itself executes do more than read."""
+        """Allow all statements in the block, for those of this class itself."""
         self._guard.trusted = True
         try:
             yield
@@ -315,16 +315,16 @@ class Engine:
             self._guard.trusted = False
 
     def reset(self) -> None:
-        """Begin another pair: its steps count anew."""
+        """Start another pair, with its steps at zero."""
         self._guard.pair_steps = 0
 
     def close(self) -> None:
         self._connection.close()
 
     def fill(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
-        """Replace the rows of all tables: by the table's key, values in the order of its columns."""
+        """Replace the rows of all tables. `rows` maps a table's key to rows with values in the order of its columns."""
         with self._trusting():
-            if self._connection.in_transaction:  # an earlier fill was cut short
+            if self._connection.in_transaction:  # an earlier fill was interrupted
                 self._connection.execute("ROLLBACK")
             self._connection.execute("BEGIN")
             try:
@@ -341,7 +341,7 @@ class Engine:
             self._connection.executemany(f"INSERT INTO {table.address()} VALUES ({marks})", rows)
 
     def prepare(self, text: str) -> str | None:
-        """None where a text is one read-only query that SQLite prepares on the tables, else the reason, one line."""
+        """None if a text is a single read-only query that SQLite can prepare, else the reason in one line."""
         reason = not_a_query(text)
         if reason is not None:
             return reason
@@ -352,11 +352,11 @@ class Engine:
         return None
 
     def syntax_ok(self, text: str) -> bool:
-        """Whether a text is one query to SQLite's grammar, though it may name what is not there."""
+        """Whether a text is a single query by SQLite's grammar, even if it names unknown tables or columns."""
         return is_grammatical(self.prepare(text))
 
     def run(self, text: str) -> Rows:
-        """The result of a query. Raises QueryError where it cannot run and OverBudget where it costs too much."""
+        """The result of a query. Raises QueryError if it cannot run and OverBudget if it exceeds a budget."""
         reason = not_a_query(text)
         if reason is not None:
             raise QueryError(reason)
@@ -368,7 +368,7 @@ class Engine:
         return self._with_any_text(lambda: self._fetch(text))
 
     def _with_any_text(self, fetch: Callable[[], Rows]) -> Rows:
-        """Fetch where some text is not UTF-8, as in CAST(x'ff' AS TEXT). Kept apart because it is slower."""
+        """Fetch a result with text that is not UTF-8, as in CAST(x'ff' AS TEXT). Slower, so used only when needed."""
         self._connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
         try:
             return fetch()
@@ -407,7 +407,7 @@ class Engine:
         return self._connection.execute(text[:end])
 
     def _fault(self, error: BaseException) -> EngineError:
-        """What SQLite or Python raised, in one line that says what is wrong with the query."""
+        """The error for what SQLite or Python raised, with one line that says what is wrong with the query."""
         guard, message = self._guard, str(error)
         if guard.refused is not None:
             return (OverBudget if guard.refused.startswith("over") else QueryError)(guard.refused)
@@ -419,7 +419,7 @@ class Engine:
             if sign in message:
                 return OverBudget(over(what, limit))
         if isinstance(error, UnicodeError):
-            return QueryError("not text: holds half of a surrogate pair")
+            return QueryError("not text: contains half of a surrogate pair")
         if "one statement" in message:
             return QueryError("more than one statement")
         if "number of bindings" in message:
@@ -428,7 +428,7 @@ class Engine:
 
 
 def is_grammatical(fault: str | None) -> bool:
-    """Whether what `Engine.prepare` said of a text is nothing against its grammar."""
+    """Whether a reason from `Engine.prepare` (or None) is not a syntax error."""
     return fault is None or NO_SYNTAX.search(fault) is None
 
 
@@ -440,7 +440,7 @@ def interrupted(guard: Guard) -> OverBudget:
     return OverBudget(over("processor time"))
 
 
-# Sorting must not open a file, and what nobody can read needs no overwriting. The heap limit is the whole process's.
+# Sorting must not open a file. Deleted data need not be overwritten in memory. The heap limit is per process.
 SETTINGS = f"""
     PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF; PRAGMA secure_delete = OFF;
     PRAGMA hard_heap_limit = {HEAP_BYTES};
@@ -456,7 +456,7 @@ def connect() -> sqlite3.Connection:
 
 
 def attach(connection: sqlite3.Connection, schema: Schema) -> None:
-    """Make an empty database in memory for each schema that has a name of its own."""
+    """Attach an empty database in memory for each named schema."""
     every: list[Table | View] = [*schema.tables.values(), *schema.views.values()]
     names = dict.fromkeys(made.schema for made in every if made.schema not in ("main", "temp"))
     if not names:
@@ -468,7 +468,7 @@ def attach(connection: sqlite3.Connection, schema: Schema) -> None:
 
 
 def accepted(connection: sqlite3.Connection, statement: str) -> bool:
-    """Whether SQLite takes a statement that creates something."""
+    """Execute a statement that creates something; whether SQLite accepts it."""
     try:
         connection.execute(statement)
     except FAULTS:
@@ -483,7 +483,7 @@ def read_database(path: Path) -> bytearray:
     data = bytearray(size)
     with path.open("rb", buffering=0) as file:
         file.readinto(data)
-    # A database last used with a write-ahead log says so in bytes 18 and 19; in memory there is no such log
+    # Bytes 18 and 19 mark a database that was last used with a write-ahead log, which cannot exist in memory
     # (sqlite.org/fileformat2.html, 1.3.3).
     if data[18:20] == b"\x02\x02":
         data[18:20] = b"\x01\x01"
@@ -491,7 +491,7 @@ def read_database(path: Path) -> bytearray:
 
 
 def not_a_query(text: str) -> str | None:
-    """Why a text cannot be a query, from its first word alone."""
+    """Why a text cannot be a query, judged by its first word; None if it can."""
     match = START.match(text)
     word = match.group(1).upper() if match else ""
     if word in ("SELECT", "WITH"):

@@ -1,4 +1,4 @@
-"""Values of columns at which an expression of them takes a wanted value."""
+"""Solves for values of columns at which an expression of them has a wanted value."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,7 +9,7 @@ from sqlglot import exp
 from ftlab.sql.shapes import dated
 from ftlab.sql.values import Value, number_of
 
-# What the columns beside the one that is solved for are set to, plain ones and dates (a Julian day, 2008-06-15).
+# Values of the columns that are not solved for: (plain columns, dates as Julian days: 2008-06-15 and later).
 OTHERS = ((2.0, 2454632.5), (100.0, 2454642.5))
 PASSED_THROUGH = {"CAST", "ROUND", "ABS", "SUM", "AVG", "TOTAL", "MIN", "MAX", "+"}
 MOST_COLUMNS = 6
@@ -23,7 +23,7 @@ class Unsolvable(Exception):
 
 
 def points(subject: exp.Expr, wanted: float) -> Iterator[Assignment]:
-    """Values of all columns of an expression at which it is `wanted`; none where it is not linear in any of them."""
+    """Values of all columns of an expression at which it equals `wanted`; none if it is not linear in any column."""
     columns = {key(column): column for column in islice(subject.find_all(exp.Column), MOST_COLUMNS)}
     days = {key(call.expressions[0]) for call in subject.find_all(exp.Anonymous) if is_day(call)}
     for plain, day in OTHERS[: len(columns)]:
@@ -36,7 +36,7 @@ def points(subject: exp.Expr, wanted: float) -> Iterator[Assignment]:
 
 
 def root(subject: exp.Expr, at: dict[Name, float], name: Name, wanted: float) -> float:
-    """The value of one column, all others as they are."""
+    """The solution for one column, with all others as in `at`."""
     low, high = value_of(subject, {**at, name: 1.0}), value_of(subject, {**at, name: 2.0})
     if low == high:
         raise Unsolvable
@@ -66,7 +66,7 @@ def value_of(node: exp.Expr, at: dict[Name, float]) -> float:
 
 
 def value_of_call(call: exp.Anonymous, at: dict[Name, float]) -> float:
-    """Functions that leave a fitting number as it is count as the number; dates count as days."""
+    """The value of a function call: functions that do not change suitable numbers pass them on, dates become days."""
     argument = call.expressions[0]
     if is_day(call) or call.name.upper() in PASSED_THROUGH:
         return value_of(argument, at)
@@ -78,14 +78,14 @@ def value_of_call(call: exp.Anonymous, at: dict[Name, float]) -> float:
 
 
 def is_day(call: exp.Anonymous) -> bool:
-    """Whether a call is the day number of a column."""
+    """Whether a call is the Julian day of a column."""
     return (
         call.name.upper() == "JULIANDAY" and len(call.expressions) == 1 and isinstance(call.expressions[0], exp.Column)
     )
 
 
 def stored(value: float, day: bool) -> Value:
-    """What a column holds for a value in an expression."""
+    """The value that a column stores for its value in an expression."""
     if day:
         return dated("DATE" if value % 1 == 0.5 else "DATETIME", value)
     return int(value) if value.is_integer() else value

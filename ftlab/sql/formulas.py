@@ -1,7 +1,7 @@
-"""The conditions and the computed values of a query, each as one expression over columns of tables.
+"""The conditions and computed values of a query, each as one expression over table columns.
 
-A formula is SQL in which every column is written by its slot: which use of which table, and which column. So formulas
-of two queries can be compared, and be tried out on rows: an aggregate is written as what it makes of a single row.
+A formula is SQL in which every column is written as its slot: which use of which table, and which column. So formulas
+of two queries can be compared, and evaluated on rows: an aggregate is written as its value for a single row.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from sqlglot import exp
 
 from ftlab.sql import parse
 
-# A table by lower-case name, which of its uses in the query, and a column.
+# The lower-case name of a table, the number of its use in the query, and a column.
 Slot = tuple[str, int, str]
 Resolve = Callable[[exp.Column], "Slot | exp.Expr | str | None"]
 
@@ -24,7 +24,7 @@ PREDICATES = (
 OF_ONE_ROW = {"COUNT", "AVG", "TOTAL", "SUM", "MIN", "MAX", "GROUP_CONCAT"}
 COLUMN = "value of"
 SLOT = "slot"
-# Formulas of one part of a query; characters and nodes of one that is tried out.
+# The most formulas of one part of a query; the most characters and nodes of a formula.
 MOST_FORMULAS = 40
 LONGEST = 600
 MOST_NODES = 150
@@ -32,8 +32,8 @@ MOST_NODES = 150
 
 @dataclass(frozen=True)
 class Formula:
-    """An expression in SQL and its slots. `must`: every row of the result (every group, in HAVING) fulfils it;
-    `condition`: it is true or false; `plain`: it is one column and literals, without arithmetic and functions."""
+    """An expression in SQL and its slots. `must`: every row of the result (in HAVING: every group) fulfils it;
+    `condition`: it is true or false; `plain`: a predicate without arithmetic and functions."""
 
     text: str
     slots: tuple[Slot, ...] = field(compare=False)
@@ -44,7 +44,7 @@ class Formula:
 
 
 class NotOfColumns(Exception):
-    """An expression with a subquery, a window or a name that stands for no column."""
+    """An expression with a subquery, a window or a name that is not a column."""
 
 
 def alias(slot: Slot) -> str:
@@ -52,8 +52,8 @@ def alias(slot: Slot) -> str:
 
 
 def formulas(part: exp.Expr, must: bool, resolve: Resolve) -> Iterator[Formula]:
-    """The formulas in a condition or an output; `resolve` gives a column's slot, the expression that an alias stands
-    for, or the text that a quoted name is."""
+    """The formulas in a condition or an output. `resolve` returns the slot of a column, the expression of an alias, or
+    the text of a quoted name."""
     for node, needed, condition in islice(pieces(part, must), MOST_FORMULAS):
         if next(islice(node.walk(), MOST_NODES, None), None) is None:
             with suppress(NotOfColumns):
@@ -63,7 +63,7 @@ def formulas(part: exp.Expr, must: bool, resolve: Resolve) -> Iterator[Formula]:
 
 
 def pieces(node: Any, must: bool) -> Iterator[tuple[exp.Expr, bool, bool]]:
-    """(expression, must hold, is a condition): the conditions joined by AND and OR, whole values, and those inside."""
+    """(expression, must hold, is a condition): conditions joined by AND and OR, whole values, and conditions inside."""
     if isinstance(node, exp.Paren | exp.Ordered | exp.Alias):
         yield from pieces(node.this, must)
     elif isinstance(node, exp.Connector):
@@ -92,7 +92,7 @@ def inside(node: exp.Expr) -> Iterator[tuple[exp.Expr, bool, bool]]:
 
 
 def formula(node: exp.Expr, must: bool, condition: bool, resolve: Resolve) -> Formula:
-    """Raises NotOfColumns where an expression is more than columns, literals and functions of them."""
+    """The formula of an expression. Raises NotOfColumns if it has more than columns, literals and functions of them."""
     root = written(node, resolve)
     names = [part.name.upper() for part in node.find_all(exp.Anonymous)]
     slots = dict.fromkeys(column.meta[SLOT] for column in root.find_all(exp.Column))
@@ -107,9 +107,9 @@ def computes(node: exp.Expr) -> bool:
 
 
 def written(node: exp.Expr, resolve: Resolve) -> exp.Paren:
-    """An expression in parentheses, with every column by its slot and every aggregate as of a single row."""
+    """An expression in parentheses, with every column as its slot and every aggregate for a single row."""
     root = exp.Paren(this=node.copy())
-    for _ in range(3):  # an alias may stand for an expression with aliases
+    for _ in range(3):  # the expression of an alias may contain aliases
         if not expand(root, resolve):
             break
     for part in reversed(list(root.walk(bfs=False))):
@@ -124,7 +124,7 @@ def written(node: exp.Expr, resolve: Resolve) -> exp.Paren:
 
 
 def expand(root: exp.Expr, resolve: Resolve) -> bool:
-    """Put what aliases stand for in their places; whether there was one."""
+    """Replace aliases by their expressions; whether there was any."""
     found = False
     for column in list(root.find_all(exp.Column)):
         if SLOT not in column.meta and isinstance(meaning := resolve(column), exp.Expr):
@@ -145,7 +145,7 @@ def of_slot(column: exp.Column, resolve: Resolve) -> exp.Expr:
 
 
 def of_one_row(call: exp.Expr) -> exp.Expr | None:
-    """What an aggregate makes of a single row; None where an expression is no aggregate."""
+    """The value of an aggregate for a single row, as an expression; None for other expressions."""
     name = call.name.upper() if isinstance(call, exp.Anonymous) else ""
     if name not in OF_ONE_ROW or not call.expressions or (name in ("MIN", "MAX") and len(call.expressions) > 1):
         return None

@@ -1,8 +1,7 @@
-"""What a query compares its columns with: the values at which it and its near-misses part.
+"""Hints from a query: what its columns are compared with, and so the values at which similar queries differ.
 
-One walk over the tree collects, for each use of a table, the tests that its columns are put to; which columns are
-equated; the group sizes that HAVING asks for; how many rows LIMIT wants. Nothing here must be exact: a wrong hint
-costs a row that tells nothing.
+One walk over the tree collects, for each use of a table, the tests on its columns; which columns are equated; the group
+sizes that HAVING asks for; and how many rows LIMIT asks for. Hints need not be exact: a wrong one only wastes a row.
 """
 
 import re
@@ -41,21 +40,21 @@ COMPUTES = {
     exp.CurrentTimestamp,
 }  # fmt: skip
 CONDITIONS = (exp.Case, exp.Predicate, exp.Connector)
-# Functions whose results are compared with columns as texts.
+# Functions whose results are compared with columns as text.
 AS_WRITTEN = {"DATE", "DATETIME", "TIME", "STRFTIME"}
 LARGEST_GROUP = 1000
 LARGEST_LIMIT = 1000
-# Values of several columns that one comparison of them asks for.
+# The most joint values of several columns from comparisons between them.
 MOST_POINTS = 12
-# Tests of one column by one role; x = 1 OR x = 2 OR ... may be thousands.
+# The most tests of a column in a role; x = 1 OR x = 2 OR ... may have thousands.
 MOST_TESTS = 40
 
 
 @dataclass(frozen=True)
 class Test:
-    """A condition on a column: values that fulfil it and values that just miss it.
+    """A condition on a column: values that fulfil it, and values that just miss it.
 
-    `holds` judges other values where the column itself is compared, and is None where an expression of it is.
+    `holds` decides for other values if the column itself is compared; it is None if an expression of it is compared.
     """
 
     name: tuple[str, Any]
@@ -66,8 +65,8 @@ class Test:
 
 @dataclass(eq=False)
 class Role:
-    """One use of a table in a query (its first is 0), the tests of its columns, and values of several columns that are
-    compared together."""
+    """One use of a table in a query (the first is 0), the tests on its columns, and joint values of columns that are
+    compared with each other."""
 
     table: str
     use: int = 0
@@ -82,7 +81,7 @@ Cell = tuple[Role, str]
 
 
 class Cells(list[Cell]):
-    """The columns of tables that go into an output; `origin` is what computes it, with the scopes that it is in."""
+    """The table columns that go into an output; `origin` is the expression that computes it, with its scopes."""
 
     origin: "tuple[exp.Expr, list[AliasScope]] | None" = None
 
@@ -93,7 +92,7 @@ OutputCells = tuple[str, list[Cell]]
 
 @dataclass
 class AliasScope:
-    """The tables that a SELECT reads, by alias, and the expressions that its outputs' aliases stand for."""
+    """The tables that a SELECT reads, by alias, and the expressions behind the aliases of its outputs."""
 
     sources: dict[str, SourceCells]
     aliases: dict[str, exp.Expr]
@@ -101,11 +100,11 @@ class AliasScope:
 
 @dataclass
 class Hints:
-    """What one query tells. `listed` are the values that IN and = ask for; `planted` single literals inside
-    functions and other values worth a try; `shaped` values that tell functions of a column apart; `limits` how many
-    rows each LIMIT wants; `parts` the conditions (True where every row must fulfil them) and the outputs, with the
-    meaning of their columns; `computed` that some have functions or arithmetic, `conditional` that an aggregate has a
-    condition inside; `width` how many tables are read at a time; `either` that tests are joined by OR."""
+    """The hints of one query. `listed`: values that IN and = ask for. `planted`: literals inside functions and other
+    values worth trying. `shaped`: values that distinguish functions of a column. `limits`: the row count of each LIMIT.
+    `parts`: the conditions (True if every row must fulfil them) and outputs, with a resolver for their columns.
+    `computed`: some part has functions or arithmetic. `conditional`: an aggregate has a condition inside. `width`: the
+    most tables that are joined. `either`: tests are joined by OR."""
 
     roles: list[Role] = field(default_factory=list)
     links: list[tuple[Ref, Ref]] = field(default_factory=list)
@@ -124,7 +123,7 @@ class Hints:
 
 
 def read_hints(tree: exp.Query, schema: Schema) -> Hints:
-    """The hints of a query; of one nested too deeply, those found until then."""
+    """The hints of a query; of a too deeply nested one, those found so far."""
     reader = Reader(schema)
     with suppress(RecursionError):
         reader.query(tree, [], {})
@@ -133,12 +132,12 @@ def read_hints(tree: exp.Query, schema: Schema) -> Hints:
 
 @lru_cache(maxsize=64)
 def query_of_view(text: str) -> exp.Query | None:
-    """The tree of a view's query, which is read again for each use of the view."""
+    """The tree of a view's query, cached for further uses of the view."""
     return parse.query(text)
 
 
 def tables_in(text: str, schema: Schema) -> list[str]:
-    """The keys of the tables that the words of a text name, by themselves or through views."""
+    """The keys of the tables that the words of a text name, directly or through views."""
     texts, views, tables = [text], set[str](), dict[str, None]()
     while texts:
         for key in (schema.key(token.text) for token in parse.tokens(texts.pop())):
@@ -151,7 +150,7 @@ def tables_in(text: str, schema: Schema) -> list[str]:
 
 
 class Reader:
-    """The walk. A scope is known by the list of scopes round it, innermost last."""
+    """The walk over a tree. `scopes` lists the enclosing scopes, innermost last."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -163,7 +162,7 @@ class Reader:
     # Queries and their sources
 
     def query(self, node: exp.Expr, scopes: list[AliasScope], known: dict[str, SourceCells]) -> list[OutputCells]:
-        """Read a query; its output columns as (name, columns of tables that go into it)."""
+        """Read a query. Returns its output columns as (name, the table columns that go into it)."""
         while isinstance(node, exp.Subquery | exp.Paren):
             self.limit(node)
             node = node.this
@@ -216,7 +215,7 @@ class Reader:
         return [output for expression in node.expressions for output in self.outputs(expression, inner)]
 
     def parts(self, node: exp.Select, scopes: list[AliasScope]) -> None:
-        """Keep the conditions and outputs of a SELECT, for the case that rows are to be tried out on them."""
+        """Keep the conditions and outputs of a SELECT, in case values are to be tried on them."""
         resolve = partial(meaning, scopes=scopes)
         joins = [join.args.get("on") for join in node.args.get("joins") or ()]
         clauses = [node.args[clause].this for clause in ("where", "having") if node.args.get(clause)]
@@ -227,7 +226,7 @@ class Reader:
     def source(
         self, relation: exp.Expr, scope: AliasScope, scopes: list[AliasScope], known: dict[str, SourceCells]
     ) -> None:
-        """Enter a table or a subquery of FROM into the scope."""
+        """Add a table or subquery of FROM to the scope."""
         alias = relation.alias_or_name.lower() or f" {len(scope.sources)}"
         if isinstance(relation, exp.Subquery) and isinstance(relation.this, exp.Table):
             self.source(relation.this, scope, scopes, known)
@@ -255,7 +254,7 @@ class Reader:
         return {name: [(role, name)] for name in self.schema.tables[key].columns}
 
     def using(self, join: exp.Expr, scope: AliasScope) -> None:
-        """USING and NATURAL equate columns of one name."""
+        """Link the columns of equal names that USING and NATURAL equate."""
         names = [name.name.lower() for name in join.args.get("using") or ()]
         if join.args.get("method") == "NATURAL":
             names = [name for source in scope.sources.values() for name in source]
@@ -276,7 +275,7 @@ class Reader:
         return [(expression.alias_or_name.lower(), cells)]
 
     def output(self, key: exp.Expr, select: exp.Select) -> exp.Expr:
-        """What a GROUP BY key stands for, where it is an output position."""
+        """The output to which a GROUP BY key refers by position, else the key itself."""
         position = literal(key)
         outputs: list[exp.Expr] = select.expressions
         return outputs[position - 1] if isinstance(position, int) and 0 < position <= len(outputs) else key
@@ -333,8 +332,8 @@ class Reader:
             self.hints.computed = True
 
     def function(self, node: exp.Anonymous, scopes: list[AliasScope]) -> None:
-        """Note what a function counts as a number and what tells it from others, and plant the texts among its
-        arguments."""
+        """Note numeric arguments of a function, values that distinguish it from other functions, and the texts among
+        its arguments."""
         cells = self.cells(node, scopes)
         name = node.name.upper()
         if name in NUMERIC:
@@ -399,7 +398,7 @@ class Reader:
             self.hints.planted.setdefault(ref(cell), []).extend(worth)
 
     def solve(self, subject: exp.Expr, wanted: float, scopes: list[AliasScope]) -> None:
-        """Note values of columns at which an expression of them has a value or misses it by one."""
+        """Note values of columns at which an expression of them equals a value or misses it by one."""
         for near in (wanted, wanted + 1, wanted - 1):
             for point in points(subject, near):
                 solved = [(cell, fit(value, self.kind(cell))) for c, value in point for cell in resolve(c, scopes)]
@@ -409,7 +408,7 @@ class Reader:
                         role.joint.append(own)
 
     def inner(self, subject: Any, scopes: list[AliasScope]) -> Any:
-        """What an operand comes down to: without parentheses, the output of a scalar subquery, of an alias."""
+        """The core of an operand: without parentheses and casts, with scalar subqueries and aliases resolved."""
         for _ in range(8):
             if isinstance(subject, exp.Paren | exp.Collate) or function_name(subject) == "CAST":
                 subject = subject.expressions[0] if isinstance(subject, exp.Anonymous) else subject.this
@@ -422,7 +421,7 @@ class Reader:
         return subject
 
     def compared(self, node: Any, scopes: list[AliasScope], known: dict[str, SourceCells]) -> list[Cell]:
-        """The columns that an operand takes its value from; a subquery's are its output's."""
+        """The table columns from which an operand takes its value; of a subquery those of its output."""
         if isinstance(node, exp.Subquery | exp.Paren) and isinstance(node.this, exp.Query):
             shadow = Reader(self.schema)
             outputs = shadow.query(node, scopes, known)
@@ -430,7 +429,7 @@ class Reader:
         return self.cells(node, scopes)
 
     def cells(self, node: Any, scopes: list[AliasScope]) -> list[Cell]:
-        """The columns of tables in an expression, those of subqueries aside; none go into a count."""
+        """The table columns in an expression, without those in subqueries and in COUNT."""
         found: list[Cell] = []
         stack = [node]
         while stack:
@@ -442,7 +441,7 @@ class Reader:
         return found
 
     def constant(self, node: Any, scopes: list[AliasScope]) -> Value:
-        """The literal that an operand is, also "text" that names no column; None where it is none."""
+        """The value of a literal operand, including "text" that names no column; None for other operands."""
         if isinstance(node, exp.Column):
             free = node.this.args.get("quoted") and not node.table
             return node.name if free and not resolve(node, scopes) and alias_of(node, scopes) is None else None
@@ -475,14 +474,14 @@ def ref(cell: Cell) -> Ref:
 
 
 def named(outputs: list[OutputCells], names: list[str]) -> SourceCells:
-    """The columns of a subquery by name; `names` are those that a WITH clause gives."""
+    """The columns of a subquery by name; `names` are those given in a WITH clause."""
     return {
         (names[at].lower() if at < len(names) else name): cells for at, (name, cells) in reversed([*enumerate(outputs)])
     }
 
 
 def resolve(column: exp.Column, scopes: list[AliasScope]) -> list[Cell]:
-    """The columns of tables that a name stands for: in the innermost scope that has it."""
+    """The table columns to which a name refers, in the innermost scope that has it."""
     name, table = column.name.lower(), column.table.lower()
     for scope in reversed(scopes):
         for alias, source in scope.sources.items():
@@ -492,7 +491,7 @@ def resolve(column: exp.Column, scopes: list[AliasScope]) -> list[Cell]:
 
 
 def is_count(node: Any, scopes: list[AliasScope]) -> bool:
-    """Whether a name is an output, of a view or a subquery, into which no column goes: as a rule one that counts."""
+    """Whether a name is an output of a view or subquery without table columns, which is usually a COUNT."""
     if not isinstance(node, exp.Column) or resolve(node, scopes):
         return False
     name, table = node.name.lower(), node.table.lower()
@@ -500,8 +499,8 @@ def is_count(node: Any, scopes: list[AliasScope]) -> bool:
 
 
 def meaning(column: exp.Column, scopes: list[AliasScope]) -> Slot | exp.Expr | str | None:
-    """What a column in a formula is: a slot, the expression that an alias stands for, or a quoted text. Of a subquery's
-    output it is the expression in slots. Raises NotOfColumns where that has none."""
+    """What a column in a formula refers to: a slot, the expression of an alias, or a quoted text. For a subquery's
+    output it is the expression in slots. Raises NotOfColumns if that has none."""
     cells = resolve(column, scopes)
     if isinstance(cells, Cells) and cells.origin is not None:
         expression, inner = cells.origin
@@ -522,7 +521,7 @@ def function_name(node: Any) -> str:
 
 
 def literal(node: Any) -> Value:
-    """The value of a literal, also a negative one or one in parentheses; None where the node is none."""
+    """The value of a literal, which may be negative or in parentheses; None for other nodes."""
     if isinstance(node, exp.Paren):
         return literal(node.this)
     if isinstance(node, exp.Neg):
@@ -536,14 +535,14 @@ def literal(node: Any) -> Value:
 
 
 def unusual(node: Any) -> str | None:
-    """A number's own text, where it is not how SQLite would write the number."""
+    """The text of a number that SQLite would write differently; None for other nodes."""
     return (
         node.this if isinstance(node, exp.Literal) and not node.is_string and str(literal(node)) != node.this else None
     )
 
 
 def number(text: str) -> int | float | None:
-    """The value of a numeric literal that SQLite can store, else None."""
+    """The value of a numeric literal, if SQLite can store it exactly, else None."""
     try:
         if text.startswith("0x"):
             value: int | float = int(text, 16)
@@ -577,7 +576,7 @@ def direct(operator: str, value: Value, kind: Kind) -> Test:
 
 
 def indirect(operator: str, value: Value, subject: exp.Expr, kind: Kind) -> Test:
-    """The test of an expression against a literal, put to a column in it: values are carried back through it."""
+    """The test of an expression against a literal, as a test of a column in it: values are mapped back through it."""
     test = direct(operator, value, "text" if isinstance(value, str) else "number")
     back = inverse(subject)
     hits, misses = ([fit(old, kind) for point in points for old in back(point)] for points in (test.hits, test.misses))
@@ -585,7 +584,7 @@ def indirect(operator: str, value: Value, subject: exp.Expr, kind: Kind) -> Test
 
 
 def inverse(subject: exp.Expr) -> Callable[[Value], Iterable[Value]]:
-    """What a column may hold for an expression of it to have a value."""
+    """A function from a value of an expression to values of its column that may give it."""
     name = function_name(subject)
     arguments = subject.expressions if name else []
     constants = [literal(argument) for argument in arguments]
@@ -618,14 +617,14 @@ def inverse(subject: exp.Expr) -> Callable[[Value], Iterable[Value]]:
 
 
 def alone(subject: exp.Expr, value: Value) -> Iterator[Value]:
-    """What the only column of an expression holds where the expression has a value."""
+    """Values of the only column of an expression at which the expression has a value."""
     for point in points(subject, value) if isinstance(value, int | float) else ():
         if len(point) == 1:
             yield point[0][1]
 
 
 def rounded(value: Value, digits: int) -> list[Value]:
-    """Values that are one when rounded."""
+    """Values that round to a value."""
     step = 10.0**-digits
     return (
         [value, round(value + step * 0.4, 9), round(value + step * 0.04, 9)]
@@ -635,7 +634,7 @@ def rounded(value: Value, digits: int) -> list[Value]:
 
 
 def arithmetic(value: Value, other: float) -> Iterator[Value]:
-    """Values from which one operation with another number may lead to a value."""
+    """Values from which one operation with another number may give a value."""
     yield value
     if isinstance(value, int | float):
         yield from (value - other, value + other, value * other)

@@ -5,11 +5,11 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-DRAWN_AT_ONCE = 2_000_000  # numbers of a bootstrap that are in memory together
+DRAWN_AT_ONCE = 2_000_000  # random numbers that the bootstrap keeps in memory at a time
 
 
 def wilson(hits: int, rows: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a rate, 95 % by default; (0, 1) where there is no row.
+    """The Wilson score interval of a rate, 95 % by default; (0, 1) without rows.
 
     Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927), 209-212.
     """
@@ -23,11 +23,11 @@ def wilson(hits: int, rows: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The exact two-sided p value of McNemar's test: how likely rows that only one of two gets right would part at
-    least as unevenly as `only_a` and `only_b` if both were equally good. 1 where no row parts them.
+    """The exact two-sided p value of McNemar's test: if two scorers were equally good, the probability that the rows
+    which only one of them gets right split at least as unevenly as `only_a` to `only_b`. 1 without such rows.
 
-    The binomial tail is summed from its largest term down, so that a million rows take milliseconds; a p value
-    below the smallest float is 0. Raises ValueError for a negative count.
+    The binomial tail is summed from its largest term down, so that a million rows take milliseconds. A p value below
+    the smallest float is 0. Raises ValueError for a negative count.
 
     Source: Q. McNemar, Psychometrika 12 (1947), 153-157; exact form: A. L. Edwards, Psychometrika 13 (1948),
     185-187.
@@ -55,13 +55,13 @@ def clustered_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The 95 % percentile interval of the difference of two rates on the same rows, rate of `b` less rate of `a`; each
+    """The 95 % percentile interval of the difference of two rates on the same rows: rate of `b` minus rate of `a`. Each
     row is right or wrong, or has a value from 0 to 1.
 
-    Rows of one cluster (here: of one schema) are alike, so whole clusters are drawn, with replacement, as many as
-    there are. Clusters of equal size and equal difference are the same to the statistic: how often each such kind
-    is drawn is multinomial, and that is what is drawn. Fewer than two clusters say nothing: (-1, 1). The same
-    arguments give the same interval. Raises ValueError for sequences of different lengths.
+    Rows of one cluster (such as a schema) are correlated, so whole clusters are resampled with replacement, as many as
+    there are. Clusters of equal size and equal difference are interchangeable, so the counts of each such kind are
+    drawn from a multinomial distribution. With fewer than two clusters the interval is (-1, 1). The same arguments give
+    the same interval. Raises ValueError for sequences of different lengths.
 
     Source: B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; clusters: A. C.
     Davison and D. V. Hinkley, Bootstrap Methods and their Application (1997), section 3.8.

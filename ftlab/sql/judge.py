@@ -1,6 +1,6 @@
-"""The verdict on one pair, cheapest question first: the same text, the same tree, the same results.
+"""The verdict on one pair, cheapest comparison first: the texts, the syntax trees, the results.
 
-This runs inside the scoring process (`ftlab.sql.child`), which bounds what it may cost.
+This runs inside the scoring process (`ftlab.sql.child`), which limits its time and memory.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,13 +22,13 @@ from ftlab.sql.schema import read_schema
 from ftlab.sql.strict import exact_string
 from ftlab.sql.verdict import Verdict
 
-# Preparing so many characters costs nothing even at its worst.
+# The length in characters up to which preparing a query is cheap even in the worst case.
 CHEAP = 10_000
 
 
 def judge(gold: str, pred: str, context: str, count: int = 32, rows_file: Path | None = None) -> Verdict:
-    """Score a prediction on the tables of the context; `count` databases where the trees differ, and the real one of
-    `rows_file` before them."""
+    """Score a prediction on the tables of the context. If the trees differ, the results are compared on the real
+    database of `rows_file`, if given, and then on `count` generated ones."""
     schema = read_schema(context)
     engine = Engine(schema)
     try:
@@ -41,7 +41,7 @@ def judge(gold: str, pred: str, context: str, count: int = 32, rows_file: Path |
 
 
 def over_budget(gold: str, pred: str, context: str, reason: str) -> Verdict:
-    """The verdict where a prediction passed a budget: not equal, but what is cheaply known is said."""
+    """The verdict on a prediction that exceeded a budget: not equal, with the scores that are cheap to compute."""
     engine = Engine(read_schema(context))
     try:
         gold_fault = engine.prepare(gold) or fails(engine, gold)
@@ -61,15 +61,15 @@ def over_budget(gold: str, pred: str, context: str, reason: str) -> Verdict:
 
 
 def first_look(engine: Engine, gold: str, pred: str) -> Verdict:
-    """What needs no rows: everything but whether two different trees give the same results."""
+    """The verdict without executing on rows: all but whether two different trees give the same results."""
     refused, pred_fault = engine.prepare(gold), engine.prepare(pred)
     gold_fault = refused or fails(engine, gold)
     same_text = exact_string(gold, pred)
     gold_tree = tree_of(engine, gold)
     if pred_fault is not None and gold_fault is None:
-        same_tree, reason = False, pred_fault  # what SQLite refuses is not what it takes, whatever a parser says
+        same_tree, reason = False, pred_fault  # a query that SQLite refuses cannot equal one that it accepts
     elif is_grammatical(refused) and same_text and (gold == pred or "--" not in pred):
-        same_tree, reason = True, "equal strings"  # had the text a comment, its line break might be gone
+        same_tree, reason = True, "equal strings"  # in a `--` comment collapsed white space may have changed the query
     elif is_grammatical(refused) and is_grammatical(pred_fault):
         same_tree = same_trees(engine, gold_tree, pred)
         reason = "equal trees" if same_tree else "trees differ"
@@ -91,7 +91,7 @@ def first_look(engine: Engine, gold: str, pred: str) -> Verdict:
 
 
 def tree_of(engine: Engine, text: str) -> exp.Query | None:
-    """The tree of a text; where sqlglot takes for a keyword what SQLite takes for a name, the name is quoted first."""
+    """The tree of a text. If sqlglot reads as a keyword what SQLite reads as a name, the name is quoted first."""
     tree = query(text)
     if tree is None and engine.syntax_ok(text):
         tables = engine.schema.tables.values()
@@ -111,7 +111,7 @@ def same_trees(engine: Engine, gold: exp.Query | None, pred: str) -> bool:
 
 
 def fails(engine: Engine, gold: str) -> str | None:
-    """Why a gold query cannot run even on empty tables; None where it can."""
+    """Why a gold query cannot run even on empty tables; None if it can."""
     try:
         engine.run(gold)
     except EngineError as error:
@@ -121,7 +121,7 @@ def fails(engine: Engine, gold: str) -> str | None:
 
 @dataclass(frozen=True)
 class Found:
-    """What executing both queries showed; the fields are those of `Verdict`."""
+    """The result of executing both queries; the fields are those of `Verdict`."""
 
     exec_equal: bool | None
     vacuous: bool | None
@@ -133,8 +133,8 @@ class Found:
 def search(engine: Engine, gold: str, pred: str, count: int, rows_file: Path | None) -> Found:
     """Look for a database on which the results differ.
 
-    One on which the gold query itself fails or passes a budget is left out. Where none tells the two apart they are
-    equal as far as anyone knows, and `vacuous` says that the gold never returned a row.
+    Databases on which the gold query itself fails or exceeds a budget are skipped. If the results never differ, the
+    queries count as equal, and `vacuous` says whether the gold query never returned a row.
     """
     comparison = Comparison(gold)
     if engine.prepare(comparison.probe) is not None:
@@ -152,7 +152,7 @@ def search(engine: Engine, gold: str, pred: str, count: int, rows_file: Path | N
         rows_seen = rows_seen or comparison.returns_rows(expected)
         if difference is None:
             tried += 1
-            difference = part(place, comparison, expected, pred)
+            difference = difference_on(place, comparison, expected, pred)
         if difference is not None and rows_seen:
             break
     if not tried:
@@ -162,8 +162,8 @@ def search(engine: Engine, gold: str, pred: str, count: int, rows_file: Path | N
     return Found(False, not rows_seen, False, tried, f"database {tried}: {difference}")
 
 
-def part(place: Engine, comparison: Comparison, expected: Rows, pred: str) -> str | None:
-    """Why the prediction's result on a database is not the gold's; None where it is."""
+def difference_on(place: Engine, comparison: Comparison, expected: Rows, pred: str) -> str | None:
+    """Why the prediction's result on a database differs from the gold's; None if it does not."""
     try:
         return comparison.same(expected, place.run(pred))
     except (QueryError, OverBudget) as error:
@@ -171,14 +171,14 @@ def part(place: Engine, comparison: Comparison, expected: Rows, pred: str) -> st
 
 
 def filled(engine: Engine, made_up: Iterable[Database]) -> Iterator[Engine]:
-    """The engine with the rows of each database in turn."""
+    """The engine, filled with the rows of each database in turn."""
     for rows in made_up:
         engine.fill(rows)
         yield engine
 
 
 def real(rows_file: Path | None, pred: str) -> Iterator[Engine]:
-    """The database that holds real rows, if there is one that can be read and that has what the prediction names."""
+    """The database with real rows, if it can be read and has the tables and columns that the prediction names."""
     if rows_file is not None:
         with suppress(DatabaseError):
             engine = of_file(rows_file)
@@ -189,5 +189,5 @@ def real(rows_file: Path | None, pred: str) -> Iterator[Engine]:
 
 @lru_cache(maxsize=1)
 def of_file(path: Path) -> Engine:
-    """A real database, kept between pairs."""
+    """The engine of a real database, cached between pairs."""
     return Engine.of_file(path)

@@ -1,13 +1,13 @@
-"""What SQLite takes for a blank, a comment, a quoted part and a word (sqlite.org/src/file/src/tokenize.c).
+"""SQLite's blanks, comments, quoted parts and words (sqlite.org/src/file/src/tokenize.c) as regular expressions.
 
-Regular expressions for the readers of this package, so that all of them cut a text where SQLite does. All are
-linear in the length of a text. An unclosed comment or quoted part runs to the end.
+All readers of this package use them, so that they split a text where SQLite does. They run in time linear in the length
+of a text. An unclosed comment or quoted part runs to the end.
 """
 
 import re
 
 BLANKS = " \t\n\f\r"
-# A vertical tab is a blank to SQLite only behind another; a byte order mark is one where a token would begin.
+# To SQLite a vertical tab is a blank only after another blank, a byte order mark only where a token may start.
 BLANK = r"(?:[ \t\n\f\r][ \t\n\v\f\r]*+|\ufeff)"
 COMMENT = r"(?:--[^\n]*+|/\*(?s:.*?)(?:\*/|\Z))"
 QUOTED = r"""(?:'[^']*(?:''[^']*)*(?:'|\Z)|"[^"]*(?:""[^"]*)*(?:"|\Z)|`[^`]*(?:``[^`]*)*(?:`|\Z)|\[[^\]]*(?:\]|\Z))"""
@@ -17,7 +17,7 @@ TOKEN = re.compile(rf"(?P<blank>{BLANK}|{COMMENT})|(?P<quoted>{QUOTED})|{WORD}+|
 
 
 def end_of_query(text: str) -> int:
-    """Where a text ends without its trailing semicolons, blanks and comments."""
+    """The end of a text without its trailing semicolons, blanks and comments."""
     end = 0
     for token in TOKEN.finditer(text):
         if token.group() != ";" and token.lastgroup != "blank":

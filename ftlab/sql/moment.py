@@ -1,7 +1,7 @@
-"""One fixed moment for "now": verdicts do not depend on the day or the second in which they are reached.
+"""A fixed time for "now", so that verdicts do not depend on the time at which they are computed.
 
-SQLite's date functions read the clock for 'now', CURRENT_DATE and where no time is given. `fix` puts functions of the
-same names in their place that hand the same arguments on to SQLite with the moment written out.
+SQLite's date functions read the clock for 'now', for CURRENT_DATE and when no time is given. `fix` replaces them by
+functions of the same names, which pass their arguments on to SQLite with the fixed time in place of now.
 """
 
 import re
@@ -11,14 +11,14 @@ from functools import lru_cache, partial
 from ftlab.sql.values import Value
 
 NOW = "2024-08-15 11:42:17"
-# The arguments of each function that are times; the last of them may be left out, and means now.
+# The positions of each function's time arguments; if the last of them is missing, it means now.
 TIMES = {
     "date": (0,), "time": (0,), "datetime": (0,), "julianday": (0,), "unixepoch": (0,), "strftime": (1,),
     "timediff": (0, 1),
 }  # fmt: skip
 CURRENT = {"current_date": "date", "current_time": "time", "current_timestamp": "datetime"}
-CACHED_LENGTH = 200  # characters of arguments whose result is kept
-# Where none of these stands no query can mean now.
+CACHED_LENGTH = 200  # characters of arguments up to which a result is cached
+# A query without any of these cannot depend on the clock.
 READS_CLOCK = re.compile(
     r"now|subsec|current_|\(\s*+(?:\)|--|/\*)|strftime\s*+\((?:\s*+'[^']{0,200}'\s*+\)|[^,]{0,200}\)|[^,]{201})",
     re.IGNORECASE,
@@ -26,7 +26,7 @@ READS_CLOCK = re.compile(
 
 
 def fix(connection: sqlite3.Connection) -> None:
-    """Make `NOW` the only moment that queries on a connection know as now."""
+    """Make queries on a connection use `NOW` as the current time."""
     for name, count in known():
         connection.create_function(name, count, partial(evaluate, name), deterministic=True)
     for name, function in CURRENT.items():
@@ -35,12 +35,12 @@ def fix(connection: sqlite3.Connection) -> None:
 
 @lru_cache(maxsize=1024)
 def reads_clock(text: str) -> bool:
-    """Whether a query may ask for the time; false only where it cannot."""
+    """Whether a query may read the clock; false only if it certainly does not."""
     return READS_CLOCK.search(text) is not None
 
 
 def evaluate(function: str, *arguments: Value) -> Value:
-    """What a date function by its lower-case name makes of arguments, as SQLite does; NULL where it makes nothing."""
+    """The result of SQLite's date function of this lower-case name; None for NULL or an error."""
     short = sum(len(value) for value in arguments if isinstance(value, str | bytes)) < CACHED_LENGTH
     return (cached if short else computed)(function, *arguments)
 
@@ -58,7 +58,7 @@ cached = lru_cache(maxsize=8192, typed=True)(computed)
 
 
 def timed(function: str, arguments: list[Value]) -> list[Value]:
-    """The arguments with the moment in the place of now, also where now goes without saying."""
+    """The arguments with `NOW` in place of an explicit or implied now."""
     for place in TIMES[function]:
         if place < len(arguments) and str(arguments[place]).lower() == "now":
             arguments[place] = NOW
@@ -70,7 +70,7 @@ def timed(function: str, arguments: list[Value]) -> list[Value]:
 
 @lru_cache(maxsize=1)
 def known() -> list[tuple[str, int]]:
-    """The date functions that this SQLite has, each with its number of arguments (-1: any)."""
+    """The date functions of this SQLite version, each with its number of arguments (-1: any)."""
     marks = ", ".join("?" * len(TIMES))
     found = f"SELECT DISTINCT name, narg FROM pragma_function_list WHERE name IN ({marks})"
     return sqlite().execute(found, list(TIMES)).fetchall()

@@ -1,9 +1,9 @@
-"""Texts to syntax trees: sqlglot's SQLite, with everything kept as it was written.
+"""Parses texts into syntax trees with sqlglot's SQLite dialect, without its rewriting.
 
-sqlglot translates between dialects and so rewrites while it parses: IFNULL becomes COALESCE, CAST(x AS STRING) a cast
-to TEXT, unary plus disappears. Here two spellings are equal only where a rule of `ftlab.sql.canonical` says so;
-therefore functions, types and literals keep their spelling. What SQLite would not accept may still parse here:
-whether a text is SQL at all is SQLite's to say.
+sqlglot translates between dialects, so it rewrites while it parses: IFNULL becomes COALESCE, CAST(x AS STRING) becomes
+a cast to TEXT, unary plus disappears. Here two spellings are equal only by a rule of `ftlab.sql.canonical`, so
+functions, types and literals keep their spelling. Text that SQLite refuses may still parse here; SQLite itself decides
+whether a text is SQL.
 """
 
 import re
@@ -22,8 +22,8 @@ NO_PAREN_FUNCTIONS = (TokenType.CURRENT_DATE, TokenType.CURRENT_TIME, TokenType.
 
 
 class LiteralParser(SQLiteParser):
-    """Functions are `exp.Anonymous`, named as written; so are casts ("CAST", with the type's text as a Var), unary
-    plus ("+"), hexadecimal integers and `.5` keep their text."""
+    """Functions become `exp.Anonymous`, named as written, and so do casts ("CAST", with the type's text as a Var) and
+    unary plus ("+"). Hexadecimal integers and `.5` keep their text."""
 
     FUNCTIONS: ClassVar[dict[str, Any]] = {}
     NO_PAREN_FUNCTIONS: ClassVar[dict[Any, Any]] = {
@@ -54,13 +54,13 @@ class LiteralParser(SQLiteParser):
         return self.expression(exp.HexString(this=token.text.lower()), token)
 
     def _parse_primary(self) -> exp.Expr | None:
-        """`.5` is not spelled `0.5`."""
+        """Keep `.5` distinct from `0.5`."""
         if self._match_pair(TokenType.DOT, TokenType.NUMBER):
             return exp.Literal.number(f".{self._prev.text}")
         return super()._parse_primary()
 
     def _parse_type(self, parse_interval: bool = True, fallback_to_identifier: bool = False) -> exp.Expr | None:
-        """SQLite knows neither typed literals nor intervals: `date 'x'` is a column and its alias."""
+        """SQLite has neither typed literals nor intervals: `date 'x'` is a column with an alias."""
         if fallback_to_identifier:
             return self._parse_id_var()
         atom = self._parse_atom()
@@ -68,7 +68,7 @@ class LiteralParser(SQLiteParser):
 
 
 class LiteralGenerator(SQLiteGenerator):
-    """Writes what `LiteralParser` reads."""
+    """Generates the SQL that `LiteralParser` parsed."""
 
     def anonymous_sql(self, expression: exp.Anonymous) -> str:
         if expression.name == "CAST" and isinstance(expression.expressions[-1], exp.Var):
@@ -77,7 +77,7 @@ class LiteralGenerator(SQLiteGenerator):
 
 
 class LiteralSQLite(SQLite):
-    """SQLite as it is written."""
+    """The SQLite dialect that keeps every spelling."""
 
     Parser = LiteralParser
     Generator = LiteralGenerator
@@ -85,16 +85,16 @@ class LiteralSQLite(SQLite):
 
 DIALECT = LiteralSQLite()
 PLAIN_TOKENS = (TokenType.VAR, TokenType.IDENTIFIER, TokenType.STRING, TokenType.NUMBER)
-# Signs at which sqlglot may cut a text where SQLite does not: comments, which sqlglot also ends at a carriage return
-# and takes for statements, and what only Unicode calls a blank.
+# Characters at which sqlglot may split a text differently from SQLite: comments, which sqlglot also ends at a carriage
+# return and reads as statements, and blanks of Unicode.
 CUT_OTHERWISE = re.compile(r"--|/\*|[\v\x1c-\x1f]|[^\x00-\x7f]")
 UNICODE_BLANK = re.compile(r"[\v\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
 
 def query(text: str) -> exp.Query | None:
-    """The tree of a text that is exactly one query; None where sqlglot finds no such tree in it.
+    """The tree of a text that is exactly one query; None if sqlglot cannot parse it as such.
 
-    The parser is a third party's and the text anybody's: whatever it raises, the text has no tree.
+    Since the text is untrusted and the parser is third-party code, any exception counts as "no tree".
     """
     readable = as_sqlite_cuts(text)
     if readable is None:
@@ -107,8 +107,8 @@ def query(text: str) -> exp.Query | None:
 
 
 def as_sqlite_cuts(text: str) -> str | None:
-    """The query in a text, without final semicolons and comments, so that sqlglot cuts it where SQLite does; None where
-    it would not."""
+    """The query in a text without final semicolons and comments, so that sqlglot splits it as SQLite does; None if it
+    would still differ."""
     if CUT_OTHERWISE.search(text) is None:
         return text.rstrip(BLANKS + ";")
     if UNICODE_BLANK.search(text) and any(
@@ -119,7 +119,7 @@ def as_sqlite_cuts(text: str) -> str | None:
 
 
 def with_names_quoted(text: str, names: Iterable[str]) -> str:
-    """The text with quotes round words that are keywords to sqlglot and names of a schema: `SELECT window FROM t`."""
+    """The text with quotes around names of a schema that are keywords to sqlglot: `SELECT window FROM t`."""
     known = set(names)
     for token in reversed(tokens(text)):
         if token.token_type not in PLAIN_TOKENS and token.text.lower() in known:
@@ -128,7 +128,7 @@ def with_names_quoted(text: str, names: Iterable[str]) -> str:
 
 
 def tokens(text: str) -> list[Token]:
-    """The tokens of a text; none where it cannot be cut into any."""
+    """The tokens of a text; none if it cannot be tokenized."""
     try:
         return DIALECT.tokenize(text)
     except Exception:

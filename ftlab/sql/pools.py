@@ -1,4 +1,4 @@
-"""Values of a column that are worth a try where functions or arithmetic of it are compared, the most telling first."""
+"""Values to try for a column when functions or arithmetic of it are compared, the most useful first."""
 
 import json
 import re
@@ -20,22 +20,22 @@ DATED = re.compile(r"\d{4}-\d\d")
 STEP = re.compile(r"\s*[+-]?\d+(?:\.\d+)?\s*(second|minute|hour|day|month|year)s?\s*", re.IGNORECASE)
 FORMAT = re.compile(r"%[dmYHMSjw]")
 PATH_STEP = re.compile(r'\.(?:"([^"]*)"|([^.\[]+))|\[(\d+)\]')
-# Dates that differ from `BASE` in a part or two.
+# Dates that differ from `BASE` in one or two parts.
 MOMENTS = (
     BASE, "2009-06-15", "2008-07-15", "2008-06-16", "2009-03-10", "2007-09-20", "2008-06-15 10:30:00", "2008-02-29",
     "2012-12-31", "2013-01-01", "1999-12-31", "2008-06-15 22:45:30", "2008-06-14", "2008-10-05", "2001-04-01",
 )  # fmt: skip
-# Times and dates as texts that are cut into pieces.
+# Times and dates as texts for substring functions.
 TIMES = (
     "10:30", "08:05", "10:31", "12:30", "1:27.453", "09:30:15", "10:305", "0530", "200806", "20080615", "15/06/2008",
 )  # fmt: skip
 UNITS = ("years", "days", "months")
-# Literals of each sort, and of texts how many and how long ones, that may be separators; where NULL stands in a pool.
+# The most numeric and text literals that are used; the most separators among the texts, and their length.
 NUMBERS = 8
 TEXTS = 10
 MARKS = 4
 LONGEST_MARK = 8
-# Seconds of a day, greater numbers may be times in seconds since 1970; a text has fewer marks than so many.
+# Seconds of a day: larger numbers may be Unix times; the most separators in a text; the place of NULL in a pool.
 DAY = 86_400
 MOST_MARKS = 12
 NULL_AT = 6
@@ -43,7 +43,7 @@ NULL_AT = 6
 
 @dataclass
 class Usage:
-    """How formulas use a column: the functions round it (upper-case names), and the literals beside it."""
+    """How formulas use a column: the functions around it (upper-case names), and the literals next to it."""
 
     functions: set[str] = field(default_factory=set)
     texts: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Usage:
 
 
 def pool(kind: Kind, usage: Usage) -> list[Value]:
-    """Values for a column of a kind, each once; NULL is among them."""
+    """Distinct values to try for a column of a kind; NULL is among them."""
     numbers = list(dict.fromkeys(usage.numbers))[:NUMBERS]
     texts = list(dict.fromkeys(usage.texts))[:TEXTS]
     if usage.is_json:
@@ -90,7 +90,7 @@ def whole(number: float) -> float:
 
 
 def figures(numbers: Sequence[float]) -> Iterator[Value]:
-    """Numbers round thresholds and their multiples, and small ones, of which quotients hit most fractions."""
+    """Numbers near thresholds and their multiples, and small ones, whose quotients cover most fractions."""
     yield from (1, 2, 3)
     for step in (0, 1, -1):
         yield from (whole(number + step) for number in numbers)
@@ -103,7 +103,7 @@ def figures(numbers: Sequence[float]) -> Iterator[Value]:
 
 
 def dates(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
-    """Dates round those written, with parts as written, and as far from `BASE` and from now as numbers say."""
+    """Dates near the written ones, with parts as written, and at the written distances from `BASE` and from now."""
     yield BASE
     yield from read_by_format(texts)
     yield from parts([*texts, *(str(whole(number)) for number in numbers)])
@@ -131,7 +131,7 @@ def dates(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
 
 
 def read_by_format(texts: Sequence[str]) -> Iterator[str]:
-    """The dates that texts are by each of the formats among them, and the days after."""
+    """The dates that texts spell in each of the formats among them, and the days after."""
     for form, text in permutations(texts, 2):
         if FORMAT.search(form):
             with suppress(ValueError, OverflowError, re.error):
@@ -159,7 +159,7 @@ def around(day: Value) -> Iterator[Value]:
 
 
 def parts(texts: Iterable[str]) -> Iterator[Value]:
-    """Dates of which a part is what a text says, or one more or less."""
+    """Dates with a part that a text gives, or one more or less."""
     for text in texts:
         if DATED.fullmatch(text):
             year, month = int(text[:4]), int(text[5:])
@@ -185,7 +185,7 @@ def of_part(number: int) -> Iterator[str]:
 
 
 def times(numbers: Sequence[float]) -> Iterator[str]:
-    """Times and dates as texts that are cut into pieces, some as many minutes apart as numbers say."""
+    """Times and dates as texts for substring functions, some as many minutes apart as the numbers."""
     yield "08:00"
     for minutes in (int(number) + step for number in numbers if 0 < number < 900 for step in (0, 1, -1)):
         yield f"{8 + minutes // 60:02}:{minutes % 60:02}"
@@ -193,7 +193,7 @@ def times(numbers: Sequence[float]) -> Iterator[str]:
 
 
 def words(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
-    """Texts with and without the separators that functions look for, and numbers as people write them."""
+    """Texts with and without the separators that functions look for, and numbers in common spellings."""
     short = [text for text in texts if 0 < len(text) <= LONGEST_MARK]
     marks = sorted(short, key=lambda text: (text.isalnum(), len(text)))[:MARKS] or ["-"]
     said = [text.replace("%", "") for text in texts if not STEP.fullmatch(text)]
@@ -228,7 +228,7 @@ def words(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[Value]:
 
 
 def marked(text: str, marks: Iterable[str]) -> Iterator[Value]:
-    """A text with each mark before, behind and inside."""
+    """A text with each separator before, after and inside it."""
     half = (len(text) + 1) // 2
     for mark in marks:
         yield from (text[:half] + mark + text[half:], mark + text, text + mark)
@@ -237,7 +237,7 @@ def marked(text: str, marks: Iterable[str]) -> Iterator[Value]:
 
 
 def jsons(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[str]:
-    """JSON texts in which each path leads to values, nowhere, or to lists of several lengths."""
+    """JSON texts in which each path leads to values, to nothing, or to lists of several lengths."""
     paths = [text for text in texts if text.startswith("$")] or [f"$.{text}" for text in texts[:1] if text.isalnum()]
     values: list[Any] = [text for text in texts if not text.startswith("$")]
     values += [whole(number + step) for number in numbers for step in (0, 1, -1)]
@@ -259,7 +259,7 @@ def jsons(texts: Sequence[str], numbers: Sequence[float]) -> Iterator[str]:
 
 
 def planted(document: Any, path: str, value: Any) -> Any:
-    """A JSON document with a value at a path; what stands in its way is replaced."""
+    """A JSON document with a value at a path; other values on the path are replaced."""
     steps = [int(index) if index else quoted or name for quoted, name, index in PATH_STEP.findall(path)]
     return put(document, steps, value)
 

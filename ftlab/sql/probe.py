@@ -1,7 +1,7 @@
-"""A gold query taken apart, so that one result shows every row order and choice that the gold allows.
+"""The probe of a gold query: a query whose result shows every row order and selection that the gold query allows.
 
-The probe is the gold's text without its top-level LIMIT and OFFSET and with its ORDER BY keys as further output
-columns. The text is only cut and joined, never printed anew from a tree, so what is left means what it meant.
+It is the gold's text without its top-level LIMIT and OFFSET, and with its ORDER BY keys as additional output columns.
+The text is only cut and joined, never generated from a tree, so the remaining parts keep their meaning.
 """
 
 import re
@@ -16,7 +16,7 @@ LEXEME = re.compile(
 NAME = re.compile(rf'(?!\d){WORD}+|".*"|`.*`|\[.*\]', re.ASCII | re.DOTALL)
 SET_OPERATORS = {"UNION", "INTERSECT", "EXCEPT"}
 AFTER_OUTPUTS = {"FROM", "WHERE", "GROUP", "HAVING", "WINDOW", "ORDER", "LIMIT"} | SET_OPERATORS
-# Words between which and a name nothing is missing, so that the name is no alias; and words that are none.
+# Words after which a name is an operand and not an alias; and words that are never an alias.
 OPERATORS = {"AND", "OR", "NOT", "IS", "IN", "LIKE", "GLOB", "REGEXP", "MATCH", "BETWEEN", "COLLATE", "ESCAPE", "FROM"}
 NO_ALIAS = {"END", "NULL", "ISNULL", "NOTNULL"}
 EVERY_ROW = (0, None)
@@ -24,7 +24,7 @@ EVERY_ROW = (0, None)
 
 @dataclass(frozen=True)
 class Lexeme:
-    """A word, number, quoted text or sign; `word` is the text in upper case, `depth` the parentheses round it."""
+    """A word, number, quoted text or sign; `word` is the text in upper case, `depth` the number of open parentheses."""
 
     text: str
     word: str
@@ -38,8 +38,8 @@ Part = list[Lexeme]
 
 @dataclass(frozen=True)
 class Key:
-    """Where the value of an ORDER BY key stands in the probe's rows: in output `column` (from 0), else in the output
-    called `name`, else in appended column `extra`. `collation` says which texts tie: BINARY, NOCASE or RTRIM."""
+    """The place of an ORDER BY key in the probe's rows: output `column` (from 0), else the output called `name`, else
+    the appended column `extra`. `collation` decides which texts are tied: BINARY, NOCASE or RTRIM."""
 
     column: int | None = None
     name: str | None = None
@@ -49,10 +49,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Probe:
-    """The text to run in the gold's place.
+    """The query to run instead of the gold query.
 
-    Its last `extras` columns are keys and no outputs. Of its rows the gold returns `window[1]` (None: all) from
-    `window[0]` on. Without `keys` the gold leaves the order open. `distinct`: the gold returns no row twice.
+    Its last `extras` columns are keys, not outputs. The gold query returns `window[1]` of its rows (None: all) from
+    `window[0]` on. Without `keys` the gold query leaves the order open. `distinct`: it returns no row twice.
     """
 
     text: str
@@ -63,7 +63,7 @@ class Probe:
 
 
 def read_probe(gold: str) -> Probe:
-    """The probe of a query; a LIMIT that is no plain number stays where it is."""
+    """The probe of a query; a LIMIT that is not a plain number stays in it."""
     lexemes = read(gold)
     select, order, limit = at_top(lexemes, "SELECT"), at_top(lexemes, "ORDER", "BY"), at_top(lexemes, "LIMIT")
     branches = [branch_outputs(lexemes[at + 1 :]) for at in select]
@@ -104,7 +104,7 @@ def read(text: str) -> Part:
 
 
 def at_top(lexemes: Part, *words: str) -> list[int]:
-    """Where these words stand in a row outside parentheses."""
+    """The positions of these consecutive words outside parentheses."""
     return [
         at
         for at, lexeme in enumerate(lexemes)
@@ -115,7 +115,7 @@ def at_top(lexemes: Part, *words: str) -> list[int]:
 
 
 def read_window(tail: Part) -> tuple[int, int | None] | None:
-    """Offset and number of rows of what follows LIMIT; None where they are not plain whole numbers."""
+    """Offset and row count from the lexemes after LIMIT; None if they are not plain whole numbers."""
     numbers = re.fullmatch(r"(-?\d+)(?:(,|OFFSET)(-?\d+))?", "".join(lexeme.word for lexeme in tail))
     if not numbers:
         return None
@@ -136,18 +136,18 @@ def split(lexemes: Part) -> list[Part]:
 
 
 def branch_outputs(lexemes: Part) -> list[Part]:
-    """The output columns of the SELECT whose first lexeme after that word comes first."""
+    """The output columns of a SELECT, from the lexemes after that word."""
     if lexemes and lexemes[0].word in ("DISTINCT", "ALL"):
         lexemes = lexemes[1:]
     for at, lexeme in enumerate(lexemes):
-        # "a IS DISTINCT FROM b" is no FROM clause
+        # "a IS DISTINCT FROM b" is not a FROM clause
         if lexeme.depth == 0 and lexeme.word in AFTER_OUTPUTS and lexemes[at - 1].word != "DISTINCT":
             return split(lexemes[:at])
     return split(lexemes)
 
 
 def bare(term: Part) -> tuple[Part, str]:
-    """An ORDER BY term without direction, place of NULLs, collation and parentheses round it; and its collation."""
+    """An ORDER BY term without direction, NULLS FIRST or LAST, collation and outer parentheses; and its collation."""
     collation = "BINARY"
     while len(term) > 1:
         if term[-1].word in ("ASC", "DESC"):
@@ -164,7 +164,7 @@ def bare(term: Part) -> tuple[Part, str]:
 
 
 def encloses(term: Part) -> bool:
-    """Whether the parenthesis that begins the term is the one that ends it."""
+    """Whether the term's first and last parenthesis belong together."""
     return len(term) > 2 and next(at for at in range(1, len(term)) if closes(term, at)) == len(term) - 1
 
 
@@ -173,7 +173,7 @@ def closes(term: Part, at: int) -> bool:
 
 
 def output_key(term: Part, collation: str, branches: list[list[Part]], compound: bool) -> Key | None:
-    """The output that a term stands for: its position, its alias, or, in a compound query, any output's own text."""
+    """The output that a term refers to: by position, by alias or, in a compound query, by any output's own text."""
     if len(term) == 1 and term[0].text.isdecimal():
         return Key(column=int(term[0].text) - 1, collation=collation)
     wanted = [name_of(lexeme) for lexeme in term]
@@ -187,7 +187,7 @@ def output_key(term: Part, collation: str, branches: list[list[Part]], compound:
 
 
 def alias_of(output: Part) -> str | None:
-    """The name that an output column is given, with AS or without."""
+    """The alias of an output column, with or without AS; None without one."""
     if len(output) < 2 or output[-1].word in NO_ALIAS:
         return None
     last, before = output[-1], output[-2]
@@ -197,7 +197,7 @@ def alias_of(output: Part) -> str | None:
 
 
 def spellings(output: Part, alias: str | None) -> list[list[str]]:
-    """The ways in which ORDER BY may name an output of a compound query besides its alias."""
+    """How ORDER BY may name an output of a compound query besides its alias."""
     words = [name_of(lexeme) for lexeme in output]
     if alias is not None:
         words = words[: -2 if output[-2].word == "AS" else -1]
@@ -206,7 +206,7 @@ def spellings(output: Part, alias: str | None) -> list[list[str]]:
 
 
 def name_of(lexeme: Lexeme) -> str:
-    """A name without its quotes in lower case; anything else as it is written."""
+    """A name without quotes in lower case; a string as written."""
     if lexeme.text[0] in '"`[':
         return lexeme.text[1:-1].lower()
     return lexeme.text if lexeme.text[0] == "'" else lexeme.text.lower()

@@ -1,11 +1,11 @@
-"""Real databases in a folder, one SQLite file for each name, on which queries are compared as well."""
+"""Real databases in a folder, one SQLite file per name, on which queries are compared in addition."""
 
 import os
 from pathlib import Path
 
 
 def rows_file(folder: Path | None, name: object) -> Path | None:
-    """`folder/<name>.sqlite`; None where there is no such file. A name leads to nowhere else: it is no path."""
+    """`folder/<name>.sqlite`; None if there is no such file, or if the name is a path that could leave the folder."""
     if folder is None or not isinstance(name, str) or name != os.path.basename(name):
         return None
     file = folder / f"{name}.sqlite"
@@ -13,9 +13,9 @@ def rows_file(folder: Path | None, name: object) -> Path | None:
 
 
 def fault(folder: Path) -> str | None:
-    """Why a folder cannot be used, to be put after its name; None where it can."""
+    """Why a folder cannot be used, as text to follow its name; None if it can."""
     if not folder.is_dir():
-        return "is no folder: name one that holds <db_id>.sqlite files"
+        return "is not a folder: name one with <db_id>.sqlite files"
     if next(folder.glob("*.sqlite"), None) is None:
-        return "holds no .sqlite file: each must be named <db_id>.sqlite"
+        return "contains no .sqlite file: each must be named <db_id>.sqlite"
     return None

@@ -1,4 +1,4 @@
-"""How the databases of a pair vary: one recipe each, the most telling first."""
+"""How the databases of a pair vary: one recipe per database, the most useful first."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ WORDS = ("ann", "Bob", "cy", "Dee", "eve", "10", "9", "Flo", "gus", "2", "hal", 
 NUMERALS = ("3", "10", "2", "25", "7", "1", "100", "4", "50", "8", "12", "6", "2.5", "30", "9", "0")
 NUMBERS = (3, 11, 2, 25, 7, 1, 100, 4, 50.5, 8, 12, 6, 2.5, 30, 9, 17)
 DATES = ("2008-06-15", "2010-01-02", "1999-12-31", "2008-07-01", 1, 0, "2020-02-29 10:30:00", "x", "2001-05-05", 5)
-# What columns without any test hold: by kind ("numeral": texts that are used as numbers) and domain.
+# Values of columns without tests, by kind ("numeral": texts that are used as numbers) and domain.
 FREE: dict[str, dict[str, tuple[Value, ...]]] = {
     "number": {"unique": NUMBERS, "small": (1, 2, 3), "constant": (2,), "mirror": (-2, -1, 0, 1, 2, 0.5, -0.5)},
     "text": {"unique": WORDS, "small": ("a", "B", "2"), "constant": ("a",), "mirror": ("a", "A", "b", "", "10", "9")},
@@ -26,17 +26,18 @@ FREE: dict[str, dict[str, tuple[Value, ...]]] = {
 class Recipe:
     """How to vary a database.
 
-    keys: `aligned` (group i of one table meets group i of another), `shifted` (group i meets group i + 1 of the next
-    table), `twisted` (aligned by the first key of a row, its other keys are of the groups after), `mixed` (at random),
-    `one` (all alike).
-    domain: the pool of columns without a test. nulls: the share of NULL among them. base, near, free: rows a table.
-    sized: groups of the sizes that HAVING asks for. null_group: NULL is the first group's key, and all else without a
-    test. paired: every group has a twin of its size that shares the value of some of its keys. double: every row
-    twice. empty: every table, or just one. keys_used: how many keys are drawn from.
-    large: more rows than a great LIMIT; from 2 on in another order by each column, of which from 3 on half repeat
-    values. points: rows of the values that trials found: `telling` ones, `twins`, `unmet` ones of one condition or of
-    all, `shares`, groups of met and unmet ones, or `pool`, any that were tried; with `sized` as often as HAVING counts,
-    or twice. first: which of the points alone.
+    keys: `aligned` (group i of one table joins group i of another), `shifted` (group i joins group i + 1 of the next
+    table), `twisted` (aligned by the first key of a row; its other keys belong to later groups), `mixed` (random),
+    `one` (all equal).
+    domain: the pool of columns without a test. nulls: the share of NULL among them. base, near, free: rows per table of
+    each kind (see `databases`). sized: group sizes around HAVING's thresholds. null_group: the first group has NULL as
+    its key and in all columns without a test. paired: every group has a partner of equal size that shares some of its
+    key values. double: every row twice. empty: `all` tables or `one`. keys_used: how many keys are drawn from.
+    crossed, lone: see `Maker.crossed_rows` and `Maker.lone_rows`.
+    large: more rows than a large LIMIT; from 2 on each column has its own order, and from 3 on half of the columns
+    repeat values. points: rows from the points of `Tryouts`: `telling`, `twins`, `unmet` (of one condition or all),
+    `shares` (groups with a share of fulfilling rows), or `pool` (any tried values); with `sized` each point is repeated
+    as often as HAVING counts, or twice. first: which of the points to use alone.
     """
 
     keys: str = "mixed"
@@ -93,7 +94,7 @@ RECIPES = (
     Recipe("mixed", "small", 0.1, base=10, near=6, free=4, large=1),
 )
 
-# Beside the usual ones, where limits are great or values were found by trial.
+# Additional recipes, for large limits and for values found by trial.
 LARGE = tuple(Recipe("aligned", free=0, near=0, large=turn) for turn in range(1, 9))
 POINTS = (
     Recipe("aligned", points="telling"),
@@ -107,5 +108,5 @@ POINTS = (
     Recipe("mixed", points="pool", empty="one"),
     *(Recipe("aligned", points="twins", first=turn) for turn in range(4)),
 )
-# How many of these at most.
+# The most additional recipes for a pair.
 CALLED_FOR = 22

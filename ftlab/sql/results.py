@@ -1,7 +1,7 @@
-"""Whether one result is the gold's: rows as a multiset, in an order and with a choice that the gold allows.
+"""Compares a result with the gold's: the rows as a multiset, in any order and selection that the gold query allows.
 
-Columns count by position, their names do not. 1 equals 1.0, two numbers of which one is a float are equal within a
-relative 1e-9, the number 1 and the text '1' differ, NULL equals NULL, a blob equals no text.
+Columns are compared by position, not by name. 1 equals 1.0. Two numbers, one of them a float, are equal within a
+relative tolerance of 1e-9. The number 1 and the text '1' differ, NULL equals NULL, and a blob equals no text.
 """
 
 import math
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Row = tuple[Any, ...]
 
 TOLERANCE = 1e-9
-# Rows that are no exact match are matched one by one with tolerance; beyond so many only in sorted order.
+# Rows without an exact match are matched one by one with tolerance; more than this only in sorted order.
 PAIRED_ROWS = 200
 
 FOLDS: dict[str, Callable[[str], str]] = {
@@ -28,17 +28,17 @@ FOLDS: dict[str, Callable[[str], str]] = {
 
 
 class Comparison:
-    """What a gold query allows, made once; `same` is then asked once a database.
+    """The results that a gold query allows. It is created once per pair; `same` is called for each database.
 
-    Run `probe` in the gold's place: it returns the rows without LIMIT, with the ORDER BY keys appended, so that rows
-    of equal keys are seen to tie. The prediction's rows are walked along these groups of ties: a group wholly within
-    the LIMIT must come as a multiset, of a group that the LIMIT cuts any choice of the right size.
+    Run `probe` instead of the gold query: it returns the rows without LIMIT, with the ORDER BY keys appended, so that
+    ties between rows are visible. The prediction's rows are compared tie group by tie group: a group that is wholly
+    within the LIMIT must match as a multiset; of a group that the LIMIT cuts, any selection of the right size matches.
 
-    Without ORDER BY any order is right, and with a LIMIT any choice of rows. Where SELECT DISTINCT is ordered by what
-    it does not return and the same row would come with several keys, the gold's order is arbitrary, so any is right.
-    A LIMIT that is no number is run as it stands, and its cut is taken for the only right one. Where the engine
-    refuses the probe (a key that computes with an alias), `plain` has the gold itself run; then its own order, ties
-    and choice count.
+    Without ORDER BY any order is right, and with a LIMIT any selection of rows. If SELECT DISTINCT is ordered by keys
+    that it does not return, and a row has several keys, the gold's order is arbitrary, so any order is right. A LIMIT
+    that is not a number is executed as written, and only its selection is right. If the engine refuses the probe (a key
+    that computes with an alias), `plain` switches to the gold query itself; then only its own order, ties and selection
+    are right.
     """
 
     def __init__(self, gold: str) -> None:
@@ -48,21 +48,21 @@ class Comparison:
 
     @property
     def probe(self) -> str:
-        """The text to run on each database in the gold's place."""
+        """The query to run on each database instead of the gold query."""
         return self.parts.text
 
     @property
     def ordered(self) -> bool:
-        """Whether the gold has an ORDER BY of its own."""
+        """Whether the gold query has an ORDER BY at its top level."""
         return bool(self.parts.keys)
 
     def plain(self) -> None:
-        """Run the gold itself from now on: the engine refuses the probe."""
+        """Use the gold query itself from now on, because the engine refuses the probe."""
         self.parts = Probe(self.gold, self.parts.keys)
         self.exactly = True
 
     def same(self, gold: "Rows", pred: "Rows") -> str | None:
-        """None where the prediction's rows are the gold's, else one line that says why not.
+        """None if the gold query allows the prediction's rows, else one line that says why not.
 
         `gold` is the result of `probe`.
         """
@@ -83,12 +83,12 @@ class Comparison:
         return None
 
     def returns_rows(self, gold: "Rows") -> bool:
-        """Whether the gold itself, with its LIMIT and OFFSET, returns a row; `gold` is the result of `probe`."""
+        """Whether the gold query, with its LIMIT and OFFSET, returns a row; `gold` is the result of `probe`."""
         first, last = self.window(len(self.rows(gold)))
         return first < last
 
     def rows(self, gold: "Rows") -> list[Row]:
-        """The probe's rows without its keys; each once where the gold returns no row twice."""
+        """The probe's rows without the appended keys; without duplicates if the gold query is DISTINCT."""
         if not self.parts.extras:
             return gold.rows
         width = len(gold.columns) - self.parts.extras
@@ -96,13 +96,13 @@ class Comparison:
         return list(dict.fromkeys(rows)) if self.parts.distinct else rows
 
     def window(self, count: int) -> tuple[int, int]:
-        """The first of so many rows that LIMIT and OFFSET let through, and the one after the last."""
+        """The range (start, end) of `count` rows that LIMIT and OFFSET select."""
         offset, limit = self.parts.window
         first = min(offset, count)
         return first, count if limit is None else min(first + limit, count)
 
     def groups(self, gold: "Rows", rows: Sequence[Row], width: int) -> Iterator[tuple[int, int]]:
-        """The runs of rows that may come in any order, as (start, end)."""
+        """The ranges (start, end) of tied rows, within which any order is right."""
         if self.exactly and self.parts.keys:
             yield from ((at, at + 1) for at in range(len(rows)))
             return
@@ -126,7 +126,7 @@ class Comparison:
 
 
 def key_column(key: Key, columns: Sequence[str], width: int) -> int | None:
-    """The column of the probe's rows that holds a key; None where no output has its name."""
+    """The column of the probe's rows that holds a key; None if no output has its name."""
     if key.extra is not None:
         return width + key.extra
     if key.column is not None:
@@ -136,7 +136,7 @@ def key_column(key: Key, columns: Sequence[str], width: int) -> int | None:
 
 
 def difference(allowed: Sequence[Row], found: Sequence[Row]) -> str | None:
-    """Why `found` is no choice of rows from `allowed`; None where it is one."""
+    """Why `found` is not a selection of rows from `allowed`; None if it is."""
     if len(found) > len(allowed):
         return f"{counted(len(found), 'row')} instead of {len(allowed)}"
     rest, missing = Counter(found), Counter(allowed)
@@ -148,7 +148,7 @@ def difference(allowed: Sequence[Row], found: Sequence[Row]) -> str | None:
 
 
 def first_unmatched(spare: list[Row], surplus: list[Row]) -> Row | None:
-    """The first row of `surplus` that no row of `spare` is close to, each being used once."""
+    """The first row of `surplus` without a close row in `spare`, each of which is used once; None if all have one."""
     if len(spare) == len(surplus):
         spare, surplus = sorted(spare, key=rank), sorted(surplus, key=rank)
         if all(close(a, b) for a, b in zip(spare, surplus, strict=True)):
@@ -175,7 +175,7 @@ def near(x: Any, y: Any) -> bool:
 
 
 def rank(row: Row) -> list[tuple[int, float, str]]:
-    """A sorting key under which close rows are neighbours: numbers are rounded to seven digits."""
+    """A sort key that makes close rows neighbours: numbers are rounded to seven digits."""
     return [
         (0, 0.0, "")
         if value is None

@@ -1,8 +1,8 @@
 """The tables and views that a context of CREATE statements declares, or that a real database has.
 
-Contexts in the wild are damaged: reserved words as names without quotes, a table declared twice, a column named
-twice. So the reader is one of its own that takes names and declared types and skips all else; on every context that
-SQLite accepts it finds what SQLite finds.
+Contexts in real data are often invalid: reserved words as names without quotes, a table declared twice, a column named
+twice. So this reader is lenient: it reads names and declared types and skips all else. On every context that SQLite
+accepts it finds what SQLite finds.
 """
 
 import re
@@ -18,11 +18,11 @@ Kind = Literal["number", "text", "any"]
 
 QUOTES = {"'": "'", '"': '"', "`": "`", "[": "]"}
 TEMPORARY = {"TEMP", "TEMPORARY"}
-# A line by which scripts of SQL Server end a batch.
+# A line that ends a batch in scripts of SQL Server.
 END_OF_BATCH = re.compile(r"^[ \t]*GO[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 BEFORE_KIND = {"OR", "REPLACE", "MATERIALIZED"} | TEMPORARY
 
-# Words that SQLite never takes for a part of a type's name: there the type ends.
+# Words that SQLite never reads as part of a type's name, so that the type ends there.
 AFTER_TYPE = frozenset(
     re.findall(
         r"\w+",
@@ -36,7 +36,7 @@ AFTER_TYPE = frozenset(
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name as first written, its declared type ("" where there is none), and what it may hold."""
+    """A column: its name as first written, its declared type ("" without one), and the kind of its values."""
 
     name: str
     type: str
@@ -68,18 +68,18 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Schema:
-    """Tables by their keys: the lower-case name, or, where the context has the name in several schemas, for all but the
-    one that the bare name means `schema.name`.
+    """Tables by key. The key is the lower-case name; if several schemas have a table of that name, it is `schema.name`
+    for all but the one that the bare name refers to.
 
-    `views` has the views of these by the same keys. What `read_schema` returns knows the columns of no view, which
-    only SQLite can say, so that they stand in `views` alone; `Engine.schema` has them in `tables` too.
+    `views` has the views by their keys. Only SQLite can determine the columns of a view, so `read_schema` returns views
+    in `views` alone; `Engine.schema` has them in `tables` as well.
     """
 
     tables: dict[str, Table]
     views: dict[str, View] = field(default_factory=dict)
 
     def key(self, name: str, schema: str = "") -> str | None:
-        """The key of the table that a query calls so, without its quotes; None where there is none."""
+        """The key of the table to which a name in a query, without quotes, refers; None if there is none."""
         name, schema = name.lower(), schema.lower()
         for key in (name, f"{schema}.{name}") if schema else (name,):
             table = self.tables.get(key)
@@ -99,7 +99,7 @@ class Schema:
     def of_database(cls, connection: sqlite3.Connection) -> "Schema":
         """The tables and views of a real database, without SQLite's own and without virtual tables.
 
-        Raises sqlite3.Error where the database cannot be read.
+        Raises sqlite3.Error if the database cannot be read.
         """
         kinds = connection.execute("SELECT name, type FROM pragma_table_list WHERE schema = 'main'").fetchall()
         tables = {
@@ -111,19 +111,19 @@ class Schema:
 
 
 def columns_of(connection: sqlite3.Connection, table: str, schema: str = "main") -> dict[str, Column]:
-    """The columns that SQLite knows of a table or a view. Raises sqlite3.Error where it cannot tell those of a view."""
+    """The columns of a table or view according to SQLite. Raises sqlite3.Error for a view that it cannot resolve."""
     rows = connection.execute("SELECT name, type FROM pragma_table_info(?, ?)", (table, schema)).fetchall()
     return {column.lower(): column_of(column, type) for column, type in rows}
 
 
 @lru_cache(maxsize=4096)
 def read_schema(context: str) -> Schema:
-    """The tables and views of a context. Never fails: what is no CREATE TABLE or CREATE VIEW statement is skipped.
+    """The tables and views of a context. Never fails: text that is not a CREATE TABLE or CREATE VIEW is skipped.
 
-    A table declared more than once in one schema has the united columns, and of a column named twice (case aside) the
-    first declaration counts; so does that of a view. Names beginning with sqlite_ belong to SQLite and cannot be
-    declared. A temporary table is one of the schema "temp"; one without a schema is of the only other schema that the
-    context names, else of "main".
+    A table declared more than once in a schema has the union of the columns. Of a column named twice (ignoring case)
+    the first declaration counts, and so it does of a view. Names that begin with sqlite_ are SQLite's own and cannot
+    be declared. A temporary table belongs to the schema "temp". A table without a schema belongs to the only other
+    schema that the context names, else to "main".
     """
     tables: dict[tuple[str, str], Table] = {}
     views: dict[tuple[str, str], View] = {}
@@ -146,8 +146,8 @@ def read_schema(context: str) -> Schema:
 
 
 def keys_of(places: list[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """The key of each (schema, name). A bare name means what it means to SQLite: the table of temp, else of main, else
-    of the schema that is named first."""
+    """The key of each (schema, name). As in SQLite, a bare name refers to the table of temp, else of main, else of the
+    schema that is named first."""
     order = list(dict.fromkeys(["temp", "main", *(schema for schema, _ in places)]))
     keys: dict[tuple[str, str], str] = {}
     taken: set[str] = set()
@@ -171,7 +171,7 @@ def unquoted(token: str) -> str:
 
 
 def created(context: str) -> Iterator[Table | View]:
-    """The tables and views that a context creates, as each statement declares them: without a schema the empty one."""
+    """The tables and views of a context, one per statement; the schema is empty if the statement names none."""
     tokens = [token for token in TOKEN.finditer(context) if token.lastgroup != "blank"]
     words = [token.group() for token in tokens]
     at = 0
@@ -206,7 +206,7 @@ def created(context: str) -> Iterator[Table | View]:
 
 
 def column_list(words: list[str], at: int) -> tuple[tuple[str, ...], int]:
-    """The names between the parentheses that open here, if any do, and where they are over."""
+    """The names in the parentheses that open at `at`, if any, and the position after them."""
     if words[at : at + 1] != ["("]:
         return (), at
     end = closing(words, at)
@@ -214,7 +214,7 @@ def column_list(words: list[str], at: int) -> tuple[tuple[str, ...], int]:
 
 
 def end_of_view(words: list[str], start: int) -> int:
-    """Where the query of a view ends: at a semicolon, or where the next statement creates something."""
+    """The end of a view's query: a semicolon, or the next CREATE."""
     ends = (at for at in range(start + 1, len(words)) if words[at] == ";" or words[at].upper() == "CREATE")
     return next(ends, len(words))
 
@@ -229,7 +229,7 @@ def read_columns(body: list[str]) -> dict[str, Column]:
 
 
 def closing(tokens: list[str], start: int) -> int:
-    """Where the parenthesis that opens at `start` closes, else the end of the tokens."""
+    """The position where the parenthesis at `start` closes, else the number of tokens."""
     depth = 0
     for at in range(start, len(tokens)):
         depth += (tokens[at] == "(") - (tokens[at] == ")")
@@ -252,7 +252,7 @@ def definitions(body: list[str]) -> Iterator[list[str]]:
 
 
 def read_column(definition: list[str]) -> Column | None:
-    """The column that a part declares; None for a constraint, a key, and what begins with no name."""
+    """The column that a part declares; None for a constraint, a key, and a part that does not begin with a name."""
     if not definition or not re.match(rf"{WORD}|['\"`\[]", definition[0]) or is_constraint(definition):
         return None
     name = unquoted(definition[0])
@@ -260,7 +260,7 @@ def read_column(definition: list[str]) -> Column | None:
 
 
 def is_constraint(definition: list[str]) -> bool:
-    """Whether a part is a constraint of the table and not a column of that name, as in (group TEXT, key TEXT)."""
+    """Whether a part is a table constraint, and not a column with such a name, as in (group TEXT, key TEXT)."""
     first, second, third = [*(token.upper() for token in definition[:3]), "", "", ""][:3]
     match first:
         case "PRIMARY" | "FOREIGN":
@@ -275,7 +275,7 @@ def is_constraint(definition: list[str]) -> bool:
 
 
 def declared_type(tokens: list[str]) -> str:
-    """The type's words up to the first that belongs to a constraint, with a size: `VARCHAR(20)`, `DOUBLE PRECISION`."""
+    """The words of the type, up to the first of a constraint, with its size: `VARCHAR(20)`, `DOUBLE PRECISION`."""
     words: list[str] = []
     for at, token in enumerate(tokens):
         if token == "(" and words:
@@ -294,16 +294,16 @@ def column_of(name: str, type: str) -> Column:
 
 
 def affinity(type: str) -> str:
-    """SQLite's affinity of a declared type (sqlite.org/datatype3.html, 3.1); INTEGER's and NUMERIC's compare alike."""
+    """SQLite's affinity of a declared type (sqlite.org/datatype3.html, 3.1). INTEGER and NUMERIC compare alike."""
     parts = {"INT": "number", "CHAR": "text", "CLOB": "text", "TEXT": "text", "BLOB": "", "REAL": "real"}
     parts |= {"FLOA": "real", "DOUB": "real"}
     return next((name for part, name in parts.items() if part in type.upper()), "number") if type else ""
 
 
 def kind_of(type: str) -> Kind:
-    """What a column of a declared type holds, after SQLite's rules of affinity (sqlite.org/datatype3.html, 3.1).
+    """The kind of values in a column, by SQLite's rules of type affinity (sqlite.org/datatype3.html, 3.1).
 
-    Dates, times, booleans and types that SQLite does not know are stored in more than one way, so they are "any".
+    Dates, times, booleans and types unknown to SQLite are stored in more than one way, so they are "any".
     """
     upper = type.upper()
     if any(part in upper for part in ("DATE", "TIME", "BOOL")):

@@ -1,4 +1,4 @@
-"""Scores pairs of queries in a process of their own, so that no prediction can harm or stop this one."""
+"""Scores pairs of queries in a separate process, so that no prediction can harm or stop this one."""
 
 import atexit
 import json
@@ -21,26 +21,26 @@ from ftlab.sql.verdict import Verdict
 
 DATABASES = 32
 SECONDS = 2.0
-# The kernel counts a pair's processor time. These are for a process that neither computes nor answers.
+# The kernel limits a pair's processor time. These are wall-clock limits in seconds for a process that hangs.
 SILENCE = 20.0
 START = 60.0
 STARTS = 3
-# No longer prediction goes to the other process. SQLite takes shorter ones (ftlab.sql.engine.SQL_BYTES), blanks aside.
+# Longer predictions are not sent to the process. SQLite's own limit is lower (ftlab.sql.engine.SQL_BYTES).
 CHARACTERS = 400_000
-# With these others end a process: the system when memory is short, an administrator, a scheduler. No pair causes them.
+# Signals by which others end a process: the OOM killer, an administrator, a scheduler. No pair causes them.
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-# How the reason begins where a pair has no verdict.
+# The start of the reason of a pair without a verdict.
 NOT_JUDGED = "not judged"
 
 
 class ScorerError(Exception):
-    """The process that scores cannot be started."""
+    """The scoring process cannot be started."""
 
 
-class Died(Exception):
-    """The process that scores ended, or was silent and was ended.
+class ScorerDied(Exception):
+    """The scoring process ended, or was killed because it did not answer.
 
-    `spent`: it had used up a pair's budget. `outside`: someone else ended it, which is no fault of the pair.
+    `spent`: the pair had used up its budget. `outside`: someone else ended the process, so the pair is not the cause.
     """
 
     def __init__(self, reason: str, spent: bool = False, outside: bool = False) -> None:
@@ -50,10 +50,11 @@ class Died(Exception):
 
 
 class Scorer:
-    """Scores one pair at a time, from any thread. The process is started for the first pair and replaced when it dies.
+    """Scores one pair at a time, from any thread. The process starts with the first pair and is replaced when it dies.
 
-    `databases`: on how many made-up databases two queries are compared. `seconds`: processor time that one pair may
-    take, at least 2. Raises ValueError for others. Used as a context manager, or closed with `close`.
+    `databases`: the number of generated databases on which two queries are compared, at least 1. `seconds`: the
+    processor time for one pair, at least 2. Raises ValueError for other values. Use it as a context manager, or call
+    `close`.
     """
 
     def __init__(self, databases: int = DATABASES, seconds: float = SECONDS) -> None:
@@ -74,13 +75,13 @@ class Scorer:
         self.close()
 
     def score(self, gold: str, pred: object, context: str, rows_file: Path | None = None) -> Verdict:
-        """The verdict of a prediction. `rows_file`: a SQLite database with real rows, compared on as well.
+        """The verdict on a prediction. `rows_file`: a SQLite database with real rows to compare on as well.
 
-        Where the scoring process is ended from outside twice, nothing is known but `exact_string`: the reason begins
-        with `NOT_JUDGED`, `exec_equal` is None, what must be a boolean is false.
+        If the scoring process is ended from outside twice, only `exact_string` is known: the reason begins with
+        `NOT_JUDGED`, `exec_equal` is None, and the other scores are false.
 
-        Raises ScorerError where the scoring process cannot be started, TypeError where gold or context is not text;
-        nothing for what a text holds or a prediction is.
+        Raises ScorerError if the scoring process cannot be started, and TypeError if gold or context is not text. No
+        content of a text and no kind of prediction raises an error.
         """
         check_text("gold", gold)
         check_text("context", context)
@@ -92,27 +93,27 @@ class Scorer:
                 return self._without_prediction(gold, context, rows_file, reason)
             try:
                 return self._ask_twice(gold, pred, context, rows_file)
-            except Died as death:
+            except ScorerDied as death:
                 verdict = self._without_prediction(gold, context, rows_file, str(death))
                 known = None if death.outside else verdict.exec_equal
                 return replace(verdict, exact_string=exact_string(gold, pred), exec_equal=known)
 
     def close(self) -> None:
-        """End the process. A later `score` starts another."""
+        """End the scoring process. A later `score` starts another one."""
         with self._lock:
             self._end()
 
     def _without_prediction(self, gold: str, context: str, rows_file: Path | None, reason: str) -> Verdict:
-        """All scores false. What is said of the gold query comes from a pair with an empty prediction."""
+        """A verdict with all scores false. Its facts on the gold query come from a pair with an empty prediction."""
         try:
             return replace(self._ask_twice(gold, "", context, rows_file), reason=reason)
-        except Died as death:
+        except ScorerDied as death:
             if death.outside:
                 return Verdict(False, False, None, False, None, False, 0, str(death))
             return Verdict(False, False, None, False, None, True, 0, f"the gold query: {death}")
 
     def _ask_twice(self, gold: str, pred: str, context: str, rows_file: Path | None) -> Verdict:
-        """Ask again where the process died although the pair had not used up its budget: someone else ended it."""
+        """Score a pair, and once more if the process died before the pair had used up its budget."""
         request = {
             "gold": gold,
             "pred": pred,
@@ -123,7 +124,7 @@ class Scorer:
         line = json.dumps(request).encode() + b"\n"
         try:
             return self._ask(line)
-        except Died as death:
+        except ScorerDied as death:
             if death.spent:
                 raise
         return self._ask(line)
@@ -134,26 +135,26 @@ class Scorer:
             send(process, line, SILENCE)
             fields = receive(process, SILENCE)
         except BaseException as error:
-            death = self._bury(process, error)
+            death = self._cause_of_death(process, error)
             if isinstance(error, (OSError, EOFError)):
                 raise death from None
             raise
         return Verdict(**fields | {"buckets": tuple(fields["buckets"])})
 
-    def _bury(self, process: subprocess.Popen[bytes], error: BaseException) -> Died:
-        """End a process that is of no more use, and say what it died of."""
+    def _cause_of_death(self, process: subprocess.Popen[bytes], error: BaseException) -> ScorerDied:
+        """End a process that failed; returns why it died."""
         if isinstance(error, (EOFError, BrokenPipeError)):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
         self._end()
         if isinstance(error, TimeoutError):
-            return Died(f"over the budget: no answer within {SILENCE:g} s", spent=True)
+            return ScorerDied(f"over the budget: no answer within {SILENCE:g} s", spent=True)
         if process.returncode == -signal.SIGXCPU:
-            return Died(f"over the budget: {self.seconds:g} s of processor time", spent=True)
+            return ScorerDied(f"over the budget: {self.seconds:g} s of processor time", spent=True)
         how = ending(process.returncode)
         if -process.returncode in OUTSIDE:
-            return Died(f"{NOT_JUDGED}: the scoring process was ended twice from outside ({how})", outside=True)
-        return Died(f"over the budget: the scoring process ended ({how})")
+            return ScorerDied(f"{NOT_JUDGED}: the scoring process was ended twice from outside ({how})", outside=True)
+        return ScorerDied(f"over the budget: the scoring process ended ({how})")
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -167,7 +168,7 @@ class Scorer:
             end(process)
 
     def _forget(self) -> None:
-        """In a forked copy of this process: the scoring process is the original's."""
+        """In a forked copy of this process: leave the scoring process to the original."""
         self._lock = threading.Lock()
         if self._process is not None:
             process, self._process = self._process, None
@@ -188,14 +189,14 @@ os.register_at_fork(after_in_child=forget_all)
 
 @lru_cache(maxsize=1)
 def shared_scorer() -> Scorer:
-    """The scorer of this process, with the defaults; closed when the process ends."""
+    """The scorer that all of this process shares, with default settings; closed at exit."""
     scorer = Scorer()
     atexit.register(scorer.close)
     return scorer
 
 
 def kind(pred: object) -> str:
-    """What a prediction is that is not text, in the words of JSON."""
+    """The JSON type of a prediction that is not text."""
     if pred is None:
         return "null"
     names = {bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
@@ -203,9 +204,9 @@ def kind(pred: object) -> str:
 
 
 def start(seconds: float) -> "subprocess.Popen[bytes]":
-    """A new scoring process, ready for its first pair. Tried some times: a machine can be short of memory for a while.
+    """A new scoring process, ready for its first pair. Retries, since memory may be short for a while only.
 
-    Raises ScorerError where there is none.
+    Raises ScorerError if all attempts fail.
     """
     for attempt in range(STARTS):
         try:
@@ -213,12 +214,12 @@ def start(seconds: float) -> "subprocess.Popen[bytes]":
         except (OSError, EOFError) as error:
             fault = error
             time.sleep(attempt)
-    raise ScorerError(f"the process that scores SQL cannot be started: {fault}")
+    raise ScorerError(f"the SQL scoring process cannot be started: {fault}")
 
 
 def start_once(seconds: float) -> "subprocess.Popen[bytes]":
     process = subprocess.Popen(
-        # Not -m alone, which would look for modules in the current folder first.
+        # -P, since -m alone would import modules from the current folder first.
         [sys.executable, "-P", "-W", "ignore", "-m", "ftlab.sql.child", f"{seconds:g}"],
         env=environment(),
         stdin=subprocess.PIPE,
@@ -241,7 +242,7 @@ def start_once(seconds: float) -> "subprocess.Popen[bytes]":
 
 
 def environment() -> dict[str, str]:
-    """That of this process, with its modules found from any folder; one thread is all that scoring uses."""
+    """This process's environment, with its module path absolute and numeric libraries limited to one thread."""
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {**os.environ, **threads, "PYTHONPATH": path}
@@ -264,7 +265,7 @@ def ending(code: int) -> str:
 
 
 def send(process: "subprocess.Popen[bytes]", data: bytes, seconds: float) -> None:
-    """Write a request. Raises TimeoutError where the process does not take it, OSError where it is gone."""
+    """Write a request. Raises TimeoutError if the process does not read it, OSError if it has ended."""
     assert process.stdin is not None
     pipe, deadline, rest = process.stdin.fileno(), time.monotonic() + seconds, memoryview(data)
     while rest:
@@ -273,7 +274,7 @@ def send(process: "subprocess.Popen[bytes]", data: bytes, seconds: float) -> Non
 
 
 def receive(process: "subprocess.Popen[bytes]", seconds: float) -> dict[str, Any]:
-    """Read an answer. Raises TimeoutError where none comes, EOFError where the process is gone."""
+    """Read an answer. Raises TimeoutError if none comes, EOFError if the process has ended."""
     assert process.stdout is not None
     pipe, deadline, data = process.stdout.fileno(), time.monotonic() + seconds, b""
     while not data.endswith(b"\n"):

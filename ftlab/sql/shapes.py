@@ -1,4 +1,4 @@
-"""Values of a column at which a function of it parts from the column, and from other functions of it."""
+"""Values of a column at which a function of it differs from the column itself and from other functions of it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +16,7 @@ LONGEST_CUT = 250
 
 
 def shapes(name: str, arguments: Sequence[Value]) -> Iterator[Value]:
-    """Telling values for a function by its upper-case name; of its arguments the literals are known, others None."""
+    """Distinguishing values for a function by its upper-case name. `arguments` are its literals, None for others."""
     literals = [value for value in arguments[1:] if value is not None]
     match name:
         case "ROUND":
@@ -40,13 +40,13 @@ def shapes(name: str, arguments: Sequence[Value]) -> Iterator[Value]:
 
 
 def fractions(digits: int) -> Iterator[float]:
-    """Numbers that are one when rounded to so many digits, two to fewer, and none to more."""
+    """Numbers of which rounding to `digits`, to fewer and to more digits makes different ones equal."""
     step = 10.0**-digits
     yield from (round(7 + step * part, digits + 2) for part in (1.24, 1.2, 1.4, 0.8, 1))
 
 
 def cuts(bounds: Sequence[int]) -> Iterator[str]:
-    """Texts that agree up to a substring's end and part there, or part just before its start."""
+    """Texts that differ just after a substring's end, or just before its start."""
     if not bounds:
         return
     start = max(0, min(abs(bounds[0]) - 1, LONGEST_CUT))
@@ -60,12 +60,12 @@ def cuts(bounds: Sequence[int]) -> Iterator[str]:
 
 
 def spellings(number: float) -> Iterator[str]:
-    """Texts that are a number in arithmetic or to CAST."""
+    """Texts that arithmetic or CAST turns into a number."""
     yield from (str(number), f" {number}", f"{float(number)}", f"{number}x", f"0{number}")
     if number and number == int(number):
         yield f"{int(number) // 10}e1" if number % 10 == 0 else f"{number}.4"
 
 
 def dated(function: str, *arguments: Value) -> Value:
-    """What a date function of SQLite, by its upper-case name, makes of constants; None where that is no date."""
+    """The result of a SQLite date function, by its upper-case name, for constants; None if it is not a date."""
     return moment.evaluate(function.lower(), *arguments) if function in OF_DATES else None

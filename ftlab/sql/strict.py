@@ -1,4 +1,4 @@
-"""The strict score: equal texts but for white space outside quotes and trailing semicolons."""
+"""The exact-string score: equal texts, except for white space outside quotes and trailing semicolons."""
 
 import re
 
@@ -7,7 +7,7 @@ TOKEN = re.compile(r"""('[^']*(?:'|$)|"[^"]*(?:"|$)|`[^`]*(?:`|$)|\[[^\]]*(?:\]|
 
 
 def normalise(query: str) -> str:
-    """White space outside quotes collapsed, ends stripped, trailing semicolons (with blanks) removed."""
+    """The query with white space outside quotes collapsed, its ends stripped, and trailing semicolons removed."""
     parts: list[str] = []
     for quoted, space, other in TOKEN.findall(query):
         parts.append(" " if space else quoted or other)
@@ -19,7 +19,7 @@ def normalise(query: str) -> str:
 
 
 def check_text(name: str, value: object) -> None:
-    """Raises TypeError where a value that must be text, named so, is not."""
+    """Raises TypeError, with the value's name, if it is not text."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be text (str), not {type(value).__name__}")
 
@@ -27,7 +27,7 @@ def check_text(name: str, value: object) -> None:
 def exact_string(gold: str, pred: object) -> bool:
     """Whether two queries are the same text. An empty or non-text prediction never matches.
 
-    Raises TypeError where the gold query is not text.
+    Raises TypeError if the gold query is not text.
     """
     check_text("gold", gold)
     if not isinstance(pred, str):

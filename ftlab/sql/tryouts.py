@@ -1,7 +1,7 @@
-"""Values of columns found by trial: where formulas of two queries part, where a condition holds and where it does not.
+"""Column values found by trial: where formulas of two queries differ, and where a condition holds or does not.
 
-Thresholds on quotients, differences of dates and cleaned-up texts can hardly be solved for. So SQLite computes the
-formulas at every combination of a few values of each of their columns, and says which combinations tell.
+Thresholds on quotients, date differences and cleaned-up texts are hard to solve for. So SQLite evaluates the formulas
+at all combinations of a few values of each of their columns, and returns the combinations that distinguish them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,33 +21,33 @@ from ftlab.sql.values import Value
 
 Point = dict[Slot, Value]
 
-# Combinations of values at which a formula is computed, and columns of a formula at most.
+# The most combinations of values at which a formula is evaluated, and the most columns of a formula.
 COMBINATIONS = 2_500
 MOST_SLOTS = 4
-# Points taken for one question, of so many that are looked at.
+# Points taken from one trial, and how many of its results are read.
 POINTS = 4
 SEEN = 60
 MOST_FORMULAS = 60
 MOST_PAIRS = 6
-# What the number of a table's use is raised by where a second row of it is asked for.
+# Added to the number of a table's use to refer to a second row of it.
 TWIN = 1000
 MOST_CONDITIONS = 6
-# Aggregates that grow by each row.
+# Aggregates that grow with each row.
 PER_ROW = {"SUM", "TOTAL", "COUNT"}
-# Numbers that may be a threshold on a share of a group's rows, and rows of all such groups.
+# The most numbers that are taken as thresholds on a share of a group's rows, and the most rows of such groups.
 MOST_THRESHOLDS = 4
 LARGEST_SUM = 300
 
 
 @dataclass(frozen=True)
 class Tryouts:
-    """What the formulas of two queries tell.
+    """The results of trials with the formulas of two queries. A point assigns values to slots.
 
-    base: values that fulfil what every row must. telling: points at which formulas of the two part, or at which a
-    condition holds or does not. twins: two points that one formula tells apart and its other version does not.
-    met, unmet: for each condition a point at which it holds, and points at which it does not. pools: the values that
-    were tried. json: the columns that the gold reads as JSON, which fails on other texts. shares: (hits, rows), such
-    shares of a group's rows as the numbers of the queries may be thresholds on.
+    base: values that fulfil the conditions on every row. telling: distinguishing points, at which formulas of the two
+    queries differ, or a condition holds or does not. twins: pairs of points for which one formula has different values
+    and its other version equal ones. met, unmet: for each condition a point at which it holds, and points at which it
+    does not. pools: the tried values. json: columns that the gold query reads as JSON, which fails on other texts.
+    shares: (hits, rows) of groups with shares near numbers of the queries, which may be thresholds.
     """
 
     base: Point
@@ -60,7 +60,7 @@ class Tryouts:
     shares: list[tuple[int, int]]
 
     def groups(self) -> list[tuple[int, Point]]:
-        """Groups of which shares of the rows fulfil all conditions that are round the thresholds on such shares."""
+        """Groups in which the share of rows that fulfil all conditions is near a possible threshold."""
         found = []
         for entity, (condition, (hits, size)) in enumerate(product(range(len(self.unmet)), self.shares)):
             missing = islice(cycle(self.missing(condition)), size - hits)
@@ -68,7 +68,7 @@ class Tryouts:
         return found[:LARGEST_SUM]
 
     def missing(self, condition: int) -> list[Point]:
-        """Points at which every condition holds but one; at which none does where that is the one after the last."""
+        """Points at which all conditions hold but one; none holds if `condition` is the number after the last."""
         if condition == len(self.unmet):
             return [merged([self.base, *points]) for points in zip_longest(*self.unmet, fillvalue={})]
         others = [point for at, point in enumerate(self.met) if at != condition]
@@ -76,7 +76,7 @@ class Tryouts:
 
 
 def shares(numbers: Iterable[float]) -> list[tuple[int, int]]:
-    """(hits, size) of small groups: shares that are a number, in percent or as it stands, or just miss it."""
+    """(hits, size) of small groups whose share equals a number, as a fraction or in percent, or just misses it."""
     found: dict[tuple[int, int], None] = {}
     for number in islice(dict.fromkeys(numbers), MOST_THRESHOLDS):
         share = number if abs(number) < 1 else number / 100
@@ -94,12 +94,12 @@ def fits(share: float, low: float, high: float) -> bool:
 
 
 def merged(points: Iterable[Point]) -> Point:
-    """All points in one; of several values of a column the last."""
+    """All points merged; of several values of a slot the last one counts."""
     return {slot: value for point in points for slot, value in point.items()}
 
 
 def try_out(both: Sequence[Hints], schema: Schema) -> Tryouts | None:
-    """Trials of two queries; None where neither computes anything nor has a condition inside an aggregate."""
+    """Trials for two queries; None if neither computes anything or has a condition inside an aggregate."""
     if not any(hints.computed or hints.conditional for hints in both):
         return None
     gold, pred = map(read, both)
@@ -133,8 +133,8 @@ def try_out(both: Sequence[Hints], schema: Schema) -> Tryouts | None:
 
 
 def averaged(hints: Hints) -> Iterator[Slot]:
-    """Columns whose sum or number is divided in an expression that counts rows: rows of 1 and rows of 0 (or of some
-    value and NULL) then make any share, where a single row makes whole numbers only."""
+    """Columns whose sum or count is part of a quotient with COUNT. Rows of 1 and rows of 0 (or of a value and NULL) can
+    give such a quotient any share, where a single row gives whole numbers only."""
     for part, _, resolve in hints.parts:
         for quotient in part.find_all(exp.Div):
             calls = list(quotient.find_all(exp.Anonymous))
@@ -145,12 +145,12 @@ def averaged(hints: Hints) -> Iterator[Slot]:
 
 
 def one_of(values: Iterable[Value]) -> Value:
-    """1 where that is among the values of a column, else any text."""
+    """1 if it is among the values of a column, else its first value."""
     return next((value for value in (*[v for v in values if v == 1], *values) if value is not None), 1)
 
 
 def read(hints: Hints) -> dict[str, Formula]:
-    """The formulas of a query by their text."""
+    """The formulas of a query, by text."""
     found: dict[str, Formula] = {}
     with suppress(RecursionError):
         for one in (one for part in hints.parts for one in formulas(*part)):
@@ -162,7 +162,7 @@ def read(hints: Hints) -> dict[str, Formula]:
 
 
 class Tryout:
-    """An engine whose tables hold the pools of columns side by side, and the conditions that both queries make."""
+    """An engine whose tables contain the pools of the columns, and the conditions that both queries have."""
 
     def __init__(self, engine: Engine, musts: Sequence[Formula]) -> None:
         self.engine = engine
@@ -179,7 +179,7 @@ class Tryout:
     def telling(
         self, pairs: Sequence[tuple[Formula, Formula]], alone: Sequence[Formula], conditions: Sequence[Formula]
     ) -> Iterator[Point]:
-        """Points at which pairs of formulas part, then those of formulas that stand alone and of conditions."""
+        """Points at which pairs of formulas differ, then points of unpaired formulas and of conditions."""
         for one, other in pairs:
             yield from self.points(one, f"({one.text}) IS NOT ({other.text})", other)
         paired = {found.text for pair in pairs for found in pair}
@@ -194,17 +194,17 @@ class Tryout:
             yield from self.points(found, f"NOT COALESCE(({found.text}), 0)")[:2]
 
     def misses(self, formula: Formula) -> list[Point]:
-        """Points at which a condition does not hold, if that may be one where a column is NULL."""
+        """Points at which a condition does not hold, if possible including one where a column is NULL."""
         misses = f"NOT COALESCE(({formula.text}), 0)"
         null = self.points(formula, f"{misses} AND {named(formula.slots[0])} IS NULL")
         return [*self.points(formula, misses)[: POINTS - 1], *null[:1]]
 
     def beside(self, formula: Formula) -> list[Formula]:
-        """The other conditions on columns of a condition that only one query makes."""
+        """The shared conditions on columns of a condition that only one query has."""
         return [must for must in self.musts if not must.plain and set(must.slots) & set(formula.slots)]
 
     def points(self, formula: Formula, condition: str, *others: Formula) -> list[Point]:
-        """A few points at which a condition on the slots of formulas holds, where possible such as rows must be."""
+        """A few points at which a condition on the slots of formulas holds, if possible with all shared conditions."""
         slots = list(dict.fromkeys(slot for each in (formula, *others) for slot in each.slots))
         if len(slots) > MOST_SLOTS:
             return []
@@ -216,7 +216,7 @@ class Tryout:
         return [must.text for must in self.musts if must.text != but.text and set(must.slots) <= set(slots)]
 
     def twins(self, one: Formula, other: Formula) -> Iterator[tuple[Point, Point]]:
-        """Two points at which one of two values is the same and the other is not, then the other way round."""
+        """Pairs of points at which one of two formulas has equal values and the other does not, for each of the two."""
         slots = list(dict.fromkeys((*one.slots, *other.slots)))
         if 2 * len(slots) > MOST_SLOTS:
             return
@@ -239,7 +239,7 @@ class Tryout:
         return [dict(zip(slots, row, strict=True)) for row in rows]
 
     def source(self, slot: Slot, size: int) -> str:
-        """The first values of a slot's column as a table of one column."""
+        """The first values of a slot's column, as a table with one column."""
         table = self.engine.schema.tables[slot[0]].address()
         return f"(SELECT {quoted(slot[2])} AS {quoted(COLUMN)} FROM {table} LIMIT {size}) AS {quoted(alias(slot))}"
 
@@ -259,18 +259,18 @@ def conjunction(*conditions: str) -> str:
 
 
 def spread(points: Sequence[Point]) -> list[Point]:
-    """A few of the points, from the first to the last."""
+    """A few points, evenly spaced from the first to the last."""
     step = max(1, len(points) // POINTS)
     return list(islice(points, 0, POINTS * step, step))
 
 
 def joins(formula: Formula) -> bool:
-    """Whether a formula equates two columns as they are."""
+    """Whether a formula is a join condition: it equates columns without computing."""
     return formula.must and formula.plain and len(formula.slots) > 1
 
 
 def versions(gold: dict[str, Formula], pred: dict[str, Formula], alone: set[str]) -> Iterator[tuple[Formula, Formula]]:
-    """Formulas of which the one may be the other edited, at least one of them `alone` in its query, likeliest first."""
+    """Pairs of formulas that may be edits of each other, at least one of them in one query only; likeliest first."""
 
     def unlikeliness(pair: tuple[Formula, Formula]) -> tuple[int, float]:
         return sum(found.text not in alone for found in pair), -alike(*pair)
@@ -280,14 +280,14 @@ def versions(gold: dict[str, Formula], pred: dict[str, Formula], alone: set[str]
 
 
 def comparable(one: Formula, other: Formula) -> bool:
-    """Whether two formulas may be two versions of one."""
+    """Whether two formulas may be versions of the same one."""
     if one.text == other.text or one.condition != other.condition or (one.plain and other.plain):
         return False
     return bool(set(one.slots) & set(other.slots))
 
 
 def alike(one: Formula, other: Formula) -> float:
-    """How much of two texts is the same at both ends, as a share of the longer."""
+    """The length of the common start and end of two texts, as a share of the longer text."""
     ends = same_start(one.text, other.text) + same_start(one.text[::-1], other.text[::-1])
     return ends / max(len(one.text), len(other.text))
 
@@ -327,7 +327,7 @@ def literals(tree: exp.Expr) -> tuple[list[str], list[float]]:
 
 
 def functions_round(column: exp.Expr) -> set[str]:
-    """The functions that a column goes into, and JSON's arrows."""
+    """The functions around a column, including JSON's arrows."""
     names = set()
     node = column.parent
     while node is not None:
@@ -340,7 +340,7 @@ def functions_round(column: exp.Expr) -> set[str]:
 
 
 def columns_side_by_side(pools: dict[Ref, list[Value]], schema: Schema) -> dict[str, list[tuple[Value, ...]]]:
-    """Rows of the tables: in each column the values of its pool, over again where others have more."""
+    """Rows of the tables: each column lists the values of its pool, repeated to the length of the longest."""
     rows = {}
     for name in dict.fromkeys(table for table, _ in pools):
         columns = [pools.get((name, column), [None]) for column in schema.tables[name].columns]

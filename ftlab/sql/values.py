@@ -1,4 +1,4 @@
-"""Values round a literal: those that fulfil a comparison with it and those that just miss it."""
+"""Values near a literal: those that fulfil a comparison with it, and those that just miss it."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,12 @@ from ftlab.sql.schema import Kind
 Value = int | float | str | None
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
-# How many elements of an IN list are planted.
+# How many elements of an IN list are used.
 ELEMENTS = 5
 
 
 def fit(value: Value, kind: Kind, strict: bool = True) -> Value:
-    """A value as a column of a kind holds it.
-
-    None where the column cannot hold it; where not `strict`, then the value itself.
-    """
+    """A value as a column of a kind stores it. If the column cannot store it: None, or without `strict` the value."""
     if kind == "text" and isinstance(value, int | float):
         return str(value)
     if kind == "number" and isinstance(value, str):
@@ -30,12 +27,12 @@ def fit(value: Value, kind: Kind, strict: bool = True) -> Value:
 
 
 def number_of(text: str) -> float | None:
-    """The number that a text is; None where it is none."""
+    """The number that a text spells; None if it is not a number."""
     return float(text) if NUMBER.fullmatch(text) else None
 
 
 def around(operator: str, value: Value, kind: Kind) -> list[Value]:
-    """Values of a column that a comparison with a literal tells apart, the most telling first."""
+    """Values of a column on both sides of a comparison with a literal, the most useful first."""
     if operator.endswith(("like", "glob")):
         points = instances(str(value), "*?" if operator.endswith("glob") else "%_")
     else:
@@ -52,19 +49,19 @@ def around(operator: str, value: Value, kind: Kind) -> list[Value]:
 
 
 def steps(value: float) -> Iterator[Value]:
-    """A number and those near it, whole ones as integers."""
+    """A number and nearby ones, whole ones as integers."""
     for step in (0, 1, -1, 0.5, -0.5, 10):
         near = round(value + step, 6)
         yield int(near) if float(near).is_integer() else near
 
 
 def texts(value: str) -> Iterator[Value]:
-    """A text and those near it: other case, longer, shorter, greater."""
+    """A text and similar ones: other case, longer, shorter, greater."""
     yield from (value, value.swapcase(), value + "x", value[:-1], value.lower(), value.upper(), "zz")
 
 
 def instances(pattern: str, wild: str) -> Iterator[Value]:
-    """Texts that a pattern matches, and texts that it just does not."""
+    """Texts that a pattern matches, and texts that it just misses."""
     many, one = wild[0], wild[1]
     parts = pattern.replace(one, "x").split(many)
     plain = "".join(parts)
@@ -74,7 +71,7 @@ def instances(pattern: str, wild: str) -> Iterator[Value]:
 
 
 def listed(values: Sequence[Value]) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
-    """Some elements of an IN list, and values that are none."""
+    """Some elements of an IN list, and nearby values that are not in it."""
     some = values if len(values) <= ELEMENTS else [*values[: ELEMENTS - 2], values[len(values) // 2], values[-1]]
     known = set(values)
     near = chain.from_iterable(texts(v) if isinstance(v, str) else steps(v) for v in some[:2] if v is not None)
@@ -82,7 +79,7 @@ def listed(values: Sequence[Value]) -> tuple[tuple[Value, ...], tuple[Value, ...
 
 
 def matching(operator: str, value: Value, bound: Value) -> bool:
-    """Whether SQLite finds a comparison true; numbers come before texts."""
+    """Whether a comparison is true in SQLite; numbers sort before texts."""
     if value is None or bound is None:
         return False
     if operator.endswith(("like", "glob")):

@@ -1,19 +1,19 @@
-"""What the scores say of one pair of queries."""
+"""The scores of one pair of queries: a gold query and a prediction."""
 
 from dataclasses import dataclass
 
-# Kinds of gold queries that rates are also given for, in the order in which they are shown.
+# Kinds of gold queries for which rates are also reported, in the order in which they are shown.
 BUCKETS = ("single_table", "multi_table", "aggregate", "order", "nested")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The four scores of a prediction, and what a reader must know to trust them.
+    """The four scores of a prediction, and how far to trust them.
 
-    `exec_equal` is None where the gold query cannot run (`gold_broken`), and where the pair could not be judged.
-    `databases` is how many databases the two queries were compared on, 0 where none was needed; then `vacuous` is
-    None, else it says that the gold query returned no row on any of them. `reason` is one line. `buckets` are those of
-    `BUCKETS` that the gold belongs to.
+    `exec_equal` is None if the gold query cannot run (`gold_broken`) or the pair could not be judged. `databases` is
+    the number of databases on which the two queries were compared. If none was needed it is 0 and `vacuous` is None;
+    else `vacuous` says whether the gold query returned no row on any of them. `reason` is one line. `buckets` are the
+    members of `BUCKETS` to which the gold query belongs.
     """
 
     exact_string: bool

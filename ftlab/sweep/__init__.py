@@ -1,4 +1,4 @@
-"""Sweeps: a space of configurations, a study that remembers every trial, workers that pull trials from it.
+"""Sweeps: a space of configurations, a study that stores every trial, and workers that pull trials from it.
 
-Optuna is imported by the modules of this package only, and only once a sweep starts.
+Only the modules of this package import Optuna, and only once a sweep starts.
 """

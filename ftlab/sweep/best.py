@@ -1,4 +1,4 @@
-"""The experiment file of a trial: what `--config-dir STUDY_FOLDER experiment=best` composes to its configuration."""
+"""The experiment file of the best trial, which `--config-dir STUDY_FOLDER experiment=best` composes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ftlab.disk import write_atomic
 from ftlab.errors import ConfigError
 from ftlab.redact import MASK
 
-# Where a run lies and what it belongs to: another run of the same configuration has its own.
+# Keys that name a run's folder, name and group: another run of the same configuration has its own.
 LEFT_OUT = ("run_dir", "run_name", "force", "tracker.group")
 LEFT_OUT_NODES = ("sweep.",)
 HEAD = "# @package _global_\n"
@@ -22,17 +22,17 @@ HEAD = "# @package _global_\n"
 
 @dataclass(frozen=True)
 class ComposedConfig:
-    """A configuration, and the groups' options that it was composed of."""
+    """A configuration, and the option of each group that it was composed of."""
 
     tree: Mapping[str, Any]
     choices: Mapping[str, Any]
 
     @classmethod
     def of_run(cls, run: Path) -> "ComposedConfig":
-        """What a run folder records; without Hydra's record, values alone make the file.
+        """The configuration in a run folder. Without Hydra's record it has no choices.
 
         Raises:
-            ConfigError: its config.yaml cannot be read.
+            ConfigError: config.yaml cannot be read.
         """
         tree = load_tree(run / "config.yaml")
         try:
@@ -43,21 +43,21 @@ class ComposedConfig:
 
     @classmethod
     def of_overrides(cls, overrides: Sequence[str]) -> "ComposedConfig":
-        """What ftlab composes of them now.
+        """The configuration that these overrides compose to now.
 
         Raises:
-            ConfigError: they are no configuration (any more).
+            ConfigError: they do not compose to a valid configuration (any more).
         """
         found = composition(overrides)
         return cls(found.tree, _choices(found.tree, found.hydra))
 
 
 def write(folder: Path, recipe: ComposedConfig, comment: str) -> list[str]:
-    """Write `folder`/experiment/best.yaml; the keys in which what it composes to differs from the recipe: none, unless
-    a value is a secret, which is left out.
+    """Write `folder`/experiment/best.yaml. Returns the keys in which what it composes to differs from the recipe:
+    none, unless a value is a secret, which is left out.
 
     Raises:
-        ConfigError: what was written composes to no configuration.
+        ConfigError: the file does not compose to a valid configuration.
         OSError: the folder cannot be written.
     """
     (folder / "experiment").mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ def write(folder: Path, recipe: ComposedConfig, comment: str) -> list[str]:
 
 
 def experiment(tree: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
-    """The YAML that makes `tree` of the defaults: its groups' options, then every value in which they differ from it.
-    Masked values are left out."""
+    """The YAML that turns the defaults into `tree`: the options of its groups, then every value that differs from
+    them. Masked values are left out."""
     groups = {group: option for group, option in choices.items() if _shipped(group, option)}
     before = flatten(_unchecked([f"{group}={_written(option)}" for group, option in groups.items()]))
     different = {key: value for key, value in kept(tree).items() if key not in before or before[key] != value}
@@ -97,7 +97,7 @@ def _choices(tree: Mapping[str, Any], hydra: Mapping[str, Any]) -> dict[str, Any
 
 
 def _shipped(group: str, option: Any) -> bool:
-    """Whether an option is there for everyone, and is no experiment or sweep, whose values are written out."""
+    """Whether an option comes with ftlab and is no experiment or sweep, whose values are written out."""
     return group == "tracker" or (
         group != "experiment" and "/" not in group and (CONF / group / f"{option}.yaml").is_file()
     )
@@ -109,7 +109,7 @@ def _written(option: Any) -> str:
 
 
 def _unchecked(overrides: Sequence[str]) -> dict[str, Any]:
-    """What Hydra makes of options alone: rules across keys may want values that an option leaves to the user."""
+    """The values of options as Hydra composes them, unchecked: an option may leave required values to the user."""
     with hydra_session():
         tree = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
     return cast(dict[str, Any], tree)
@@ -122,7 +122,7 @@ def _put(node: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def _escaped(value: Any) -> Any:
-    """Text that OmegaConf would take for an interpolation, as text."""
+    """The value with `${` escaped, which OmegaConf would take for an interpolation."""
     if isinstance(value, list):
         return [_escaped(item) for item in value]
     return value.replace("${", "\\${") if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What a running sweep shows: a live table in a terminal, elsewhere a line for everything that happens."""
+"""The progress of a running sweep: a live table in a terminal, or one line per event in a log."""
 
 import time
 from collections import Counter
@@ -15,17 +15,17 @@ from ftlab.terminal import Terminal
 
 SHOWN = 12  # rows of the live table
 ENDED = ("complete", "pruned", "failed")
-PAUSE_S = 0.5  # after a look at the study, in which no rung is worth another
+PAUSE_S = 0.5  # minimum time between two refreshes caused by rungs
 
 
 class Board:
-    """Shows what changed in a study since it last looked."""
+    """Shows what changed in a study since the last refresh."""
 
     def __init__(self, study: Study, terminal: Terminal) -> None:
         self.study, self.terminal = study, terminal
-        self.seen: dict[int, tuple[str, int]] = {}  # by number: state, rungs
+        self.seen: dict[int, tuple[str, int]] = {}  # by trial number: state, number of rungs
         self.began, self.before = time.monotonic(), study.counts().finished
-        self.looked = float("-inf")  # when
+        self.refreshed = float("-inf")  # when, by time.monotonic
         self._live: Any = None
         for row in study.leaderboard():
             if row.state in ENDED:
@@ -44,15 +44,15 @@ class Board:
             yield self
         self._live = None
 
-    def hear(self, event: Event) -> None:
-        """Look at the study again, where a trial of this process began, ended, or passed a rung some time after the
-        last look; the next look shows the rungs in between."""
-        if event.kind != "rung" or time.monotonic() - self.looked >= PAUSE_S:
+    def on_event(self, event: Event) -> None:
+        """Refresh when a trial of this process started or ended, or reached a rung at least `PAUSE_S` after the last
+        refresh; rungs in between are shown by the next one."""
+        if event.kind != "rung" or time.monotonic() - self.refreshed >= PAUSE_S:
             self.refresh()
 
     def refresh(self) -> None:
-        """Look at the study again."""
-        self.looked = time.monotonic()
+        """Read the study and show what is new."""
+        self.refreshed = time.monotonic()
         if self._live is not None:
             self._live.update(self._table())
             return
@@ -90,7 +90,7 @@ class Board:
         return "  ".join(f"{name} {number(value, name)}" for name, value in pairs)
 
     def _standing(self, rows: list[TrialRow]) -> str:
-        """How far the sweep is, and the best so far."""
+        """The progress of the sweep, and the best value so far."""
         counts, best = Counter(row.state for row in rows), best_of(rows, self.study.directions)
         finished = counts["complete"] + counts["pruned"]
         parts = [f"{finished}/{self.study.target} finished"]
@@ -129,5 +129,5 @@ class Board:
 
 
 def short(value: Any) -> str:
-    """A parameter in few characters."""
+    """A parameter's value in few characters."""
     return f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else text_of(value)

@@ -1,4 +1,4 @@
-"""What a worker tells while it works."""
+"""Events that a worker reports through a callback while it works."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """A trial `started` (its params), passed a `rung` (optimizer step, `sweep.rung_metric`), or `ended` (its row; one
-    that was given back has the state failed and the user attribute surplus)."""
+    """A trial `started` (with its params), reached a `rung` (with the optimizer step and `sweep.rung_metric`), or
+    `ended` (with its row; a discarded trial has the state failed and the user attribute surplus)."""
 
     kind: Literal["started", "rung", "ended"]
     number: int
@@ -24,5 +24,5 @@ class Event:
 Listener = Callable[[Event], None]
 
 
-def unheard(event: Event) -> None:
-    """Nobody listens."""
+def ignore_event(event: Event) -> None:
+    """The callback that does nothing."""

@@ -1,4 +1,4 @@
-"""The figures of a sweep, as inline SVG. Each takes plain trials; one that has nothing to show is an empty string."""
+"""The figures of a sweep as inline SVG, drawn from plain trials. A figure with nothing to show is an empty string."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from ftlab.sweep.entry import Entry, Parameter, front, ranked, text
 from ftlab.sweep.svg import Axis, Canvas, axis, shortened
 
 WIDTH = 1020.0
-SHADES = 5  # of the values in the parallel coordinates, s0 the worst
-LANE = 30.0  # height of a worker in the timeline
+SHADES = 5  # of lines in the parallel coordinates, s0 for the worst ranks
+LANE = 30.0  # height of a worker's row in the timeline
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the figures are drawn from."""
+    """The data of the figures and tables."""
 
     entries: Sequence[Entry]
     parameters: Sequence[Parameter]
@@ -25,12 +25,12 @@ class Sweep:
     directions: Sequence[str]
     rung_metric: str = "eval/loss"
     rung_unit: str = "step"
-    now: float = 0.0  # seconds since the epoch: where running trials end
-    rung_up: bool = False  # whether more of the rung metric is better
+    now: float = 0.0  # seconds since the epoch; running trials are drawn up to here
+    rung_up: bool = False  # whether a higher rung metric is better
 
     @cached_property
     def done(self) -> list[Entry]:
-        """Distinct complete trials, best first."""
+        """Complete trials without duplicates, best first."""
         return [entry for entry in ranked(self.entries, self.directions) if entry.distinct]
 
     @property
@@ -38,13 +38,13 @@ class Sweep:
         return self.done[0].number if self.done else None
 
     def varied(self) -> list[Parameter]:
-        """Parameters that differ between trials."""
+        """Parameters whose value differs between trials."""
         seen = {p.key: {text(e.params[p.key]) for e in self.entries if p.key in e.params} for p in self.parameters}
         return [parameter for parameter in self.parameters if len(seen[parameter.key]) > 1]
 
 
 def described(entry: Entry, sweep: Sweep) -> str:
-    """A trial in the words of a tooltip."""
+    """The tooltip of a trial."""
     values = [f"{name} {value:.4g}" for name, value in zip(sweep.objectives, entry.values, strict=False)]
     params = [f"{key}={text(value)}" for key, value in entry.params.items()]
     return "\n".join(
@@ -53,7 +53,7 @@ def described(entry: Entry, sweep: Sweep) -> str:
 
 
 def history(sweep: Sweep) -> str:
-    """Each trial's first objective by number with its interval, and the best so far."""
+    """The first objective of each trial, with its interval, by trial number; and the best value so far."""
     done = sorted(sweep.done, key=lambda entry: entry.number)
     if not done:
         return ""
@@ -66,7 +66,7 @@ def history(sweep: Sweep) -> str:
     for entry in shown:
         x, title = canvas.x(across.place(entry.number)), described(entry, sweep)
         if not entry.scored:
-            canvas.mark(x, canvas.bottom + 32, entry.state, title)  # below the axis: there is no value
+            canvas.mark(x, canvas.bottom + 32, entry.state, title)  # below the axis, since there is no value
             continue
         if entry.interval:
             canvas.line([(x, canvas.y(up.place(bound))) for bound in entry.interval], "whisker")
@@ -95,7 +95,7 @@ def learning_curves(sweep: Sweep) -> str:
     if not curves:
         return ""
     values = [value for _, rungs in curves for value in rungs.values()]
-    wide = min(values) > 0 and max(values) > 8 * min(values)  # a few that diverged would flatten all others
+    wide = min(values) > 0 and max(values) > 8 * min(values)  # a few diverged trials would flatten all others
     canvas = Canvas(WIDTH, 340)
     across = axis([step for _, rungs in curves for step in rungs], "linear", whole=True)
     up = axis(values, "log" if wide else "linear")
@@ -110,7 +110,7 @@ def learning_curves(sweep: Sweep) -> str:
 
 
 def parallel_coordinates(sweep: Sweep) -> str:
-    """A line a complete trial over its parameters and first objective; better trials are stronger and on top."""
+    """One line per complete trial across its parameters and first objective; better ranks are darker and on top."""
     done, varied = sweep.done, sweep.varied()
     if len(done) < 2 or not varied:
         return ""
@@ -134,7 +134,7 @@ def parallel_coordinates(sweep: Sweep) -> str:
 
 
 def _upright(canvas: Canvas, x: float, one: Axis, name: str) -> None:
-    """An axis of the parallel coordinates; its group stands above its name, so that neighbours do not touch."""
+    """A vertical axis of the parallel coordinates. The group stands above the name, to avoid overlaps."""
     group, _, last = name.rpartition("." if "/" not in name else "/")
     canvas.line([(x, canvas.top), (x, canvas.bottom)], "axis")
     canvas.text(x, canvas.top - 28, shortened(group), style="quiet")
@@ -151,7 +151,7 @@ def _upright(canvas: Canvas, x: float, one: Axis, name: str) -> None:
 
 
 def timeline(sweep: Sweep) -> str:
-    """When each worker did which trial."""
+    """One row per worker, with a bar from the start to the end of each of its trials."""
     bars = [entry for entry in sweep.entries if entry.started is not None]
     if not bars:
         return ""
@@ -170,7 +170,7 @@ def timeline(sweep: Sweep) -> str:
             anchor="end",
         )
     canvas.ticks_across(across)
-    canvas.text((canvas.left + canvas.right) / 2, canvas.height - 6, f"{name} since the first trial", style="title")
+    canvas.text((canvas.left + canvas.right) / 2, canvas.height - 6, f"{name} since the first start", style="title")
     for entry in bars:
         x = canvas.x(across.place(((entry.started or 0.0) - begin) / unit))
         width = max(1.5, canvas.x(across.place((ends[entry.number] - begin) / unit)) - x - 1)
@@ -183,7 +183,7 @@ def timeline(sweep: Sweep) -> str:
 
 
 def pareto(sweep: Sweep) -> str:
-    """The first two objectives of complete trials, and the front, whose members are numbered."""
+    """The first two objectives of complete trials, and the Pareto front with numbered members."""
     done = sweep.done
     if len(sweep.objectives) < 2 or not done:
         return ""
@@ -208,13 +208,13 @@ def pareto(sweep: Sweep) -> str:
 
 
 def _steps(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Between two members of the front there is only what the weaker of both reaches."""
+    """The edge of the front as steps: a corner between two members has the worse value of both in each objective."""
     corners = [(a, (a[0], b[1])) for a, b in pairwise(points)]
     return [point for pair in corners for point in pair] + points[-1:]
 
 
 def slices(sweep: Sweep) -> list[tuple[str, str]]:
-    """For each parameter that varies its key, and the first objective by its value."""
+    """Key and figure of each parameter that varies: the first objective by the parameter's value."""
     return [(p.key, _slice(sweep, p)) for p in sweep.varied() if sum(p.key in entry.params for entry in sweep.done) > 1]
 
 
@@ -229,7 +229,7 @@ def _slice(sweep: Sweep, parameter: Parameter) -> str:
         x = canvas.x(across.place(entry.params[parameter.key]))
         y = canvas.y(up.place(entry.values[0]))
         spot = (round(x / 5), round(y / 4))
-        crowd[spot] = crowd.get(spot, -1) + 1  # equal ones stand beside each other
+        crowd[spot] = crowd.get(spot, -1) + 1  # marks that would overlap stand side by side
         shift = (crowd[spot] + 1) // 2 * 5 * (-1) ** crowd[spot]
         style = "best" if entry.number == sweep.best else ""
         canvas.mark(x + (shift if parameter.kind == "choice" else 0), y, "complete", described(entry, sweep), style)

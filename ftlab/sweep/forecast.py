@@ -1,4 +1,4 @@
-"""Memory that a trial would take: the closed form, corrected by what trials of the same study took."""
+"""GPU memory that a trial would need: a closed form, corrected by measurements of trials of the same study."""
 
 import math
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ Likeness = tuple[float, ...]
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A run's peak of allocated memory while it trained, in GiB, beside what the closed form says of the setting in
-    which it did."""
+    """The measured peak of allocated memory of a run during training, in GiB, and the closed form's estimate for the
+    setting in which it trained."""
 
     features: tuple[object, ...]
     estimated: estimate.Estimate
@@ -32,7 +32,7 @@ class MeasuredRun:
 
 
 class Forecast:
-    """Estimates GiB for configurations of a study, from its runs that are most like them; each trial is read once."""
+    """Forecasts GiB for configurations of a study from its most similar runs; each trial is read once."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -40,24 +40,24 @@ class Forecast:
         self._read: set[int] = set()
 
     def __call__(self, cfg: ExperimentConfig) -> float:
-        """GiB that training would allocate at its peak in the leanest setting that the configuration allows; the closed
-        form where nothing has been measured yet.
+        """The peak GiB that training would allocate in the leanest setting that the configuration allows; the plain
+        closed form as long as nothing has been measured.
 
         Raises:
-            WeightsError: the architecture is not to be found.
+            WeightsError: the architecture cannot be found.
         """
-        self._learn()
+        self._measure_finished()
         return estimate.estimate(cfg, [(run.estimated, run.gib) for run in self._nearest(cfg)])
 
-    def _learn(self) -> None:
+    def _measure_finished(self) -> None:
         for trial in self.study.trials():
             if trial.state in FINISHED and trial.number not in self._read:
                 self._read.add(trial.number)
-                if not _taken_up(trial):
+                if not _resumed(trial):
                     self.measured += measured(folder_of(self.study, trial))
 
     def _nearest(self, cfg: ExperimentConfig) -> list[MeasuredRun]:
-        """The runs most like `cfg`, several where they are equally so."""
+        """The runs most similar to `cfg`, several if they are equally similar."""
         if not self.measured:
             return []
         features, batch = features_of(cfg, estimate.leanest(cfg)), estimate.parts(cfg).batch
@@ -71,7 +71,7 @@ class Forecast:
 
 
 def features_of(cfg: ExperimentConfig, setting: Setting) -> tuple[object, ...]:
-    """What decides by how much the closed form is wrong, the weightiest first; after these it is the batch's size."""
+    """Features that determine the closed form's error, most important first; the batch size comes after these."""
     trainer, lora = cfg.trainer, cfg.lora
     return (
         cfg.model.id,
@@ -86,8 +86,8 @@ def features_of(cfg: ExperimentConfig, setting: Setting) -> tuple[object, ...]:
 
 
 def measured(folder: Path) -> Iterator[MeasuredRun]:
-    """What the runs in a trial's folder tell: nothing without a GPU, or where they were tidied away, or where memory
-    ran out on the way, whose peak is that of what did not fit."""
+    """The measurements of the runs in a trial's folder. There is none without a GPU, where the runs were removed, or
+    after an OOM, since that peak belongs to a setting that did not fit."""
     for run in runs(folder):
         summary = run.summary
         gib, setting = _train_peak(summary), summary.setting
@@ -99,10 +99,10 @@ def measured(folder: Path) -> Iterator[MeasuredRun]:
 
 
 def _train_peak(summary: Summary) -> float:
-    """Evaluation has batches of its own, which say nothing of training's."""
+    """The peak GiB allocated during training; evaluation has batches of its own."""
     return summary.vram.get("train", {}).get("allocated", 0.0)
 
 
-def _taken_up(trial: FrozenTrial) -> bool:
-    """Whether an earlier attempt had trained part of it: the last one may have had no batch left to measure."""
+def _resumed(trial: FrozenTrial) -> bool:
+    """Whether the trial was resumed: its last attempt may have trained too few batches for a measurement."""
     return "original" in trial.user_attrs

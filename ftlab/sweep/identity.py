@@ -1,4 +1,4 @@
-"""What makes two sweeps the same study, and which settings go together."""
+"""The record that identifies a study, compared when a sweep joins it; and rules between a sweep's settings."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,15 +20,15 @@ from ftlab.sweep.space import Space
 from ftlab.versions import versions
 
 PACKAGES = ("ftlab", "optuna", "torch", "transformers", "peft", "bitsandbytes")
-# Pairs of seeds below which Wilcoxon's test cannot be sure (1/16 < 0.1 takes four), and one more to save.
+# The least number of seeds: Wilcoxon's test is significant from four pairs on (1/16 < 0.1), and a fifth can be saved.
 WILCOXON_SEEDS = 5
-NO_ROWS = ("data.name", "data.prompt", "data.max_length")  # keys of data that leave the rows as they are
-MOST_SHOWN = 20  # keys in which two configurations differ
-REMEDY = "name this one differently with sweep.study=NAME"
+NO_ROWS = ("data.name", "data.prompt", "data.max_length")  # keys of data that do not change the rows
+MOST_SHOWN = 20  # differing keys that a message lists
+REMEDY = "give this one another name with sweep.study=NAME"
 
 
 def directions_of(objectives: list[str], given: Any) -> list[Direction]:
-    """`maximize` or `minimize` of each objective; what `sweep.direction` says wins."""
+    """`maximize` or `minimize` for each objective; `sweep.direction` overrides the metrics' own."""
     if given is not None:
         return [*given] if isinstance(given, list) else [given]
     return [declared.of(name).direction or "minimize" for name in objectives]
@@ -38,7 +38,7 @@ def check(cfg: SweepConfig, space: Space, objectives: list[str]) -> None:
     """Rules between the sweep's settings and its space.
 
     Raises:
-        ConfigError: lists all that are broken.
+        ConfigError: lists all violated rules.
     """
     problems = []
     if len(objectives) > 1 and cfg.pruner != "none":
@@ -47,39 +47,39 @@ def check(cfg: SweepConfig, space: Space, objectives: list[str]) -> None:
             f"({', '.join(objectives)}): choose sweep.pruner=none"
         )
     if cfg.seeds > 1 and any(dimension.key == "seed" for dimension in space.dimensions):
-        problems.append(f"sweep.seeds={cfg.seeds} already varies seed, which the sweep searches too: leave one out")
+        problems.append(f"sweep.seeds={cfg.seeds} already varies seed, which the sweep searches too: remove one")
     if cfg.pruner == "wilcoxon" and cfg.seeds < WILCOXON_SEEDS:
         problems.append(
-            f"sweep.pruner=wilcoxon compares trials seed by seed and is sure of nothing below {WILCOXON_SEEDS}: "
+            f"sweep.pruner=wilcoxon compares trials seed by seed and cannot prune with fewer than {WILCOXON_SEEDS}: "
             f"set sweep.seeds={WILCOXON_SEEDS} or more, or choose sweep.pruner=median"
         )
     if problems:
         raise ConfigError(*problems)
     for guess in cfg.first:
         if not isinstance(guess, Mapping):
-            raise ConfigError(f"sweep.first lists {guess}, which is no map of swept keys: write {{trainer.lr: 2e-4}}")
+            raise ConfigError(f"sweep.first lists {guess}, not a map of searched keys: write {{trainer.lr: 2e-4}}")
         space.values(guess)
 
 
 def rises(metric: str, objectives: Sequence[str], directions: Sequence[str]) -> bool:
-    """Whether more of a metric is better: as the study aims where it is an objective, else as it is defined."""
+    """Whether a higher metric is better: by the study's direction if it is an objective, else by its definition."""
     aims = dict(zip(objectives, directions, strict=True))
     return aims[metric] == "maximize" if metric in aims else declared.of(metric).rises
 
 
 def configuration(compose: Callable[[list[str]], Composition], space: Space) -> dict[str, Any]:
-    """What all trials share by dotted key, whether it stands on the command line or in a file: nothing that is
-    searched, nothing that may differ, no secrets. What depends on a searched group stands as `GROUP=OPTION KEY` for
-    each option.
+    """The values that all trials share by dotted key, whether from the command line or a file, without searched keys,
+    keys that may differ, and secrets. A value that depends on a searched group has the key `GROUP=OPTION KEY` for each
+    option.
 
-    `compose` makes a configuration of overrides on top of the sweep's own; it takes some 0.1 s, and as much an option.
+    `compose` composes a configuration from overrides on top of the sweep's own; about 0.1 s per option.
     """
     searched = set(space.keys)
     base = _kept(compose([]))
     options = {}
     for dimension in (one for one in space.dimensions if one.key not in base):  # a group, or a whole node
         for override in map(dimension.override, dimension.grid() or []):
-            with suppress(ConfigError):  # an option that goes with certain values of other keys only
+            with suppress(ConfigError):  # an option that is valid with certain values of other keys only
                 options[override] = _kept(compose([override]))
     different = {key for values in options.values() for key, v in values.items() if key not in base or base[key] != v}
     found = {key: value for key, value in base.items() if key not in searched | different}
@@ -90,7 +90,7 @@ def configuration(compose: Callable[[list[str]], Composition], space: Space) -> 
 
 
 def shared(sources: Sources, composed: Mapping[str, Any], space: Space) -> Sources:
-    """Of what one configuration is trained and scored on, what all trials share; `composed` is `configuration`'s."""
+    """Those `sources` of one configuration that all trials share; `composed` is the result of `configuration`."""
     keys = [f"data.{name}" for name in flatten(asdict(DataConfig(name="", source="")))]
     options = (key.rpartition(" ")[2] for key in (*composed, *space.keys))
     keys += [key for key in options if key.startswith("data.options.")]
@@ -113,8 +113,8 @@ def record(
     composed: Mapping[str, Any] | None = None,
     sources: Sources | None = None,
 ) -> dict[str, Any]:
-    """What makes two sweeps the same study. `composed` is `configuration`'s and `sources` are `shared`'s; who only
-    joins a study need not know them."""
+    """The record that identifies a study. `composed` comes from `configuration` and `sources` from `shared`; a worker
+    that only joins the study leaves them out."""
     return {
         **({} if composed is None else {"configuration": dict(composed)}),
         **({} if sources is None else {"sources": sources}),
@@ -133,30 +133,35 @@ def _matters(override: str) -> bool:
 
 
 def agreed(study: optuna.Study, space: Space, wanted: dict[str, Any]) -> Space:
-    """The study's own space, after it was found to be what is wanted; a new study is told what it is.
+    """The study's recorded space, after a check that its record equals `wanted`; a new study is given that record.
 
     Raises:
-        ConfigError: the study is another; every difference is listed.
+        ConfigError: the records differ; every difference is listed.
     """
     before = study.user_attrs
     if "space" not in before:
         if study.get_trials(deepcopy=False):
-            raise ConfigError(f"the database holds a study {study.study_name} of another tool: {REMEDY}")
-        for key, value in {"versions": versions(PACKAGES), **wanted}.items():  # the space last: now it is complete
+            raise ConfigError(f"the database has a study {study.study_name} of another tool: {REMEDY}")
+        for key, value in {
+            "versions": versions(PACKAGES),
+            **wanted,
+        }.items():  # the space last, which marks the record as complete
             study.set_user_attr(key, value)
         return space
     problems = differences(before, wanted, tuple(wanted))
     if problems:
         remedy = f"restore the data, or {REMEDY}" if differences(before, wanted, ("sources",)) else REMEDY
-        raise ConfigError(f"the study {study.study_name} is of another sweep:\n" + "\n".join(problems) + f"\n{remedy}")
+        raise ConfigError(
+            f"the study {study.study_name} belongs to another sweep:\n" + "\n".join(problems) + f"\n{remedy}"
+        )
     for key in ("configuration", "sources"):
-        if key in wanted and key not in before:  # of an older ftlab: known from now on
+        if key in wanted and key not in before:  # an older ftlab did not record them
             study.set_user_attr(key, wanted[key])
     return Space.from_record(before["space"])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    """What differs between two records, a line each; what one of them does not hold is not compared."""
+    """One line per difference between two records; keys that one of them lacks are not compared."""
     lines = []
     for key in (key for key in keys if key in old and key in new):
         if key == "space":
@@ -174,14 +179,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[s
     return [f"  {line}" for line in lines]
 
 
-def _values(old: Mapping[str, Any], new: Mapping[str, Any], told: set[str]) -> list[str]:
-    """Keys in which two configurations differ, without those `told` already."""
-    usual = flatten(defaults())  # what a study of an older ftlab does not name was as it is by default
+def _values(old: Mapping[str, Any], new: Mapping[str, Any], listed: set[str]) -> list[str]:
+    """One line per key in which two configurations differ, without those `listed` already."""
+    usual = flatten(defaults())  # keys that an older ftlab did not have had today's default
 
     def of(values: Mapping[str, Any], key: str) -> Any:
         return values.get(key, usual.get(key.rpartition(" ")[2]))
 
-    keys = [key for key in sorted({*old, *new}) if key not in told and of(old, key) != of(new, key)]
+    keys = [key for key in sorted({*old, *new}) if key not in listed and of(old, key) != of(new, key)]
     lines = [f"{key}: {_words(of(old, key))} in the study, {_words(of(new, key))} now" for key in keys[:MOST_SHOWN]]
     return [*lines, f"and {len(keys) - MOST_SHOWN} more"] if len(keys) > MOST_SHOWN else lines
 

@@ -1,4 +1,4 @@
-"""A worker as a process of its own: `python -m ftlab.sweep.join`, told by its environment which study it joins."""
+"""A worker as a separate process: `python -m ftlab.sweep.join`. The environment names the study to join."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from ftlab.config import SweepConfig
 from ftlab.errors import FtlabError
 from ftlab.process import Process, end_with
 from ftlab.redact import redact_message, redact_streams
-from ftlab.sweep.events import Listener, unheard
+from ftlab.sweep.events import Listener, ignore_event
 from ftlab.sweep.space import Space
 from ftlab.sweep.storage import without_password
 from ftlab.sweep.study import Study
@@ -22,7 +22,7 @@ ORDER = "FTLAB_SWEEP_ORDER"
 
 @dataclass(frozen=True)
 class WorkerOrder:
-    """All that a worker must know, on whatever host: plain values, absolute paths, no password."""
+    """All that a worker on any host needs to know: plain values, absolute paths, no password."""
 
     name: str
     folder: str
@@ -32,13 +32,13 @@ class WorkerOrder:
     fixed: list[str]
     config_dir: str | None
     cwd: str
-    path: list[str]  # where Python finds modules
-    rungs: list[int] | None = None  # optimizer steps of evaluations; None: the data decides
-    above: list[dict[str, Any]] = field(default_factory=list)  # whose end is the worker's: its driver first
+    path: list[str]  # sys.path
+    rungs: list[int] | None = None  # optimizer steps of evaluations; None: they depend on the data
+    above: list[dict[str, Any]] = field(default_factory=list)  # parents with which the worker ends, its driver first
 
     @classmethod
     def of(cls, study: Study, config_dir: str | None, rungs: list[int] | None = None) -> "WorkerOrder":
-        """To join a study that is open here."""
+        """The order to join a study that is open in this process."""
         return cls(
             name=study.name,
             folder=str(study.folder.resolve()),
@@ -54,19 +54,19 @@ class WorkerOrder:
         )
 
     def environment(self) -> dict[str, str]:
-        """Variables for a worker that this process starts."""
+        """Environment variables for a worker that this process starts."""
         me = Process.me().record()
         order = replace(self, above=[*(process for process in self.above if process != me), me])
         return {ORDER: json.dumps(asdict(order)), "PYTHONPATH": os.pathsep.join(self.path)}
 
     def open(self) -> Study:
-        """The study, joined."""
+        """Join the study."""
         cfg, space = SweepConfig(**self.config), Space.from_record(self.space)
         return Study.open(self.name, Path(self.folder), cfg, space, self.objectives, self.fixed)
 
 
 def main() -> int:
-    """Work until the study has enough; the exit code."""
+    """Run trials until the study has enough. Returns the exit code."""
     order = WorkerOrder(**json.loads(os.environ[ORDER]))
     try:
         with StopSignal().caught() as stop:
@@ -78,7 +78,7 @@ def main() -> int:
     return 0
 
 
-def join(order: WorkerOrder, stop: StopSignal, study: Study, on_event: Listener = unheard) -> None:
+def join(order: WorkerOrder, stop: StopSignal, study: Study, on_event: Listener = ignore_event) -> None:
     """Run trials of the study as ordered."""
     study.work_under([process for process in map(Process.read, order.above) if process])
     from ftlab.sweep.forecast import Forecast

@@ -1,4 +1,4 @@
-"""What bounds a trial: its time, and the GPU memory that it must leave as it found it."""
+"""Limits of a trial: its run time, and the GPU memory that it must release at its end."""
 
 import gc
 import os
@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
-GRACE_S = 60.0  # after its time limit until a trial that did not end is left with its process
-DRIFT = 0.05  # of the free memory, which a trial may fail to give back
+GRACE_S = 60.0  # after the time limit, before a trial that did not end is given up with its process
+DRIFT = 0.05  # the part of free memory that may be missing after a trial
 GIB = 1 << 30
 
 
 class Overdue(BaseException):
-    """The time limit is over. No `except Exception` on the way may take it for its own."""
+    """The time limit is over. A BaseException, so that no `except Exception` in between catches it."""
 
 
 @contextmanager
 def time_limit(seconds: float | None, hung: Callable[[], None], grace_s: float = GRACE_S) -> Iterator[None]:
-    """Raise `Overdue` in the block once `seconds` are over; call `hung` from another thread where the block still
-    runs `grace_s` later, as in a call into C that does not return. The main thread alone can be interrupted."""
+    """Raise `Overdue` in the block after `seconds`. If the block still runs `grace_s` later, as in a C call that does
+    not return, call `hung` from another thread. Only the main thread can be interrupted."""
     if seconds is None:
         yield
         return
@@ -58,38 +58,38 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 def start_again() -> None:
-    """Replace this process by one of the same command, which goes on with the study."""
-    signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm under way would outlive the process's program
+    """Replace this process by a new one of the same command, which resumes the study."""
+    signal.setitimer(signal.ITIMER_REAL, 0)  # a pending alarm survives execv
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 class Keeper(Protocol):
-    """What holds GPU memory between trials on purpose: `ftlab.models.Bases`."""
+    """Keeps GPU memory between trials on purpose: `ftlab.models.Bases`."""
 
     def held_gib(self) -> float: ...
     def drop(self) -> None: ...
 
 
 class Memory:
-    """Free GPU memory in GiB, before the first trial and after each; without a GPU there is nothing to read."""
+    """Free GPU memory in GiB, before the first trial and after each; None without a GPU."""
 
     def __init__(self, keeper: Keeper | None = None) -> None:
         self.keeper = keeper
         gpu = _gpu()
         if gpu and gpu.is_initialized():
-            gc.collect()  # models of before the sweep
-        gc.freeze()  # what is imported by now stays: collecting after a trial takes a tenth of the time without it
+            gc.collect()  # models from before the sweep
+        gc.freeze()  # exempt imported modules, so that a collection takes a tenth of the time
         self.first = self.last = free_gib()
 
     def close(self) -> None:
-        """After the last trial: what was there before the first one may be collected again."""
+        """After the last trial: let the garbage collector see everything again."""
         gc.unfreeze()
 
     def settle(self) -> float | None:
-        """Give back what nobody refers to any more; what is free then, a kept base counted as free. The base goes
-        too where that is less than before the first trial."""
+        """Release unreferenced memory. Returns the free GiB, counting a kept base as free. If that is less than before
+        the first trial, the base is dropped as well."""
         free = self._settled()
         if self.drifted(free) and self.keeper:
             self.keeper.drop()
@@ -98,7 +98,7 @@ class Memory:
         return free
 
     def drifted(self, free: float | None) -> bool:
-        """Whether memory is missing that was free before the first trial."""
+        """Whether more than `DRIFT` of the memory that was free before the first trial is missing."""
         return free is not None and self.first is not None and free < (1 - DRIFT) * self.first
 
     def _settled(self) -> float | None:
@@ -111,12 +111,12 @@ class Memory:
 
 
 def free_gib() -> float | None:
-    """Free memory of this process's GPU; None without one."""
+    """Free memory of this process's GPU in GiB; None without one."""
     gpu = _gpu()
     return gpu.mem_get_info()[0] / GIB if gpu else None
 
 
 def _gpu() -> Any:
-    """torch.cuda where torch has been imported and sees a GPU."""
+    """torch.cuda if torch has been imported and sees a GPU, else None."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_available() else None

@@ -1,4 +1,4 @@
-"""A sweep's report as one HTML page that loads nothing from elsewhere, and as Markdown."""
+"""A sweep's report as one self-contained HTML page, and as Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from html import escape
 
 from ftlab.sweep import figures
 from ftlab.sweep.figures import Sweep
-from ftlab.sweep.tables import Table
+from ftlab.sweep.tables import VERDICT, Table
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the shades s0 to s4 differ in lightness.
+# Okabe and Ito's colours, which are safe for colour-blind readers; the shades s0 to s4 differ in lightness.
 STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --panel: #f6f7f9; --text: #1b1f24; --quiet: #57606a; --line: #d0d7de;
   --complete: #0072b2; --pruned: #c05000; --failed: #a4306e; --running: #00795a; --best: #0a0a0a; --on-bar: #ffffff;
@@ -60,11 +60,11 @@ polyline { fill: none; } .grid { stroke: var(--line); } .axis { stroke: var(--qu
 
 @dataclass(frozen=True)
 class Page:
-    """What both forms show, in order."""
+    """The content of both forms, in order."""
 
     title: str
     lines: Sequence[str]  # sentences below the title
-    commands: Sequence[tuple[str, str]]  # what for, and the command
+    commands: Sequence[tuple[str, str]]  # purpose and command
     best: Sequence[str]  # the best configuration, an override each
     tables: Sequence[Table]
     sweep: Sweep
@@ -99,7 +99,7 @@ def _table(table: Table) -> str:
         + "</tr>"
         for i, row in enumerate(table.rows)
     )
-    words = ' class="words"' if table.head[-1] in ("", "cause") else ""
+    words = ' class="words"' if table.head[-1] in (VERDICT, "cause") else ""
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
     inside = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
     return f'<h2>{escape(table.title)}</h2>\n<div class="wide"><table{words}>{inside}</table></div>\n{notes}'
@@ -113,13 +113,14 @@ def _cells(table: Table, row: list[str]) -> Iterator[str]:
 
 
 CAPTIONS = {
-    "Pareto front": "Ringed and numbered: no other trial is better in one objective without being worse in another. "
-    "Dashed: what the front reaches.",
-    "Parallel coordinates": "A line a complete trial; the stronger its colour, the better its rank.",
-    "Learning curves": "Validation during training, a line a trial.",
-    "History": "Complete trials with their 95 % interval where one is known; dashed: the best so far. Below the axis: "
-    "trials that ended without a value.",
-    "Timeline": "What each worker did when.",
+    "Pareto front": "Ringed and numbered trials are on the Pareto front: no other trial is better in one objective "
+    "without being worse in another. The dashed line is the edge of the front.",
+    "Parallel coordinates": "One line per completed trial; darker lines (in dark mode: lighter lines) rank higher. The "
+    "thick line is the best trial.",
+    "Learning curves": "One line per trial: the metric on the validation split at each evaluation during training.",
+    "History": "Completed trials by number, with their 95 % interval where one is known. The dashed line is the best "
+    "value so far. Marks below the axis are trials that ended without a value.",
+    "Timeline": "One row per worker and one bar per trial, labelled with the trial's number.",
 }
 
 
@@ -138,6 +139,7 @@ def _figures(sweep: Sweep) -> Iterator[str]:
     if slices:
         inside = "\n".join(svg for _, svg in slices)
         yield f'<h2>{escape(sweep.objectives[0])} by parameter</h2>\n<div class="slices">{inside}</div>'
+        yield '<p class="note">One mark per completed trial; the ringed mark is the best trial.</p>'
 
 
 CIRCLE = "M1.5 6a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z"
@@ -151,7 +153,7 @@ KEYS = {
 
 
 def _legend(sweep: Sweep) -> str:
-    """Shapes and colours of the states that occur."""
+    """The legend: shape and colour of each state that occurs."""
     there: set[str] = {entry.state for entry in sweep.entries}
     if sweep.done and len(sweep.objectives) == 1:
         there.add("best")
@@ -164,7 +166,7 @@ def _legend(sweep: Sweep) -> str:
 
 
 def markdown(page: Page) -> str:
-    """The same without the figures."""
+    """The page as Markdown, without the figures."""
     parts = [f"# {page.title}", *page.lines]
     if page.best:
         parts += ["## Best configuration", "```\n" + "\n".join(page.best) + "\n```"]

@@ -1,4 +1,4 @@
-"""Whether the values that a sweep lists make sense, found out by composing them before the study is made."""
+"""Checks the values that a sweep lists by composing them before the study is created."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from ftlab.errors import ConfigError
 from ftlab.sweep.space import Dimension, ParamValue, Space
 
-MOST = 64  # compositions, of a tenth of a second each; values beyond them are left to their trials
+MOST = 64  # compositions, about 0.1 s each; further values are checked by their trials only
 
 Combination = dict[str, ParamValue]
 
 
 def check_values(space: Space, compose: Callable[[list[str]], Any]) -> None:
-    """Compose every listed value, and both ends of numbers between, with the first values of all other keys; where
-    that fails, with another value of one of them, since some values only go together.
+    """Compose every listed value, and both ends of every interval, with the first values of all other keys. If that
+    fails, try another value of one other key, since some values are valid in combination only.
 
     Raises:
-        ConfigError: every value that goes with none of these, and why.
+        ConfigError: lists every value that is valid in none of these combinations, and why.
     """
     known: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -27,19 +27,19 @@ def check_values(space: Space, compose: Callable[[list[str]], Any]) -> None:
             known[key] = _problems(compose, overrides)
         return known.get(key, ())
 
-    told: dict[str, None] = {}
+    invalid: dict[str, None] = {}
     for dimension in space.dimensions:
         for value in dimension.probes():
             found = map(problems, _around(space, dimension, value))
             first = next(found)
             if first and all(found):
-                told |= dict.fromkeys(_named(dimension.override(value), problem) for problem in first)
-    if told:
-        raise ConfigError(*told)
+                invalid |= dict.fromkeys(_named(dimension.override(value), problem) for problem in first)
+    if invalid:
+        raise ConfigError(*invalid)
 
 
 def _around(space: Space, dimension: Dimension, value: ParamValue) -> Iterator[Combination]:
-    """Points with the value: the first ones of all other keys, then one of those another."""
+    """Points with this value: first with the first value of all other keys, then with one of those replaced."""
     point = {**space.first(), dimension.key: value}
     yield point
     for other in space.dimensions:
@@ -56,5 +56,5 @@ def _problems(compose: Callable[[list[str]], Any], overrides: list[str]) -> tupl
 
 
 def _named(override: str, problem: str) -> str:
-    """A problem that names the override which brought it about."""
+    """The problem, prefixed with the override that caused it."""
     return problem if problem.startswith(override) else f"{override}: {problem}"

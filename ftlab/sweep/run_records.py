@@ -1,4 +1,4 @@
-"""What a trial's run folder adds to the study: intervals, steps, answers on validation."""
+"""What the report reads from a trial's run folder: intervals, steps, answers on validation."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from ftlab.terminal import percent, span
 
 
 def runs(folder: Path) -> list[RunDir]:
-    """The runs of a trial: its folder, or one below it for each seed, by seed."""
+    """The runs of a trial, by seed: its own folder, or one folder below it for each seed."""
     if (folder / "config.yaml").is_file():
         return [RunDir(folder)]
     seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdigit() and (path / "config.yaml").is_file()]
@@ -24,8 +24,8 @@ def runs(folder: Path) -> list[RunDir]:
 
 
 def completed(entry: Entry, runs: list[RunDir], metric: str, seeds: int, deviation: float | None) -> Entry:
-    """The trial with what its runs recorded of its first objective. `seeds`: runs it has when it is complete;
-    `deviation`: the standard deviation between them, where there are several."""
+    """The trial with the records of its runs on its first objective. `seeds` is the number of runs of a complete trial,
+    `deviation` the standard deviation between them where there are several."""
     summaries = [run.summary for run in runs]
     if not summaries:
         return entry
@@ -43,27 +43,27 @@ def completed(entry: Entry, runs: list[RunDir], metric: str, seeds: int, deviati
         reaches = [reach for reach in (_reach(summary, metric) for summary in summaries) if reach]
         between = over_seeds(entry.values[0], deviation, seeds, reaches, rate=declared.of(metric).is_rate)
         return replace(entry, interval=between, note=f"{seeds} seeds")
-    told = answers(runs[0], metric, _rows_of(entry))
-    rate = sum(answer.hit for answer in told.values()) / max(1, len(told))
-    same = abs(rate - entry.values[0]) < 1e-9  # an evaluation on other data is none of this score
+    found = answers(runs[0], metric, _rows_of(entry))
+    rate = sum(answer.hit for answer in found.values()) / max(1, len(found))
+    same = abs(rate - entry.values[0]) < 1e-9  # else the evaluation was of other data than this score
     between = summaries[0].intervals.tuned.get(metric)
-    return replace(entry, interval=between, answers=told if same else {}, test=_on_test(summaries[0], metric))
+    return replace(entry, interval=between, answers=found if same else {}, test=_on_test(summaries[0], metric))
 
 
 def _rows_of(entry: Entry) -> str:
-    """A name for the rows that a trial was validated on: those of other rows are not paired."""
+    """The hash of the rows that a trial was validated on; answers to other rows must not be paired."""
     return str(entry.sources.get("validation", {}).get("sha256", ""))
 
 
 def _on_test(summary: Summary, metric: str) -> str:
-    """What a run scored on test, in words; empty where the metric has no such counterpart."""
+    """A run's score on the test split as text; empty where the metric has no counterpart there."""
     name = metric.replace("eval/", "test/")
     value, between = summary.tuned.get(name), summary.intervals.tuned.get(name)
     if name == metric or value is None:
         return ""
     if not declared.of(name).is_rate:
         return f"{name} {value:.4f}"
-    return f"{name} {percent(value)}" + (f" (95 %: {span(between)})" if between else "")
+    return f"{name} {percent(value)}" + (f" (95 % interval: {span(between)})" if between else "")
 
 
 def _reach(summary: Summary, metric: str) -> tuple[float, float] | None:
@@ -73,8 +73,8 @@ def _reach(summary: Summary, metric: str) -> tuple[float, float] | None:
 
 
 def answers(run: RunDir, metric: str, of: str = "") -> dict[str, Answer]:
-    """What each row of validation adds to a metric, `of` which rows these are part of its name, from what `ftlab eval
-    run=DIR split=validation` wrote last; empty where it has not been asked, or the metric is no rate of rows."""
+    """The answer to each validation row by its id, prefixed with `of`, from the latest `ftlab eval run=DIR
+    split=validation`; empty where that was never run, or where the metric is not a mean over rows."""
     task = declared.task_of(metric) if declared.of(metric).field else None
     for file in run.evaluated() if task else []:
         rows = run.read_rows(f"evaluations/{file.name}")

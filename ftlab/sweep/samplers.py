@@ -1,7 +1,7 @@
 """Samplers and pruners from a SweepConfig.
 
-Every trial's draws are seeded with `sweep.sampler_seed` and the trial's number: a restarted sweep goes on as one
-that never stopped would have, and workers that start together do not draw the same.
+Every trial's draws are seeded with `sweep.sampler_seed` and the trial's number. So a restarted sweep continues as if it
+had never stopped, and workers that start together do not draw the same configuration.
 """
 
 import importlib.util
@@ -24,17 +24,17 @@ from ftlab.config import SweepConfig
 from ftlab.errors import ConfigError
 from ftlab.sweep.space import Space
 
-# What a sampler or a pruner imports when it is first used.
+# Packages that a sampler or pruner imports on first use.
 NEEDS = {"gp": ("scipy", "torch"), "cmaes": ("cmaes",), "qmc": ("scipy",), "wilcoxon": ("scipy",)}
 LARGEST_GRID = 100_000
 DEFAULT_TRIALS = 20
 
 
 def chosen(cfg: SweepConfig, space: Space) -> str:
-    """The sampler's name, `auto` decided.
+    """The sampler's name, with `auto` resolved.
 
     Raises:
-        ConfigError: a grid of a space that has none.
+        ConfigError: `grid` for a space that cannot be listed or is too large.
     """
     size = space.size()
     name = cfg.sampler
@@ -44,19 +44,19 @@ def chosen(cfg: SweepConfig, space: Space) -> str:
     if name == "grid" and size is None:
         endless = ", ".join(f"{d.key} ({d.describe()})" for d in space.dimensions if d.grid() is None)
         raise ConfigError(
-            f"sweep.sampler=grid needs values that can be listed, and {endless} has none: "
+            f"sweep.sampler=grid needs values that can be listed, unlike {endless}: "
             "list them with choice(...) or range(...), or choose sweep.sampler=tpe"
         )
     if name == "grid" and size is not None and size > LARGEST_GRID:
         raise ConfigError(
-            f"sweep.sampler={cfg.sampler} would go through a grid of {size:,} points: "
+            f"sweep.sampler={cfg.sampler} would run a grid of {size:,} points (at most {LARGEST_GRID:,}): "
             "choose sweep.sampler=tpe with sweep.n_trials=N"
         )
     return name
 
 
 def target(cfg: SweepConfig, space: Space) -> int:
-    """Finished trials wanted."""
+    """The number of finished trials at which the sweep ends."""
     if cfg.n_trials is not None:
         return cfg.n_trials
     return (space.size() or 0) if chosen(cfg, space) == "grid" else DEFAULT_TRIALS
@@ -68,26 +68,26 @@ def sampler(
     lock: Callable[[], AbstractContextManager[Any]],
     forgiven: frozenset[int] = frozenset(),
 ) -> BaseSampler:
-    """The sampler of a study; `lock` keeps workers from taking one grid point twice, and the points of the failed
-    trials `forgiven` are free again.
+    """The sampler of a study. `lock` keeps workers from taking the same grid point. The grid points of the failed
+    trials `forgiven`, given by number, may run again.
 
     Raises:
-        ConfigError: its package is missing, or the space has no grid.
+        ConfigError: its package is missing, or the space cannot be listed as a grid.
     """
     name = chosen(cfg, space)
     _require("sweep.sampler", name)
     if name == "grid":
         return Grid(space, target(cfg, space), cfg.sampler_seed, lock, forgiven)
-    if name == "qmc":  # its sequence is counted in the study, and one seed must scramble it for all workers
+    if name == "qmc":  # the study counts its sequence, which one seed must scramble for all workers
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return samplers.QMCSampler(
                 scramble=True, seed=cfg.sampler_seed, warn_independent_sampling=False, warn_asynchronous_seeding=False
             )
-    startup = max(4, min(10, target(cfg, space) // 3))  # random trials before the model is asked
+    startup = max(4, min(10, target(cfg, space) // 3))  # random trials before the model is used
     make: dict[str, Callable[[int], BaseSampler]] = {
         "random": lambda seed: samplers.RandomSampler(seed=seed),
-        # Whatever `workers` says, another driver may work on the same study: what runs counts as tried.
+        # constant_liar: running trials count as tried, since several workers or drivers may share the study.
         "tpe": lambda seed: samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True),
         "gp": lambda seed: samplers.GPSampler(seed=seed, n_startup_trials=startup),
         "cmaes": lambda seed: samplers.CmaEsSampler(
@@ -98,8 +98,8 @@ def sampler(
 
 
 def pruner(cfg: SweepConfig, rungs: Sequence[int]) -> BasePruner:
-    """The pruner for trials that report at `rungs`, in optimizer steps (multiples of eval.every); reports must
-    name those steps. Wilcoxon compares seeds instead: its reports name the place of a seed.
+    """The pruner for trials that report at `rungs`, in optimizer steps (multiples of eval.every); values must be
+    reported by those steps. Wilcoxon compares seeds instead: its values are reported by the index of the seed.
 
     Raises:
         ConfigError: too few rungs, or a missing package.
@@ -128,23 +128,23 @@ def check_pruner(cfg: SweepConfig) -> None:
     """Refuse a pruner whose package is missing.
 
     Raises:
-        ConfigError: says what to install.
+        ConfigError: names the packages to install.
     """
     _require("sweep.pruner", cfg.pruner)
 
 
 def _check_rungs(cfg: SweepConfig, rungs: int) -> None:
-    """The last rung saves nothing, so one before it must be left to prune at."""
+    """Check that a rung before the last remains to prune at: pruning at the last one saves nothing."""
     waits = {"sweep.warmup_rungs": cfg.warmup_rungs}
     if cfg.patience is not None:
-        waits["sweep.patience"] = cfg.patience + 1  # and one to compare with
+        waits["sweep.patience"] = cfg.patience + 1  # and one rung to compare with
     key, wait = max(waits.items(), key=lambda item: item[1])
     if rungs - 1 > wait:
         return
-    held = f", and {key}={getattr(cfg, key.removeprefix('sweep.'))} waits past those before" if wait else ""
+    held = f", and {key}={getattr(cfg, key.removeprefix('sweep.'))} uses up the earlier ones" if wait else ""
     raise ConfigError(
-        f"sweep.pruner={cfg.pruner} never acts: a trial is evaluated {rungs} times in training, the last time at its "
-        f"end, where nothing is left to prune{held}: set eval.every=STEPS lower"
+        f"sweep.pruner={cfg.pruner} would never act: a trial is evaluated {rungs} times in training, the last time at "
+        f"its end, where nothing is left to prune{held}: set a lower eval.every=STEPS"
     )
 
 
@@ -164,14 +164,14 @@ def _require(key: str, name: str) -> None:
 
 
 class Seeded(BaseSampler):
-    """A sampler made anew for every trial, seeded with the trial's number."""
+    """Creates a sampler for every trial, seeded with the trial's number."""
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
         self._make, self._seed = make, seed
         self._inner = make(seed)
 
     def before_trial(self, study: OptunaStudy, trial: FrozenTrial) -> None:
-        # A mixed seed: consecutive ones would make the streams of neighbouring trials alike.
+        # Hashed, since consecutive seeds would give neighbouring trials similar random streams.
         self._inner = self._make(random.Random(f"{self._seed} {trial.number}").getrandbits(31))
         self._inner.before_trial(study, trial)
 
@@ -195,7 +195,7 @@ class Seeded(BaseSampler):
 
 
 class Own(BasePruner):
-    """A pruner that compares a trial with those of its own study, and with none that was taken over."""
+    """A pruner that compares a trial with those of its own study only, not with imported ones."""
 
     def __init__(self, inner: BasePruner) -> None:
         self._inner = inner
@@ -205,7 +205,7 @@ class Own(BasePruner):
 
 
 class _OwnTrials:
-    """What pruners ask a study for."""
+    """The part of Optuna's study that pruners use, without imported trials."""
 
     def __init__(self, study: OptunaStudy) -> None:
         self._study, self.direction = study, study.direction
@@ -215,15 +215,15 @@ class _OwnTrials:
 
     @property
     def best_trial(self) -> FrozenTrial:
-        """Raises ValueError where none is complete, as Optuna's does."""
+        """Raises ValueError if no trial is complete, as Optuna's does."""
         best = max if self.direction == StudyDirection.MAXIMIZE else min
         return best(self.get_trials(False, (TrialState.COMPLETE,)), key=lambda trial: trial.values[0])
 
 
 class Grid(BaseSampler):
-    """Every point once, in the order written; a part of the grid is a fair sample of it. A point whose trial was
-    interrupted or is `forgiven` is free again. Optuna's GridSampler counts trial numbers, which retries and first
-    guesses shift."""
+    """Every point of the grid once, in the order written; if fewer are wanted, in random order. A point whose trial was
+    interrupted or is `forgiven` may run again. Optuna's GridSampler goes by trial numbers, which retries and
+    `sweep.first` shift."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ class Grid(BaseSampler):
             given = {**now.system_attrs.get("fixed_params", {}), **now.params}
             fitting = [point for point in self._order if self._fits(point, given)]
             free = [point for point in fitting if point not in taken]
-            # Where no point is left, the trial is one too many: Study.surplus tells.
+            # If no point is free, the trial is one too many, which Study.surplus detects.
             storage.set_trial_system_attr(trial._trial_id, "point", (free or fitting)[0])
 
     def _fits(self, point: int, given: dict[str, Any]) -> bool:
@@ -271,25 +271,25 @@ class Grid(BaseSampler):
 
 
 def point_of(trial: FrozenTrial, space: Space) -> int | None:
-    """The grid point of a trial, if it has one yet."""
+    """The index of a trial's grid point; None if it has none yet."""
     point = trial.system_attrs.get("point")
     return space.index({**trial.system_attrs.get("fixed_params", {}), **trial.params}) if point is None else int(point)
 
 
 def own(trial: FrozenTrial) -> bool:
-    """Whether the trial is the study's own, and was not taken over from another to teach its sampler."""
+    """Whether the trial is the study's own and was not imported from another study."""
     return "from" not in trial.user_attrs
 
 
 def occupies(trial: FrozenTrial, forgiven: frozenset[int] = frozenset()) -> bool:
-    """Whether the trial's configuration is done here, under way or known to fail; that of a failed one that is
-    `forgiven`, by number, may be tried again."""
+    """Whether the trial's configuration is done, running or known to fail in this study. Failed trials that are
+    `forgiven`, given by number, may be tried again."""
     if trial.state is TrialState.FAIL:
         return failed(trial) and trial.number not in forgiven
     return own(trial)
 
 
 def failed(trial: FrozenTrial) -> bool:
-    """Whether the trial failed of itself: neither interrupted nor one too many."""
+    """Whether the trial really failed: it was neither interrupted nor discarded as surplus."""
     attrs = trial.user_attrs
     return trial.state is TrialState.FAIL and not attrs.get("surplus") and not attrs.get("interrupted")

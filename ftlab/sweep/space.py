@@ -1,13 +1,13 @@
-"""The space that a sweep searches, read from Hydra's sweep syntax; values back as overrides.
+"""The search space of a sweep, read from Hydra's sweep syntax; values are turned back into overrides.
 
-    lora.r=8,16,32  choice(a,b)     one of these; lists and dicts stand as their text in the study
-    range(start, stop, step)        numbers, `stop` excluded, as Hydra has it
-    interval(a, b)                  a <= value < b; `int(interval(a, b))`, or a key that is a whole number: whole ones
+    lora.r=8,16,32  choice(a,b)     one of these; lists and dicts are stored as text in the study
+    range(start, stop, step)        numbers, `stop` excluded, as in Hydra
+    interval(a, b)                  a <= value < b; integers for `int(interval(a, b))` and for keys of integer type
     tag(log, ...)                   on a logarithmic scale; a tagged choice or range is searched, never enumerated
-    shuffle(...)                    another order on the grid, the same one every time
-    sort(...), glob(...)            as Hydra has them; glob stands for options of a group
+    shuffle(...)                    a random order of the grid, the same one every time
+    sort(...), glob(...)            as in Hydra; glob expands to options of a group
 
-Never imports Optuna before a distribution is asked for.
+Imports Optuna only when a distribution is needed.
 """
 
 import json
@@ -41,7 +41,7 @@ ParamKind = Literal["choice", "int", "float"]
 GridOrder = Literal["up", "down", "shuffled"]
 KINDS, ORDERS = get_args(ParamKind), get_args(GridOrder)
 
-# The sweep itself gives every trial these.
+# The sweep sets these keys for every trial.
 RESERVED = ("run_dir", "run_name", "force", "objective", "sweep")
 
 
@@ -63,15 +63,15 @@ class Suggests(Protocol):
 
 @dataclass(frozen=True)
 class Dimension:
-    """One key and its values. `choices` are those of a choice; numbers have `low` and `high`, both included."""
+    """One searched key and its values: `choices`, or numbers from `low` to `high`, both included."""
 
     key: str
     kind: ParamKind
     choices: tuple[ParamValue, ...] = ()
-    texts: tuple[str, ...] = ()  # the choices as Hydra writes them
+    texts: tuple[str, ...] = ()  # the choices in Hydra's syntax
     low: float = 0
     high: float = 0
-    step: float | None = None  # None: every number between
+    step: float | None = None  # None: continuous
     log: bool = False
     order: GridOrder = "up"
 
@@ -88,16 +88,16 @@ class Dimension:
         return values[::-1] if self.order == "down" else values
 
     def probes(self) -> list[ParamValue]:
-        """The values that must make sense for all to: those listed, both ends of numbers between."""
+        """The values to check before a sweep: all that are listed, and both ends of an interval."""
         if self.kind == "choice":
             return self.grid() or []
         ends: list[ParamValue] = [self.low, self.high]
         if self.kind == "float" and self.step is None:
-            ends = [self.low, math.nextafter(self.high, self.low)]  # an interval does not hold its end
+            ends = [self.low, math.nextafter(self.high, self.low)]  # an interval excludes its end
         return ends[::-1] if self.order == "down" else ends
 
     def override(self, value: Any) -> str:
-        """`key=value` so that Hydra reads this very value back."""
+        """`key=value` in Hydra's syntax, such that Hydra parses exactly this value."""
         known = [text for choice, text in zip(self.choices, self.texts, strict=True) if _same(choice, value)]
         return f"{self.key}={known[0] if known else text_of(value)}"
 
@@ -117,13 +117,13 @@ class Dimension:
         raise ConfigError(f"{self.key}={text_of(raw)} is not in the space of the sweep, {self.describe()}")
 
     def snapped(self, value: ParamValue) -> ParamValue:
-        """A number between two steps, as rounding leaves it, at its step: 0.30000000000000004 is 0.3."""
+        """The value without rounding error, at the nearest step: 0.30000000000000004 becomes 0.3."""
         if self.kind != "float" or self.step is None or not isinstance(value, int | float):
             return value
         return float(_exact(self.low) + round((value - self.low) / self.step) * _exact(self.step))
 
     def distribution(self) -> "BaseDistribution":
-        """What Optuna draws from."""
+        """The Optuna distribution of this key."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.kind == "choice":
@@ -133,7 +133,7 @@ class Dimension:
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def suggest(self, trial: Suggests) -> ParamValue:
-        """The trial's value, drawn or given."""
+        """The trial's value, drawn or fixed beforehand."""
         if self.kind == "choice":
             drawn: ParamValue = trial.suggest_categorical(self.key, self.choices)
         elif self.kind == "int":
@@ -143,7 +143,7 @@ class Dimension:
         return self.snapped(drawn)
 
     def describe(self) -> str:
-        """The dimension as one would type it."""
+        """The dimension as text for messages."""
         if self.kind == "choice":
             body = f"choice({','.join(self.texts)})"
             return f"tag(log,{body})" if self.log else body
@@ -169,11 +169,11 @@ class Space:
 
     @classmethod
     def read(cls, overrides: Sequence[str], params: Mapping[str, Any]) -> tuple["Space", list[str]]:
-        """The space, and the overrides that give one value only. `params` are those of the sweep file; a key
-        given on the command line as well has the command line's value.
+        """The space, and the overrides with a single value. `params` are those of the sweep file; the command line
+        overrides them key by key.
 
         Raises:
-            ConfigError: unknown keys and spaces without sense, all of them, each with its remedy.
+            ConfigError: lists all unknown keys and invalid spaces, each with its remedy.
         """
         _check_once(overrides)
         written = {**_by_key(map(_from_file, params.items())), **_by_key(overrides)}
@@ -190,7 +190,7 @@ class Space:
         """The counterpart of `record`.
 
         Raises:
-            InputError: a newer ftlab recorded it, which knows of other spaces.
+            InputError: a newer ftlab recorded it, with features that this version does not know.
         """
         return cls(tuple(_recorded(key, node) for key, node in record.items()))
 
@@ -202,7 +202,7 @@ class Space:
 
     @staticmethod
     def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-        """One line for every key whose values are not the same in two records; order does not count."""
+        """One line for every key whose values differ between two records; their order does not matter."""
         before = {d.key: d for d in Space.from_record(old).dimensions}
         now = {d.key: d for d in Space.from_record(new).dimensions}
         return [
@@ -213,21 +213,21 @@ class Space:
 
     @property
     def keys(self) -> list[str]:
-        """What is searched."""
+        """The searched keys."""
         return [dimension.key for dimension in self.dimensions]
 
     def size(self) -> int | None:
-        """Points of the grid; None where a dimension is continuous."""
+        """The number of grid points; None if a dimension is continuous."""
         grids = [dimension.grid() for dimension in self.dimensions]
         return None if any(grid is None for grid in grids) else math.prod(len(grid or []) for grid in grids)
 
     @property
     def enumerable(self) -> bool:
-        """Whether all values are listed and none is tagged."""
+        """Whether all values are listed and none has a tag."""
         return self.size() is not None and not any(dimension.log for dimension in self.dimensions)
 
     def at(self, index: int) -> dict[str, ParamValue]:
-        """A point of the grid; the last key runs fastest."""
+        """The grid point of an index; the last key varies fastest."""
         point: dict[str, ParamValue] = {}
         for dimension in reversed(self.dimensions):
             grid = dimension.grid() or []
@@ -236,7 +236,7 @@ class Space:
         return {dimension.key: point[dimension.key] for dimension in self.dimensions}
 
     def index(self, params: Mapping[str, Any]) -> int | None:
-        """Where `at` has these parameters; None where they are incomplete or off the grid."""
+        """The inverse of `at`; None if parameters are missing or not on the grid."""
         index = 0
         for dimension in self.dimensions:
             grid = dimension.grid() or []
@@ -248,7 +248,7 @@ class Space:
         return index
 
     def first(self) -> dict[str, ParamValue]:
-        """The first value of every key: what is written first, or the lowest."""
+        """The first value of every key: the one written first, or the lowest."""
         return {dimension.key: dimension.probes()[0] for dimension in self.dimensions}
 
     def suggest(self, trial: Suggests) -> dict[str, ParamValue]:
@@ -256,15 +256,15 @@ class Space:
         return {dimension.key: dimension.suggest(trial) for dimension in self.dimensions}
 
     def distributions(self) -> dict[str, "BaseDistribution"]:
-        """What Optuna draws from, by key."""
+        """The Optuna distributions by key."""
         return {dimension.key: dimension.distribution() for dimension in self.dimensions}
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
-        """The overrides that make a configuration of these parameters."""
+        """The overrides that set these parameters."""
         return [dimension.override(params[dimension.key]) for dimension in self.dimensions]
 
     def values(self, guess: Mapping[str, Any]) -> dict[str, ParamValue]:
-        """A guess of some or all keys, as the study stores it.
+        """Values of some or all keys, such as an entry of `sweep.first`, as the study stores them.
 
         Raises:
             ConfigError: a key that is not searched, or a value outside its dimension.
@@ -282,7 +282,7 @@ class Space:
         """The parameters that a trial with these overrides has: the inverse of `overrides`.
 
         Raises:
-            ConfigError: one is missing, or outside its dimension.
+            ConfigError: a value is missing, or outside its dimension.
         """
         given = _by_key(text.lstrip("+") for text in overrides)
         lost = [key for key in self.keys if key not in given]
@@ -296,7 +296,7 @@ class Space:
 
 
 def text_of(value: Any) -> str:
-    """A plain value in Hydra's grammar: floats to the last digit, strings quoted where they would be misread."""
+    """A plain value in Hydra's syntax: floats with all digits, strings quoted where Hydra would misread them."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -321,7 +321,7 @@ def _reads_back(text: str) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, and of one kind: 1 is not true."""
+    """Equal, and both or neither a bool: 1 is not true."""
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
@@ -341,8 +341,7 @@ def _recorded(key: str, node: Mapping[str, Any]) -> Dimension:
     if foreign or node["kind"] not in KINDS or node["order"] not in ORDERS:
         what = f"{key} has {', '.join(foreign)}" if foreign else f"{key} is a {node['order']} {node['kind']}"
         raise InputError(
-            f"a newer ftlab made the study: its space is recorded in a way that this one does not know ({what}). "
-            "Use that ftlab, or a newer one: pip install -U ftlab"
+            f"a newer ftlab made the study: this version cannot read its space ({what}). Upgrade: pip install -U ftlab"
         )
     return Dimension(key, **{**node, "choices": tuple(node["choices"]), "texts": tuple(node["texts"])})
 
@@ -363,7 +362,7 @@ def _unordered(dimension: Dimension | None) -> Any:
 
 @contextmanager
 def _session() -> Iterator[None]:
-    """Hydra's session under way, which knows of `--config-dir`, or one of our own."""
+    """Use the running Hydra session, which knows `--config-dir`, or start one."""
     if GlobalHydra.instance().is_initialized():
         yield
         return
@@ -372,7 +371,7 @@ def _session() -> Iterator[None]:
 
 
 def _each(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
-    """`function` of each; all problems in one error."""
+    """`function` of each text. All problems are raised as one error."""
     found: list[Any] = []
     problems: list[str] = []
     for text in texts:
@@ -386,23 +385,23 @@ def _each(function: Callable[[str], Any], texts: Sequence[str]) -> list[Any]:
 
 
 def _check_once(overrides: Sequence[str]) -> None:
-    """Refuse values to search that one command line takes back: the last one of a key counts, as for Hydra, and a
-    search that silently became a single value, or another search, would not be missed."""
+    """Refuse a searched key that the same command line sets again: as in Hydra the last one would win, and the search
+    would silently become a single value or another search."""
     given: dict[str, list[str]] = {}
     for text in overrides:
         given.setdefault(text.partition("=")[0].lstrip("+"), []).append(text)
     twice = [texts for texts in given.values() if len(texts) > 1 and any(map(is_swept, texts[:-1]))]
     if twice:
-        raise ConfigError(*(f"{' and '.join(texts)}: one key, given {len(texts)} times: leave one" for texts in twice))
+        raise ConfigError(*(f"{' and '.join(texts)}: the key is given {len(texts)} times: keep one" for texts in twice))
 
 
 def _by_key(texts: Any) -> dict[str, str]:
-    """Overrides by key; of several for one key the last counts, as for Hydra."""
+    """Overrides by key; of several for one key the last wins, as in Hydra."""
     return {text.partition("=")[0].lstrip("+"): text for text in texts}
 
 
 def _from_file(item: tuple[str, Any]) -> str:
-    """An entry of `hydra.sweeper.params` as an override: a string is sweep syntax, a list its choices."""
+    """An entry of `hydra.sweeper.params` as an override: a string is in sweep syntax, a list holds choices."""
     key, value = item
     value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if isinstance(value, str):
@@ -413,7 +412,7 @@ def _from_file(item: tuple[str, Any]) -> str:
     if isinstance(value, list):
         if not value:
             raise ConfigError(f"{key}=[] of hydra.sweeper.params has no value to try: list one or more")
-        return f"{key}={','.join(map(text_of, value))}"  # choice(...) itself cannot hold null
+        return f"{key}={','.join(map(text_of, value))}"  # choice(...) cannot contain null
     return f"{key}={text_of(value)}"
 
 
@@ -429,7 +428,7 @@ def _dimension_or_fixed(text: str) -> Dimension | str:
     tags = ("log", "int") if isinstance(value, IntervalSweep) else ("log",)
     unknown = sorted(getattr(value, "tags", set()) - {*tags})
     if unknown:
-        raise ConfigError(f"{text}: the tag {', '.join(unknown)} means nothing here; there is {' and '.join(tags)}")
+        raise ConfigError(f"{text}: the tag {', '.join(unknown)} is unknown here; known: {' and '.join(tags)}")
     if isinstance(value, IntervalSweep):
         return _interval(key, text, value)
     if isinstance(value, RangeSweep):
@@ -438,10 +437,10 @@ def _dimension_or_fixed(text: str) -> Dimension | str:
 
 
 def check_syntax(texts: Sequence[str]) -> None:
-    """Refuse functions of Hydra's sweep syntax that it cannot evaluate, where quoting the value is no remedy.
+    """Refuse functions of the sweep syntax that Hydra cannot evaluate, and that quoting would not fix.
 
     Raises:
-        ConfigError: every one of them, with what is wrong inside.
+        ConfigError: lists every one with what is wrong inside it.
     """
     problems = [problem for text in texts if (problem := _syntax_problem(text))]
     if problems:
@@ -455,23 +454,23 @@ def _syntax_problem(text: str) -> str | None:
         function = _FUNCTION.fullmatch(text)
         found = _EVALUATING.match(str(error))
         if not function or not found:
-            return None  # not of the grammar at all, which the check of overrides says
+            return None  # a syntax error, which the check of overrides reports
         key, name, inside = function["key"], function["name"], function["inside"]
         if not inside.strip():
             return f"{text}: {name}() is empty: write {_typed(key, f'{name}({EMPTY.get(name, EMPTY_LIST)})')}"
         if name == "choice" and "NoneType" in found["why"]:
             return f"{text}: null cannot stand inside choice(...): write {_typed(key, inside)}"
-        return f"{text}: {found['what']} makes no sense ({' '.join(found['why'].split())})"
+        return f"{text}: {found['what']} cannot be evaluated ({' '.join(found['why'].split())})"
     return None
 
 
 def _typed(key: str, value: str) -> str:
-    """An override as a shell takes it."""
+    """An override quoted for a shell."""
     return shlex.quote(f"{key}={value}")
 
 
 def is_swept(text: str) -> bool:
-    """Whether an override names several values."""
+    """Whether an override has several values to search."""
     try:
         return OverridesParser.create().parse_override(text).is_sweep_override()
     except (HydraException, OmegaConfBaseException):
@@ -479,7 +478,7 @@ def is_swept(text: str) -> bool:
 
 
 def _is_glob(text: str) -> bool:
-    """Whether the text stands for options of a group, which the check of overrides cannot list."""
+    """Whether the override is a glob(...) over options of a group, which the check of overrides cannot list."""
     return text.partition("=")[2].lstrip().startswith("glob(")
 
 
@@ -493,26 +492,26 @@ def _parsed(text: str) -> Override:
 
 def _interval(key: str, text: str, value: IntervalSweep) -> Dimension:
     if value.start is None or value.end is None or not value.start < value.end:
-        raise ConfigError(f"{text}: an interval goes from a lower to a higher number")
+        raise ConfigError(f"{text}: an interval must go from a lower to a higher number")
     if not math.isfinite(value.end - value.start):
-        raise ConfigError(f"{text}: an interval ends at a number")
+        raise ConfigError(f"{text}: both ends of an interval must be finite")
     log = "log" in value.tags
     cast = "int" in value.tags or (isinstance(value.start, int) and isinstance(value.end, int))
-    whole = cast or _whole_key(key)  # `interval(4,8)` alone is of floats, whatever was written
+    whole = cast or _whole_key(key)  # Hydra parses `interval(4,8)` as floats, whatever was written
     if whole and not cast and not (float(value.start).is_integer() and float(value.end).is_integer()):
         remedy = _typed(key, f"int({text.partition('=')[2]})")
-        raise ConfigError(f"{text}: {key} is a whole number: write {remedy}")
+        raise ConfigError(f"{text}: {key} must be a whole number: write {remedy}")
     _check_log(text, value.start, log)
     if not whole:
         return Dimension(key, "float", low=float(value.start), high=float(value.end), log=log)
-    low, high = math.ceil(value.start), math.ceil(value.end) - 1  # Hydra's intervals do not hold their end
+    low, high = math.ceil(value.start), math.ceil(value.end) - 1  # Hydra's intervals exclude their end
     if low >= high:
-        raise ConfigError(f"{text} holds {max(0, high - low + 1)} whole numbers (its end is excluded): widen it")
+        raise ConfigError(f"{text} contains {max(0, high - low + 1)} whole numbers (its end is excluded): widen it")
     return Dimension(key, "int", low=low, high=high, log=log)
 
 
 def _whole_key(key: str) -> bool:
-    """Whether the schema has a whole number there."""
+    """Whether the schema declares the key as an integer."""
     return known_keys().get(key.lstrip("+")) in (int, int | None)
 
 
@@ -532,7 +531,7 @@ def _range(key: str, text: str, value: RangeSweep) -> Dimension | str:
     log = "log" in value.tags
     _check_log(text, low, log)
     if log and not (whole and abs(step) == 1):
-        raise ConfigError(f"{text}: a log scale has no even steps: write tag(log, interval(a, b)), or choice(...)")
+        raise ConfigError(f"{text}: a log scale cannot have even steps: write tag(log, interval(a, b)), or choice(...)")
     order: GridOrder = "shuffled" if value.shuffle else "up" if step > 0 else "down"
     kind: Literal["int", "float"] = "int" if whole else "float"
     return Dimension(key, kind, low=low, high=high, step=abs(step), log=log, order=order)
@@ -542,7 +541,7 @@ def _choice(key: str, text: str, override: Override) -> Dimension | str:
     value: Any = override.value()
     parsed = list(override.sweep_iterator()) if isinstance(value, Glob) else list(value.list)
     if not parsed:
-        raise ConfigError(f"{text} fits no option of {override.key_or_group}")
+        raise ConfigError(f"{text} matches no option of {override.key_or_group}")
     plain = [_plain(item) for item in parsed]
     texts = [text_of(item) for item in plain]
     twice = sorted({name for place, name in enumerate(texts) if any(_same(plain[place], p) for p in plain[:place])})
@@ -553,7 +552,7 @@ def _choice(key: str, text: str, override: Override) -> Dimension | str:
     log = "log" in getattr(value, "tags", set())
     for item in plain if log else []:
         if isinstance(item, bool) or not isinstance(item, int | float):
-            raise ConfigError(f"{text}: {text_of(item)} has no logarithm: leave tag(log, ...) out")
+            raise ConfigError(f"{text}: {text_of(item)} has no logarithm: remove tag(log, ...)")
         _check_log(text, item, log)
     stored = tuple(t if isinstance(p, list | dict) else p for p, t in zip(plain, texts, strict=True))
     order: GridOrder = "shuffled" if getattr(value, "shuffle", False) else "up"
@@ -561,7 +560,7 @@ def _choice(key: str, text: str, override: Override) -> Dimension | str:
 
 
 def _plain(item: Any) -> Any:
-    """A parsed value without Hydra's own types."""
+    """A parsed value in plain Python types."""
     if isinstance(item, QuotedString):
         return item.text
     if isinstance(item, list):
@@ -573,4 +572,4 @@ def _plain(item: Any) -> Any:
 
 def _check_log(text: str, low: float, log: bool) -> None:
     if log and low <= 0:
-        raise ConfigError(f"{text}: a log scale begins above 0, not at {text_of(low)}")
+        raise ConfigError(f"{text}: a log scale must start above 0, not at {text_of(low)}")

@@ -1,4 +1,5 @@
-"""What the trials of a sweep tell, and how surely: noise against the best, rungs against the end, steps saved."""
+"""Statistics of a sweep: trials compared with the best, rungs with the final ranking, steps saved by pruning, parameter
+importance."""
 
 import math
 from collections.abc import Sequence
@@ -12,29 +13,29 @@ from ftlab.sql.intervals import clustered_bootstrap, mcnemar
 from ftlab.sweep.entry import Entry
 
 LEVEL = 0.05
-FEWEST = 5  # trials below which a rank correlation is not judged
-STRONG = 0.6  # rank correlation from which a rung is a fair judge
+FEWEST = 5  # trials below which a rank correlation is not interpreted
+STRONG = 0.6  # rank correlation from which a rung predicts the final ranking well
 FEWEST_FOR_IMPORTANCE = 8
 
-# 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; above them a series is as exact.
+# 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond them a series is as accurate.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
 class Against:
-    """How a trial stands against the best: whether the difference is noise, and what says so."""
+    """A comparison with the best trial: whether the two are statistically tied, and by which data that was decided."""
 
     tie: bool
     by: Literal["rows", "intervals"]
 
 
 def against(best: Entry, other: Entry) -> Against | None:
-    """Whether `other` is worse than `best` beyond noise; None where nothing says how sure the two values are.
+    """Whether `other` is significantly worse than `best` or statistically tied with it; None without intervals.
 
-    Where both answered the same rows of validation on record, those are paired, as `ftlab compare` does: noise unless
-    the clustered bootstrap leaves out 0 and, of answers that are right or wrong, McNemar's p < 0.05. Otherwise the two
-    intervals give one of the difference (`mover`), which treats the rows as if they were others for each trial and so
-    calls too much a tie rather than too little.
+    Where answers of both to the same validation rows are recorded, the test is paired, as in `ftlab compare`: a tie
+    unless the interval of the clustered bootstrap excludes 0 and, for answers that are right or wrong, McNemar's
+    p < 0.05. Otherwise an interval of the difference is computed from the two intervals (`mover`). It treats the rows
+    as independent samples, so it errs towards calling a difference a tie.
     """
     shared = [row for row in best.answers if row in other.answers]
     if shared:
@@ -55,7 +56,8 @@ def _paired_tie(best: Entry, other: Entry, rows: list[str]) -> bool:
 
 
 def mover(a: float, interval_a: tuple[float, float], b: float, interval_b: tuple[float, float]) -> tuple[float, float]:
-    """The interval of a - b from those of two independent estimates; with Wilson's it is Newcombe's method 10.
+    """The 95 % interval of a - b from the 95 % intervals of two independent estimates (MOVER). With Wilson intervals it
+    is Newcombe's method 10.
 
     Source: R. G. Newcombe, Statistics in Medicine 17 (1998), 873-890; G. Y. Zou and A. Donner, Statistics in Medicine
     27 (2008), 1693-1702.
@@ -68,12 +70,12 @@ def mover(a: float, interval_a: tuple[float, float], b: float, interval_b: tuple
 def over_seeds(
     mean: float, deviation: float, seeds: int, rows: Sequence[tuple[float, float]] = (), *, rate: bool = False
 ) -> tuple[float, float] | None:
-    """The 95 % interval of a mean over seeds, for other seeds and other rows; None where nothing says how sure it is.
+    """The 95 % interval of a mean over seeds, for the variation of both seeds and rows; None where neither is known.
 
-    Student's t of the seeds' standard deviation, joined in quadrature with `rows`: how far each seed's own interval
-    over its rows reaches below and above its value. All seeds answer the same rows, whose noise more seeds do not
-    lessen; so the interval is never narrower than that of the rows, however alike the seeds came out. A rate stays
-    between 0 and 1.
+    Combines in quadrature the half-width by Student's t from the seeds' standard deviation with `rows`: how far each
+    seed's own interval over its rows reaches below and above its value. All seeds answer the same rows, so more seeds
+    do not reduce the sampling error of the rows, and the interval is never narrower than theirs. A rate stays between
+    0 and 1.
     """
     if seeds < 2:
         return None
@@ -103,29 +105,29 @@ def student(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class RungCheck:
-    """Spearman's rank correlation of the metric at one rung with the final objective, better with better above 0."""
+    """Spearman's rank correlation of the metric at one rung with the final objective, above 0 if good predicts good."""
 
     step: int
     trials: int
-    rho: float | None  # None: fewer than three trials, or all alike
+    rho: float | None  # None: fewer than three trials, or all values equal
     low: float
     high: float
 
     @property
     def words(self) -> str:
-        """Whether pruning at this rung is to be trusted."""
+        """Whether this rung predicts the final ranking, as pruning assumes."""
         if self.rho is None:
-            return "cannot be told: fewer than 3 trials, or all alike"
+            return "not available: needs at least 3 trials with different values"
         if self.trials < FEWEST:
-            return f"too few trials to tell (fewer than {FEWEST})"
+            return f"too few trials (needs at least {FEWEST})"
         if self.low <= 0:
-            return "not to be trusted yet: may be chance"
-        return "fair judge of the end" if self.rho >= STRONG else "weak judge of the end"
+            return "not established: the correlation may be due to chance"
+        return "yes" if self.rho >= STRONG else "only weakly"
 
 
 def rung_checks(entries: Sequence[Entry], metric_up: bool, direction: str) -> list[RungCheck]:
-    """One for each step at which distinct complete trials have a rung. Pruned trials have no end to compare with: they
-    are left out, which narrows the range of what is compared and so lowers the correlation."""
+    """One check for each step at which complete trials (without duplicates) have a rung. Pruned trials have no final
+    value and are left out, which narrows the range of values and so lowers the correlation."""
     done = [entry for entry in entries if entry.scored and entry.distinct]
     sign = 1 if metric_up == (direction == "maximize") else -1
     checks = []
@@ -152,7 +154,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def rho_interval(rho: float | None, pairs: int) -> tuple[float, float]:
-    """The 95 % interval of Spearman's rho by Fisher's transform; (-1, 1) where it cannot be told.
+    """The 95 % interval of Spearman's rho by Fisher's transform; (-1, 1) where it is unknown.
 
     Source: D. G. Bonett and T. A. Wright, Psychometrika 65 (2000), 23-28.
     """
@@ -163,12 +165,12 @@ def rho_interval(rho: float | None, pairs: int) -> tuple[float, float]:
     return math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
 
 
-# --- what pruning saved, and what mattered ------------------------------------------------------------------
+# --- steps saved by pruning, and parameter importance -------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SavedSteps:
-    """Optimizer steps of finished trials: done, and what they would have been without pruning."""
+    """Optimizer steps of finished trials: those done, and those that they would have done without pruning."""
 
     done: int
     planned: int
@@ -179,8 +181,7 @@ class SavedSteps:
 
 
 def saved(entries: Sequence[Entry]) -> SavedSteps:
-    """Steps that pruned runs did not take. A pruned trial that does not say what it planned would have done as many
-    as the median complete one."""
+    """Steps done and planned. A pruned trial without a recorded plan counts with the median of the complete trials."""
     finished = [e for e in entries if e.distinct and e.state in ("complete", "pruned") and _steps(e)]
     usual = [_steps(entry) for entry in finished if entry.state == "complete"]
     done = planned = 0
@@ -197,9 +198,8 @@ def _steps(entry: Entry) -> int:
 
 
 def importance(study: Any) -> dict[str, float]:
-    """Shares of the parameters in what makes the best runs differ from all (PED-ANOVA), largest first; empty where
-    too few complete ones or equal values say nothing. `study` is Optuna's; its trials that were lent their values, or
-    taken over from another study, are left out.
+    """Parameter importance by PED-ANOVA (shares that sum to 1), largest first; empty with too few complete trials or
+    with equal values. `study` is Optuna's; duplicates and trials imported from another study are left out.
 
     Source: S. Watanabe, A. Bansal and F. Hutter, IJCAI 2023, arXiv:2304.10255.
     """

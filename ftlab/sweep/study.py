@@ -1,20 +1,20 @@
 """A study: its folder, its database, and every rule about which trials count.
 
-What a trial's user attributes say:
+User attributes of a trial:
 
-    owner         host, pid and start of the process that runs it, and of those above it
+    owner         host, pid and start time of the process that runs it, and of its parents ("above")
     original      number of the first attempt
-    attempts      numbers of all attempts before, whose folder becomes this one's when it begins
-    retries       times that its process died before, while those above it lived
-    orphaned      times that its process died before, and so did one above it, as its driver
+    attempts      numbers of all earlier attempts, whose folder this attempt takes over when it starts
+    retries       how often its process died before while its parents lived
+    orphaned      how often its process died before together with a parent, such as its driver
     interrupted   "killed", "orphaned" (both found dead) or "stopped" (by a signal): another attempt follows
-    surplus       one more than wanted, given back
+    surplus       one more than needed, discarded
     cause         why it failed, in one line
-    from          the trial of another study that it was taken over from
-    loss          validation loss of its kept weights, the mean over seeds: orders trials of equal values
-    same_as       number of the trial with equal parameters whose values it has
+    from          the trial of another study from which it was imported (warm start)
+    loss          validation loss of its kept weights, the mean over seeds: breaks ties between equal values
+    same_as       of a duplicate: number of the trial with equal parameters whose values it copied
 
-Reports to the pruner name optimizer steps, and stand in the study's direction (`Study.reported`).
+Values are reported to the pruner by optimizer step, with the sign of the study's direction (`Study.reported`).
 """
 
 import difflib
@@ -56,15 +56,15 @@ LOCK = ".study.lock"
 LOCK_TIMEOUT_S = 120.0
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 COUNTED = {"killed": "retries", "orphaned": "orphaned"}  # ways to die, and the attribute that counts each
-MOST_ORPHANED = 10  # deaths with the driver that weigh as much as one alone
-# After its time limit until a process is killed: one that is stopped, and one that is not, and should have been ended
-# by its own alarm and then its own watchdog.
-STOPPED_GRACE_S, DEAF_GRACE_S = 2.0, 2 * GRACE_S
+MOST_ORPHANED = 10  # how many deaths together with the driver count like one death of the process alone
+# Seconds over its time limit after which a process is killed: one that is stopped (SIGSTOP), and one that runs, which
+# its own alarm and then its own watchdog should have ended.
+STOPPED_GRACE_S, HUNG_GRACE_S = 2.0, 2 * GRACE_S
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Trials by state; those given back, interrupted or taken over from another study count nowhere."""
+    """Numbers of trials by state, without discarded, interrupted and imported trials."""
 
     complete: int
     pruned: int
@@ -88,29 +88,29 @@ class TrialRow:
     values: list[float] | None
     params: dict[str, ParamValue]
     rungs: dict[int, float]  # sweep.rung_metric by optimizer step
-    seconds: float | None  # of the last attempt
+    seconds: float | None  # run time of the last attempt
     cause: str | None
     folder: str
     user_attrs: dict[str, Any]
 
     @property
     def scored(self) -> bool:
-        """Whether it is complete with numbers that can be compared."""
+        """Whether it is complete with finite values."""
         return finite(self.values)
 
     @property
     def loss(self) -> float | None:
-        """Its validation loss; None in a study of an older ftlab."""
+        """Its validation loss; None in studies of older versions of ftlab."""
         return self.user_attrs.get("loss")
 
     @property
     def distinct(self) -> bool:
-        """Whether it is a run of its own, and was not lent its values by an equal one."""
+        """Whether it was run itself and is no duplicate of a trial with equal parameters."""
         return "same_as" not in self.user_attrs
 
 
 class Study:
-    """An Optuna study that knows what it searches, how far it is, and whose trials were left behind."""
+    """An Optuna study with its search space, its progress, and the recovery of trials whose worker died."""
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class Study:
         self.storage_url = backend.url
         self.target = samplers.target(cfg, space)
         self.optuna, self._backend = study, backend
-        self.forgiven = frozenset[int](study.user_attrs.get("forgiven", ()))  # failed trials whose grid points are free
-        self.salvaged = ""  # what was lost with a damaged database, and what was not
-        self.notes: list[str] = []  # what whoever opened the study is to be told
+        self.forgiven = frozenset[int](study.user_attrs.get("forgiven", ()))  # failed, but their points may run again
+        self.salvaged = ""  # what was restored after the database was damaged, and what was lost
+        self.notes: list[str] = []  # on the warm start, for the user
         self._file_lock = _file_lock(folder)
 
     # --- opening ----------------------------------------------------------------------------------------------
@@ -151,16 +151,16 @@ class Study:
         rungs: Sequence[int] | None = None,
         refill: "Callable[[Study], str] | None" = None,
     ) -> "Study":
-        """Make the study or join it; several processes may do so at once. First guesses are enqueued and trials
-        of `sweep.warm_start` taken over. What is refused leaves nothing behind.
+        """Create the study or join it; several processes may do so at once. Enqueues `sweep.first` and imports the
+        trials of `sweep.warm_start`. A refused study leaves no files behind.
 
-        `composed` is `identity.configuration`'s, for a study whose fixed values changed in a file to be refused, and
-        `sources` `identity.shared`'s, for one whose data changed; `rungs` are the optimizer steps of evaluations where
-        they are known, for a pruner that cannot act to be refused. `refill` gives a new study the trials of their
-        folders, where a damaged database has to be set aside.
+        `composed` (of `identity.configuration`) is compared to refuse fixed values that changed in a file, `sources`
+        (of `identity.shared`) to refuse changed data. `rungs` are the optimizer steps of evaluations, if known, to
+        refuse a pruner that would never act. `refill` restores the trials from their folders if a damaged database has
+        to be set aside.
 
         Raises:
-            ConfigError: settings that do not go together, or a study of that name that searches something else.
+            ConfigError: settings that contradict each other, or a study of that name with another search.
             InputError: the database or the folder cannot be used.
         """
         name, folder = folder_name(name), Path(folder)
@@ -171,7 +171,7 @@ class Study:
         lock = _file_lock(folder)
         samplers.sampler(cfg, space, lambda: _held(lock))
         samplers.check_pruner(cfg) if rungs is None else samplers.pruner(cfg, rungs)
-        teacher = _teacher(cfg, wanted)
+        source = _warm_start_source(cfg, wanted)
         url = cfg.storage or storage.default_url(folder)
         with _made(folder), _held(lock), storage.explained(url):
             aside = _damaged_aside(folder) if refill and not cfg.storage else None
@@ -182,15 +182,15 @@ class Study:
             opened = cls(name, folder, cfg, space, objectives, fixed, study, backend)
             if aside and refill:
                 opened.salvaged = f"{folder}/study.db was damaged and is kept as {aside.name}: {refill(opened)}"
-            opened._ready(wanted, teacher)
+            opened._ready(wanted, source)
         return opened
 
     @classmethod
     def load(cls, text: str) -> "Study":
-        """A study that exists, by its folder or its name in outputs/.
+        """An existing study, by its folder or its name in outputs/.
 
         Raises:
-            InputError: there is none; names near it are given.
+            InputError: there is none; similar names are suggested.
         """
         folder, card = _find(text)
         url = card["storage"] or storage.default_url(folder)
@@ -210,8 +210,8 @@ class Study:
                 space = Space.from_record(attrs["space"])
                 return cls(card["name"], folder, cfg, space, attrs["objectives"], attrs["overrides"], study, backend)
 
-    def _ready(self, record: Mapping[str, Any], teacher: "Study | None") -> None:
-        """Sampler, first guesses and trials of an earlier study; the lock is held."""
+    def _ready(self, record: Mapping[str, Any], source: "Study | None") -> None:
+        """Set up the sampler, `sweep.first` and the warm start; the lock is held."""
         before = self.optuna.user_attrs
         wanted = {"config": _config_record(self.cfg), "overrides": [*map(redact, self.fixed)], "n_trials": self.target}
         for key, value in {**wanted, **self._forgive(before)}.items():
@@ -219,13 +219,13 @@ class Study:
                 self.optuna.set_user_attr(key, value)
         self.optuna.sampler = samplers.sampler(self.cfg, self.space, self.lock, self.forgiven)
         self.enqueue_first()
-        if teacher:
-            self._learn(teacher, record)
-            teacher.close()
+        if source:
+            self._import_trials(source, record)
+            source.close()
 
     def _forgive(self, before: Mapping[str, Any]) -> dict[str, Any]:
-        """Attributes with which grid points that failed are free again, once `sweep.max_failures` is higher than it has
-        ever been: their cause is removed, says who raises it."""
+        """Attributes that let failed grid points run again once `sweep.max_failures` is higher than ever before: a user
+        who raises it has removed the cause."""
         budget = before.get("budget", before.get("config", {}).get("max_failures", self.cfg.max_failures))
         if self.cfg.max_failures <= budget:
             return {"budget": budget}
@@ -233,12 +233,12 @@ class Study:
         return {"budget": self.cfg.max_failures, "forgiven": sorted(self.forgiven)}
 
     def work_under(self, above: Sequence[Process]) -> None:
-        """Say of trials that this process runs without whom it would not go on."""
+        """Record these parent processes in the trials of this process, which ends when they do."""
         self._backend.above = above
 
     def close(self) -> None:
-        """Let go of the database; using the study again connects again. Whoever closes SQLite's file last puts its log
-        into it, so that one file is left; who is killed leaves `study.db-wal` beside it, which the next one reads."""
+        """Close the database connections; using the study again reconnects. The last process to close an SQLite file
+        merges its log into it. A killed process leaves `study.db-wal` beside it, which the next one reads."""
         self._backend.engine.dispose()
 
     def set_pruner(self, rungs: list[int]) -> None:
@@ -258,7 +258,7 @@ class Study:
     # --- counting ---------------------------------------------------------------------------------------------
 
     def trials(self) -> list[FrozenTrial]:
-        """Every trial of this study itself, by number; not to be changed."""
+        """Every trial by number, without imported ones; not to be changed."""
         return [t for t in self.optuna.get_trials(deepcopy=False) if own(t)]
 
     def counts(self) -> Counts:
@@ -266,8 +266,8 @@ class Study:
         return _counts(self.trials())
 
     def left(self, counts: Counts | None = None) -> int:
-        """Trials still to finish, by `counts` just read where given. A grid also ends when every point is done, or
-        failed and not forgiven."""
+        """The number of trials still to finish, from `counts` if given. A grid also ends when every point is done, or
+        failed and not to be run again."""
         wanted = max(0, self.target - (counts or self.counts()).finished)
         if wanted and self._is_grid:
             over = [t for t in self.trials() if t.state.is_finished() and samplers.occupies(t, self.forgiven)]
@@ -276,12 +276,12 @@ class Study:
         return wanted
 
     def failed_points(self) -> int:
-        """Points of the grid that failed and are tried again only when `sweep.max_failures` is raised."""
+        """The number of failed grid points, which run again only if `sweep.max_failures` is raised."""
         lost = [t for t in self.trials() if failed(t) and samplers.occupies(t, self.forgiven)]
         return len({point_of(t, self.space) for t in lost} - {None}) if self._is_grid else 0
 
     def exhausted(self) -> bool:
-        """Whether a search that may draw a configuration twice has run all there are."""
+        """Whether a search without a grid has run every configuration of its space."""
         size = None if self._is_grid else self.space.size()
         if size is None or size > self.target:
             return False
@@ -293,8 +293,8 @@ class Study:
         return samplers.chosen(self.cfg, self.space) == "grid"
 
     def surplus(self, number: int) -> bool:
-        """Whether a running trial is one too many, which several workers asking at once bring about: `target` of a
-        lower number are done or under way, or one of those has its grid point."""
+        """Whether a running trial is not needed, as when several workers ask for the last one at once: `target` other
+        trials are finished or started earlier, or one of those has the same grid point."""
         trials = {t.number: t for t in self.trials()}
         before = [t for t in trials.values() if t.number < number]
         active = [t for t in before if t.state in (*FINISHED, TrialState.RUNNING)]
@@ -308,17 +308,16 @@ class Study:
         return mine is not None and mine in {point_of(t, self.space) for t in rivals}
 
     def equal(self, trial: Trial) -> FrozenTrial | None:
-        """The trial that runs, or has run, the configuration of this one in its stead; None where this one is to run
-        it, which the database tells all others from then on.
+        """Another trial that runs or has run the same configuration; None if this trial is to run it, which is then
+        reserved in the database.
 
-        Numbers do not say who drew first, and no look at the trials what others write meanwhile. So one holds the
-        configuration, which outlives neither its failure nor its death. A trial that holds nothing, of an older ftlab
-        or not yet, goes before those of higher numbers.
+        Trial numbers do not show who drew first, and reading the trials cannot show what others write meanwhile. So
+        one trial reserves the configuration, until it fails or dies. A running trial without a reservation (of an
+        older ftlab, or not made yet) has precedence over higher numbers.
         """
         name = _name(trial.params)
-        holder = self._backend.holder(
-            self.optuna._study_id, name
-        )  # before its trial is read, which then has its values
+        # Read before the trials: if the holder has finished by then, its values are seen.
+        holder = self._backend.holder(self.optuna._study_id, name)
         alike = [t for t in self.trials() if t.number != trial.number and t.params == trial.params]
         finished = [t for t in alike if t.state in FINISHED and "same_as" not in t.user_attrs]
         running = {t.number: t for t in alike if t.state is TrialState.RUNNING}
@@ -331,24 +330,24 @@ class Study:
         mine = self._backend.hold(self.optuna._study_id, name, trial.number, after=holder)
         return None if mine else self.equal(trial)
 
-    # --- trials left behind -----------------------------------------------------------------------------------
+    # --- trials of dead workers -------------------------------------------------------------------------------
 
     def reap(self, *, idle: bool = False) -> list[int]:
-        """Fail the running trials whose process is dead, and enqueue them again as `sweep.retries` allows; the
-        numbers of the dead. `idle`: this process runs no trial itself, whatever the database says.
+        """Fail the running trials whose process is dead, and enqueue them again as `sweep.retries` allows. Returns the
+        numbers of the failed trials. `idle`: this process runs no trial itself, whatever the database says.
 
-        An attempt that a reaper failed and did not live to enqueue is enqueued by the next.
+        If a process dies between failing and enqueueing a trial, the next call enqueues it.
         """
         with self.lock():
             silent = set(self._backend.silent(self.optuna._study_id))
             trials = self.trials()
             dead = [t for t in trials if t.state is TrialState.RUNNING and self._dead(t, silent, idle)]
-            reaped = [t.number for t in dead if self._bury(t)]
-            self._take_up(self.trials() if reaped else trials)
+            reaped = [t.number for t in dead if self._fail_dead(t)]
+            self._enqueue_again(self.trials() if reaped else trials)
             return reaped
 
     def stopped(self, trial: Trial) -> None:
-        """Mark a running trial as stopped by a signal: the next `reap` enqueues it again, at no cost of retries."""
+        """Mark a running trial as stopped by a signal: the next `reap` enqueues it again without using up a retry."""
         trial.set_user_attr("interrupted", "stopped")
 
     def _dead(self, trial: FrozenTrial, silent: set[int], idle: bool) -> bool:
@@ -360,9 +359,9 @@ class Study:
             return False
         return trial._trial_id in silent or (bool(known) and len(here) == len(known))
 
-    def _bury(self, trial: FrozenTrial) -> bool:
-        """Fail a trial for its dead process; False where somebody finished it meanwhile. A death that came from above
-        says nothing of the trial; one that takes its driver along each time ends nevertheless."""
+    def _fail_dead(self, trial: FrozenTrial) -> bool:
+        """Fail a trial whose process is dead; False if another process finished it meanwhile. A death together with a
+        parent is not the trial's fault, yet a trial that takes its driver down every time must end as well."""
         backend, key = self._backend, trial._trial_id
         kind, most = "killed", self.cfg.retries
         if any(process.dead() for process in storage.above(trial)):
@@ -381,10 +380,10 @@ class Study:
         except UpdateFinishedTrialError:
             return False
 
-    def end_frozen(self) -> list[int]:
-        """Kill processes of this host that are over `sweep.trial_limit_s` and do not end their trial themselves: those
-        that are stopped, as by SIGSTOP, and those that do not even heed their own watchdog. The numbers of their
-        trials, which `reap` takes up again."""
+    def kill_overdue(self) -> list[int]:
+        """Kill processes of this host that are over `sweep.trial_limit_s` and do not end their trial themselves: they
+        are stopped, as by SIGSTOP, or even their own watchdog hangs. Returns the numbers of their trials, which `reap`
+        enqueues again."""
         limit = self.cfg.trial_limit_s
         running = [] if limit is None else [t for t in self.trials() if t.state is TrialState.RUNNING]
         ended = []
@@ -392,14 +391,14 @@ class Study:
             owner, spent = next(iter(owners(trial)), None), _seconds(trial) or 0.0
             if limit is None or owner is None or owner == Process.me() or not owner.here() or owner.dead():
                 continue
-            if spent > limit + (STOPPED_GRACE_S if owner.frozen() else DEAF_GRACE_S):
+            if spent > limit + (STOPPED_GRACE_S if owner.frozen() else HUNG_GRACE_S):
                 with suppress(OSError):  # it is just gone, or another user's
                     os.kill(owner.pid, signal.SIGKILL)
                     ended.append(trial.number)
         return ended
 
-    def _take_up(self, trials: list[FrozenTrial]) -> None:
-        """Enqueue every interrupted one of all trials that has no successor yet, if more are to finish."""
+    def _enqueue_again(self, trials: list[FrozenTrial]) -> None:
+        """Enqueue another attempt of every interrupted trial without one, if more trials are to finish."""
         followed = {t.system_attrs.get("retry_of") for t in trials}
         lost = [t for t in trials if _interrupted(t) and t.number not in followed]
         if lost and self.left():
@@ -409,7 +408,7 @@ class Study:
     # --- known configurations -----------------------------------------------------------------------------------
 
     def enqueue_first(self) -> None:
-        """Enqueue `sweep.first`, each guess once.
+        """Enqueue the configurations of `sweep.first`, each once.
 
         Raises:
             ConfigError: a key or value outside the space.
@@ -422,51 +421,53 @@ class Study:
                     self.optuna.enqueue_trial(guess)
                     known.append(guess)
 
-    def _learn(self, teacher: "Study", record: Mapping[str, Any]) -> None:
-        """Take over the teacher's finished runs, and note how many and what differs. Where it reported something else
-        at its rungs, how far its pruned trials came is not to be compared."""
-        theirs = (teacher.cfg.rung_metric, teacher.cfg.pruner == "wilcoxon")
+    def _import_trials(self, source: "Study", record: Mapping[str, Any]) -> None:
+        """Import the finished runs of a warm-start source, and note their number and what differs. If the source
+        reported another rung metric, its pruned trials are not comparable and are left out."""
+        theirs = (source.cfg.rung_metric, source.cfg.pruner == "wilcoxon")
         alike = theirs == (self.cfg.rung_metric, self.cfg.pruner == "wilcoxon")
         states = FINISHED if alike else (TrialState.COMPLETE,)
         known = {t.user_attrs.get("from") for t in self.optuna.get_trials(deepcopy=False)}
-        for trial in teacher.optuna.get_trials(deepcopy=False, states=states):
-            origin = trial.user_attrs.get("from") or f"{teacher.name}/{trial.number}"
-            lent = "same_as" in trial.user_attrs
-            if not lent and origin not in known and not origin.startswith(f"{self.name}/"):
-                self.optuna.add_trial(_taken_over(trial, origin, self.space))
-        self._note_lessons(identity.differences(teacher.optuna.user_attrs, record, LESSONS))
+        for trial in source.optuna.get_trials(deepcopy=False, states=states):
+            origin = trial.user_attrs.get("from") or f"{source.name}/{trial.number}"
+            duplicate = "same_as" in trial.user_attrs
+            if not duplicate and origin not in known and not origin.startswith(f"{self.name}/"):
+                self.optuna.add_trial(_imported(trial, origin, self.space))
+        self._note_imported(identity.differences(source.optuna.user_attrs, record, COMPARED))
 
-    def _note_lessons(self, different: list[str]) -> None:
+    def _note_imported(self, different: list[str]) -> None:
         taken = Counter(t.state for t in self.optuna.get_trials(deepcopy=False) if not own(t))
         parts = f"{taken[TrialState.COMPLETE]} complete, {taken[TrialState.PRUNED]} pruned"
         chosen = samplers.chosen(self.cfg, self.space)
         use = (
-            "the sampler learns from them" if chosen in LEARNING else f"sweep.sampler={chosen} learns nothing from them"
+            "the sampler learns from them"
+            if chosen in MODEL_BASED
+            else f"sweep.sampler={chosen} learns nothing from them"
         )
         trials = f"{taken.total()} trial{'s' * (taken.total() != 1)}"
         self.notes.append(
-            f"{trials} of {self.cfg.warm_start} taken over ({parts}): {use}; they are in no count or ranking here"
+            f"{trials} imported from {self.cfg.warm_start} ({parts}): {use}; they are not counted or ranked here"
         )
         if different:
             listed = "; ".join(line.strip() for line in different)
-            self.notes.append(f"{self.cfg.warm_start} was run otherwise, so its scores may mislead: {listed}")
+            self.notes.append(f"{self.cfg.warm_start} had other settings, so its scores may mislead: {listed}")
 
     # --- results ----------------------------------------------------------------------------------------------
 
     def reported(self, value: float) -> float:
-        """A value of `sweep.rung_metric` as the pruner reads it, which knows one direction only: a loss is
-        negated where the study maximises. Its own inverse. Wilcoxon is told the objective itself."""
+        """A value of `sweep.rung_metric` as it is reported to the pruner, which assumes the study's direction: a loss
+        is negated if the study maximises. The function is its own inverse. Wilcoxon gets the objective itself."""
         if self.cfg.pruner == "wilcoxon" or len(self.directions) > 1:
             return value
         return value if self.rung_up == (self.directions[0] == "maximize") else -value
 
     @property
     def rung_up(self) -> bool:
-        """Whether more of `sweep.rung_metric` is better: as the study aims where that is its objective."""
+        """Whether a higher `sweep.rung_metric` is better; if it is an objective, the study's direction decides."""
         return identity.rises(self.cfg.rung_metric, self.objectives, self.directions)
 
     def row(self, trial: FrozenTrial) -> TrialRow:
-        """A trial as a row."""
+        """A trial as a row of the leaderboard."""
         attrs = {key: value for key, value in trial.user_attrs.items() if key != "owner"}
         values = list(trial.values) if trial.state is TrialState.COMPLETE else None
         return TrialRow(
@@ -483,20 +484,20 @@ class Study:
         )
 
     def leaderboard(self) -> list[TrialRow]:
-        """All trials of this study itself, best first (with several objectives: the front first); then pruned by their
-        last rung, running, waiting and failed ones. Of equal ones the lower validation loss comes first, then the lower
-        number."""
+        """All trials except imported ones: complete ones, best first (with several objectives the Pareto front first),
+        then pruned ones by their last rung, then running, waiting and failed ones. Ties are broken by the lower
+        validation loss, then by the lower number."""
         rows = [self.row(trial) for trial in self.trials() if trial.state is not TrialState.FAIL or failed(trial)]
         ahead = {row.number for row in front(rows, self.directions)}
         rows.sort(key=lambda row: (row.number not in ahead, *self._rank(row)))
         return sorted(rows, key=lambda row: (STATES.index(row.state), not row.scored))
 
     def best(self) -> TrialRow | None:
-        """The best distinct run, if a trial is complete."""
+        """The best trial that is no duplicate, if one is complete."""
         return best_of(self.leaderboard(), self.directions)
 
     def front(self) -> list[TrialRow]:
-        """The distinct runs that no other beats in every objective; with one objective the best and its ties."""
+        """The Pareto front without duplicates; with one objective the best trial and those equal to it."""
         return front(self.leaderboard(), self.directions)
 
     def _rank(self, row: TrialRow) -> Rank:
@@ -508,9 +509,9 @@ class Study:
         return (cost,), math.inf, row.number
 
 
-# Samplers that learn from trials, and what may differ between two studies of which one learns from the other.
-LEARNING = ("tpe", "gp", "cmaes")
-LESSONS = ("fixed", "configuration", "sources", "seeds", "rung_metric")
+# Samplers that model earlier trials, and the records whose differences from a warm-start source are noted.
+MODEL_BASED = ("tpe", "gp", "cmaes")
+COMPARED = ("fixed", "configuration", "sources", "seeds", "rung_metric")
 STATES = ("complete", "pruned", "running", "waiting", "failed")
 
 
@@ -521,12 +522,12 @@ def folder_name(text: str) -> str:
     """`text`, if it can name a study and its folder: at most 100 letters, digits and `._=+,@-`, no path.
 
     Raises:
-        ConfigError: it cannot; what could is named. To change it in silence would make one study of two names.
+        ConfigError: it cannot; a valid name is suggested. Changing it silently could merge two studies into one.
     """
     name = re.sub(r"[^\w.=+,@-]+", "-", text).strip(".-")[:100].rstrip(".-")
     if name != text:
         remedy = f"write sweep.study={name}" if name else "use letters and digits"
-        raise ConfigError(f"sweep.study={text} names no folder (100 letters, digits and ._=+,@- at most): {remedy}")
+        raise ConfigError(f"sweep.study={text} cannot name a folder (100 letters, digits, ._=+,@- at most): {remedy}")
     return name
 
 
@@ -534,7 +535,7 @@ def folder_name(text: str) -> str:
 
 
 def _file_lock(folder: Path) -> FileLock:
-    # One object a path in this process: whoever holds it may take it again.
+    # One object per path in this process, so that its holder may acquire it again.
     return FileLock((folder / LOCK).resolve(), timeout=LOCK_TIMEOUT_S, is_singleton=True)
 
 
@@ -554,7 +555,7 @@ def _held(lock: FileLock) -> Iterator[None]:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Have the folder; whoever is refused inside leaves none that was not there before."""
+    """Create the folder; if the block fails, remove the folders that were created."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -572,7 +573,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def _damaged_aside(folder: Path) -> Path | None:
-    """Where the damaged database of a folder is kept from now on; None where there is none."""
+    """Rename the damaged database of a folder. Returns the new path; None if there is none or it is whole."""
     database = folder / "study.db"
     if not database.is_file() or storage.damage(database) is None:
         return None
@@ -581,22 +582,22 @@ def _damaged_aside(folder: Path) -> Path | None:
 
 @contextmanager
 def _records_read(folder: Path) -> Iterator[None]:
-    """What is wrong with a record depends on which of its bytes were changed.
+    """Turn the various errors that a damaged record causes into one.
 
     Raises:
-        InputError: it is no record of a study any more.
+        InputError: the record of the study is damaged.
     """
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
         raise InputError(
-            f"{folder}: the study's record is damaged ({type(error).__name__}: {first_line(error)}): put a copy of its "
-            "database back, or begin anew with sweep.study=NAME"
+            f"{folder}: the study's record is damaged ({type(error).__name__}: {first_line(error)}): restore its "
+            "database from a backup, or start a new study with sweep.study=NAME"
         ) from None
 
 
 def _card(name: str, url: str | None) -> dict[str, Any]:
-    """What `Study.load` must know, without a password."""
+    """The record from which `Study.load` finds the study, without a password."""
     return {"name": name, "storage": storage.without_password(url) if url else None}
 
 
@@ -610,7 +611,7 @@ def _read_card(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_card(folder: Path, name: str, url: str | None) -> None:
-    """Refuse a second study in one folder, where their trials' numbers would meet."""
+    """Refuse a second study in one folder, where the trial numbers of both would collide."""
     there = _read_card(folder)
     if there is not None and there != _card(name, url):
         where = f" in {there['storage']}" if there["storage"] else ""
@@ -628,7 +629,7 @@ def _find(text: str) -> tuple[Path, dict[str, Any]]:
         if card is not None:
             return folder, card
         if (folder / CARD).exists():
-            raise InputError(f"{folder / CARD} cannot be read: the same sweep, started again, writes it anew")
+            raise InputError(f"{folder / CARD} cannot be read: start the same sweep again to write it anew")
     names = sorted(file.parent.name for file in Path("outputs").glob(f"*/{CARD}"))
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or names[:3]
     hint = f"Did you mean: {', '.join(near)}?" if near else "outputs/ holds no study; a sweep makes one"
@@ -636,8 +637,8 @@ def _find(text: str) -> tuple[Path, dict[str, Any]]:
 
 
 def folder_of(study: Study, trial: Trial | FrozenTrial) -> Path:
-    """The trial's folder, named by its number. An attempt that has not begun has that of the attempt before it, and so
-    have those that an older ftlab took up."""
+    """The trial's folder, named by its number. An attempt that has not started has the folder of the attempt before it,
+    and so have those that an older ftlab resumed."""
     own, earlier = study.folder / str(trial.number), _attempts(trial.user_attrs)
     if not earlier or own.exists():
         return own
@@ -645,7 +646,7 @@ def folder_of(study: Study, trial: Trial | FrozenTrial) -> Path:
 
 
 def take_folder(study: Study, trial: Trial | FrozenTrial) -> Path:
-    """`folder_of` a trial that begins, under its own number from now on."""
+    """The folder of a trial that starts, renamed from that of an earlier attempt to its own number."""
     own = study.folder / str(trial.number)
     before = folder_of(study, trial)
     if before != own:
@@ -654,8 +655,8 @@ def take_folder(study: Study, trial: Trial | FrozenTrial) -> Path:
 
 
 def _attempts(attrs: Mapping[str, Any]) -> list[int]:
-    """The attempts before a trial; an older ftlab recorded the first one only. They name folders, so that nothing but
-    numbers counts, whoever wrote the database."""
+    """The numbers of the attempts before a trial; an older ftlab recorded the first one only. They become folder names,
+    so anything but a number in the database is ignored."""
     found = attrs.get("attempts") or [attrs.get("original")]
     return [number for number in found if isinstance(number, int)] if isinstance(found, list) else []
 
@@ -666,7 +667,7 @@ def _config_record(cfg: SweepConfig) -> dict[str, Any]:
 
 
 def _config(record: Mapping[str, Any], url: str | None) -> SweepConfig:
-    """The settings a study was last run with; those of another version of ftlab are left out."""
+    """The settings with which a study was last run; keys unknown to this version of ftlab are left out."""
     known = {field.name for field in fields(SweepConfig)}
     return SweepConfig(**{key: value for key, value in record.items() if key in known} | {"storage": url})
 
@@ -674,25 +675,25 @@ def _config(record: Mapping[str, Any], url: str | None) -> SweepConfig:
 # --- trials ------------------------------------------------------------------------------------------------------
 
 
-def _teacher(cfg: SweepConfig, wanted: Mapping[str, Any]) -> "Study | None":
-    """The study of `sweep.warm_start`, after it was found to search the same for the same.
+def _warm_start_source(cfg: SweepConfig, wanted: Mapping[str, Any]) -> "Study | None":
+    """The study of `sweep.warm_start`, checked to have the same space and objectives.
 
     Raises:
-        InputError: no such study.
-        ConfigError: it searches another space or aims at something else.
+        InputError: there is no such study.
+        ConfigError: its space or its objectives differ.
     """
     if cfg.warm_start is None:
         return None
-    teacher = Study.load(cfg.warm_start)
-    problems = identity.differences(teacher.optuna.user_attrs, wanted, ("space", "objectives", "directions"))
+    source = Study.load(cfg.warm_start)
+    problems = identity.differences(source.optuna.user_attrs, wanted, ("space", "objectives", "directions"))
     if problems:
-        teacher.close()
-        raise ConfigError(f"sweep.warm_start={cfg.warm_start} cannot be taken over:\n" + "\n".join(problems))
-    return teacher
+        source.close()
+        raise ConfigError(f"sweep.warm_start={cfg.warm_start} cannot be imported:\n" + "\n".join(problems))
+    return source
 
 
 def _name(params: Mapping[str, Any]) -> str:
-    """A configuration by its parameters, as the database holds it."""
+    """A hash of a configuration's parameters, under which the database stores its reservation."""
     return sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
 
 
@@ -715,7 +716,7 @@ def _interrupted(trial: FrozenTrial) -> bool:
 
 
 def _successor(trial: FrozenTrial) -> FrozenTrial:
-    """The next attempt: same parameters, nothing of what the pruner knew of the one before."""
+    """The next attempt of a trial: the same parameters, without the values reported to the pruner before."""
     attrs = trial.user_attrs
     kept: dict[str, Any] = {k: v for k, v in trial.system_attrs.items() if k in ("fixed_params", "point")}
     return create_trial(
@@ -731,7 +732,7 @@ def _successor(trial: FrozenTrial) -> FrozenTrial:
     )
 
 
-def _taken_over(trial: FrozenTrial, origin: str, space: Space) -> FrozenTrial:
+def _imported(trial: FrozenTrial, origin: str, space: Space) -> FrozenTrial:
     dropped = ("owner", "original", "attempts", *COUNTED.values(), "same_as")
     return create_trial(
         state=trial.state,

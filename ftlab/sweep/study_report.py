@@ -1,4 +1,4 @@
-"""What a sweep found, at any moment of it: on the terminal, as report.html and report.md, and as an experiment file."""
+"""The report of a finished or running study: on the terminal, as report.html and report.md, and as experiment file."""
 
 import os
 import shlex
@@ -28,32 +28,33 @@ if TYPE_CHECKING:
     from ftlab.sweep.space import Dimension
     from ftlab.sweep.study import Study, TrialRow
 
-FEW_VALUES = 8  # up to so many, numbers in steps are drawn as names
+FEW_VALUES = 8  # numbers in steps are drawn as categories up to this many
 ROWS = 20  # of the leaderboard on the terminal
-PLAIN_WIDTH = 200  # columns of tables where the output is no terminal: a log wraps nothing
+TESTS = {"rows": "95 % paired cluster bootstrap or McNemar's test", "intervals": "95 % interval of the difference"}
+PLAIN_WIDTH = 200  # characters of a table's line where the output is a file
 
 
 @dataclass(frozen=True)
 class Report:
-    """A study as it stands."""
+    """The state of a study when the report was made."""
 
     name: str
     folder: Path
     sweep: Sweep
-    wanted: int | None = None  # finished trials
+    wanted: int | None = None  # the number of finished trials at which the sweep ends
     storage: str = ""  # the database's URL, without its password
     shares: dict[str, float] = field(default_factory=dict)  # of the parameters, by importance
     fixed: Sequence[str] = ()  # overrides that all trials share
     chosen: Sequence[str] = ()  # overrides of the best trial
-    hints: Sequence[str] = ()  # sentences on what the study can still do
+    hints: Sequence[str] = ()  # warnings, and what a further sweep could do
 
     @property
     def best(self) -> Entry | None:
-        """The one that `Study.best` names, by the same rule."""
+        """The best trial, by the same rule as `Study.best`."""
         return best_of(self.sweep.entries, self.sweep.directions)
 
-    def show(self, terminal: Terminal, rows: int | None = ROWS, told: Sequence[str] = ()) -> None:
-        """Leaderboard of at most `rows` trials, findings, what `write` told, and what to do next."""
+    def show(self, terminal: Terminal, rows: int | None = ROWS, notes: Sequence[str] = ()) -> None:
+        """Print the leaderboard of at most `rows` trials, the findings, the `notes` of `write` and next commands."""
         page = self.page()
         width = PLAIN_WIDTH if terminal.plain else terminal.console.width
         if terminal.plain:
@@ -65,7 +66,7 @@ class Report:
             if shown.rows:
                 terminal.table(shown.head, shown.rows)
             if len(shown.rows) < len(table.rows):
-                terminal.note(f"{len(table.rows) - len(shown.rows)} more: limit=null shows all")
+                terminal.note(f"{len(table.rows) - len(shown.rows)} more trials: limit=null shows all")
             for note in shown.notes:
                 terminal.note(note)
         terminal.note("")
@@ -73,31 +74,31 @@ class Report:
             terminal.note(line)
         if page.best:
             terminal.note(f"best configuration: {' '.join(page.best)}")
-        for line in told:
+        for line in notes:
             terminal.note(line)
         terminal.next_commands([command for _, command in page.commands])
 
     def write(self) -> list[str]:
-        """Write report.html, report.md and, where a trial is complete, experiment/best.yaml; a sentence on each thing
-        that a reader must know of them.
+        """Write report.html, report.md and, where a trial is complete, experiment/best.yaml. Returns notes for the
+        reader.
 
         Raises:
             RunDirError: the study's folder cannot be written.
         """
-        told = []
+        notes = []
         try:
             if self.best is not None:
-                told = self._write_best(self.best)
+                notes = self._write_best(self.best)
             found = self.page()
             write_atomic(self.folder / "report.html", redact(page.html(found)))
             write_atomic(self.folder / "report.md", redact(page.markdown(found)))
         except OSError as error:
             reason = error.strerror or str(error)
             raise RunDirError(
-                f"{self.folder} cannot be written ({reason}): the report is on the terminal only"
+                f"{self.folder} cannot be written ({reason}): the report is shown on the terminal only"
             ) from None
         return [
-            *told,
+            *notes,
             f"written: {shown(self.folder)}/report.html, report.md" + (", experiment/best.yaml" * bool(self.best)),
         ]
 
@@ -112,11 +113,11 @@ class Report:
             )
             off = best_file.write(self.folder, recipe, comment)
         except ConfigError as error:  # what ftlab ships has changed since, or an option lay outside of it
-            return [f"experiment/best.yaml composes to nothing: {'; '.join(error.problems)}"]
-        return [f"experiment/best.yaml does not hold {', '.join(off)}: set them on the command line"] if off else []
+            return [f"experiment/best.yaml cannot be composed: {'; '.join(error.problems)}"]
+        return [f"experiment/best.yaml does not set {', '.join(off)}: set them on the command line"] if off else []
 
     def page(self) -> Page:
-        """What is told, whatever the form."""
+        """The content of the report, for every form."""
         sweep = self.sweep
         found = (tables.rungs(sweep), tables.importance(self.shares), tables.failures(sweep.entries))
         board = [tables.leaderboard(sweep, self._links())] if sweep.entries else []
@@ -130,7 +131,7 @@ class Report:
         )
 
     def _links(self) -> dict[str, str]:
-        """The folders of the trials that have one, below the study's, by number."""
+        """Trial number to the relative path of its folder, for trials that have one."""
         places = {e.number: e.folder or self.folder / str(e.number) for e in self.sweep.entries if e.distinct}
         names = {number: os.path.relpath(place, self.folder).partition(os.sep)[0] for number, place in places.items()}
         return {str(number): f"{name}/" for number, name in names.items() if (self.folder / name).is_dir()}
@@ -140,12 +141,13 @@ class Report:
         yield tables.counts(sweep.entries, self.wanted)
         when = datetime.fromtimestamp(sweep.now).strftime("%Y-%m-%d %H:%M")
         yield (
-            "; ".join(f"{way} {name}" for name, way in zip(sweep.objectives, sweep.directions, strict=True))
-            + f" (as of {when})"
+            "objective: "
+            + "; ".join(f"{way} {name}" for name, way in zip(sweep.objectives, sweep.directions, strict=True))
+            + f" (state of {when})"
         )
         yield from self.hints
         if best is None:
-            yield "no trial is complete yet: there is no best configuration"
+            yield "no trial is complete yet, so there is no best configuration"
             return
         yield from self._best_lines(best)
         if sentence := tables.pruning(saved(sweep.entries)):
@@ -156,31 +158,32 @@ class Report:
         values = [
             f"{name} {tables.number(value, name)}" for name, value in zip(sweep.objectives, best.values, strict=True)
         ]
-        between = f" (95 %: {tables.interval(best, sweep.objectives[0])})" if best.interval else ""
+        between = f" (95 % interval: {tables.interval(best, sweep.objectives[0])})" if best.interval else ""
         if len(sweep.objectives) > 1:
             members = [entry.number for entry in front(sweep.entries, sweep.directions)]
             if len(members) == 1:
-                yield f"the front is trial {best.number} alone: no other beats it in any objective"
+                yield f"the Pareto front is trial {best.number} alone: no other trial is better in any objective"
             else:
-                yield f"there is no single best: the front is trials {', '.join(map(str, members))}"
-            first = f"best by {sweep.objectives[0]}, and experiment=best"
-            yield f"{first}: trial {best.number}, {', '.join(values)}{between}"
+                yield f"there is no single best: the Pareto front is trials {', '.join(map(str, members))}"
+            first = f"best by {sweep.objectives[0]}, run by experiment=best"
+            yield f"{first}: trial {best.number}, {', '.join([values[0] + between, *values[1:]])}"
             return
         yield f"best: trial {best.number}, {values[0]}{between}"
         standings = {entry.number: against(best, entry) for entry in sweep.done[1:]}
-        ties = [number for number, found in standings.items() if found and found.tie]
+        ties = {number: TESTS[found.by] for number, found in standings.items() if found and found.tie}
         if ties:
-            listed = ", ".join(map(str, ties))
-            yield f"it is not told apart from {len(ties)} other{'s' * (len(ties) > 1)}: trial {listed}"
+            listed = f"trial{'s' * (len(ties) > 1)} {', '.join(map(str, ties))}"
+            tests = " or ".join(dict.fromkeys(ties.values()))
+            yield f"statistically tied with {len(ties)} other{'s' * (len(ties) > 1)} ({tests}): {listed}"
         if best.test:
-            yield f"on test, which chose nothing: {best.test}"
+            yield f"on the test split, which was not used to choose it: {best.test}"
 
     def _commands(self) -> Iterator[tuple[str, str]]:
         if self.best is not None:
             folder = shlex.quote(shown(self.folder))
-            yield "run the best configuration", f"python -m ftlab --config-dir {folder} experiment=best"
+            yield "Run the best configuration", f"python -m ftlab --config-dir {folder} experiment=best"
         if self.storage:
-            what = "look at the study in a browser (pip install optuna-dashboard)"
+            what = "View the study in a browser (needs pip install optuna-dashboard)"
             yield what, f"optuna-dashboard {shlex.quote(self.storage)}"
 
 
@@ -188,29 +191,29 @@ class Report:
 
 
 def report_study(study: "Study", terminal: Terminal, rows: int | None = ROWS) -> Report:
-    """Show a study as it stands, with at most `rows` trials, and write its report into its folder.
+    """Print the report of a study, with at most `rows` trials, and write it into the study's folder.
 
     Raises:
         InputError: its database cannot be read, or its folder not written.
     """
     found = gathered(study)
     try:
-        told = found.write()
+        notes = found.write()
     except RunDirError:
         found.show(terminal, rows)
         raise
-    found.show(terminal, rows, told)
+    found.show(terminal, rows, notes)
     return found
 
 
 def gathered(study: "Study") -> Report:
-    """The study as it stands now; it may be running.
+    """The report of a study as it is now; it may be running.
 
     Raises:
         InputError: its database cannot be read.
     """
     entries = _entries(study)
-    by_seed = study.cfg.pruner == "wilcoxon"  # which is told each seed's objective
+    by_seed = study.cfg.pruner == "wilcoxon"  # then each seed's objective is reported in place of the rung metric
     sweep = Sweep(
         entries,
         [_parameter(dimension) for dimension in study.space.dimensions],
@@ -228,9 +231,9 @@ def gathered(study: "Study") -> Report:
 
 
 def _hints(study: "Study") -> Iterator[str]:
-    taken = sum("from" in trial.user_attrs for trial in study.optuna.get_trials(deepcopy=False))
-    if taken:
-        yield f"trials taken over from another study, for the sampler to learn from: {taken}, which no table lists"
+    imported = sum("from" in trial.user_attrs for trial in study.optuna.get_trials(deepcopy=False))
+    if imported:
+        yield f"warm start: trials imported from another study for the sampler, listed in no table: {imported}"
     if study.exhausted():
         yield f"all {study.space.size()} configurations of the space were run: more trials would only repeat them"
     lost = study.failed_points()
@@ -255,7 +258,7 @@ def _parameter(dimension: "Dimension") -> Parameter:
 
 
 def _entries(study: "Study") -> list[Entry]:
-    """What the leaderboard lists, by number, with what the run folders add."""
+    """The trials of the leaderboard by number, with the records of their run folders."""
     trials = {trial.number: trial for trial in study.optuna.get_trials(deepcopy=False)}
     rows = {row.number: row for row in study.leaderboard()}
     return [_entry(study, row, trials[row.number], rows) for _, row in sorted(rows.items())]
@@ -279,7 +282,7 @@ def _entry(study: "Study", row: "TrialRow", trial: "FrozenTrial", rows: Mapping[
         worker=_worker(Process.read(trial.user_attrs.get("owner"))),
         cause=row.cause or "",
         peak_gib=attrs.get("vram_peak_gib") or None,
-        note="" if row.distinct else f"as {same_as}",
+        note="" if row.distinct else f"same as {same_as}",
         loss=row.loss,
         same_as=same_as,
     )
@@ -293,6 +296,6 @@ def _worker(owner: Process | None) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as one would type it here."""
+    """A path as the user would type it in the current folder."""
     path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

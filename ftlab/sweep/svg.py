@@ -1,4 +1,4 @@
-"""Inline SVG: axes that place values, and a canvas. Colours are CSS classes, so that a page can be light or dark."""
+"""Inline SVG: axes that map values to positions, and a canvas. Colours are CSS classes, for light and dark pages."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,15 +13,15 @@ WIDE = 22  # characters of a category's label
 
 @dataclass(frozen=True)
 class Axis:
-    """Values to positions from 0 to 1, and the ticks with their labels."""
+    """Maps values to positions from 0 to 1; has ticks, each a position and a label."""
 
     place: Callable[[Any], float]
     ticks: tuple[tuple[float, str], ...]
 
 
 def axis(values: Iterable[Any], kind: Literal["choice", "linear", "log"], whole: bool = False) -> Axis:
-    """An axis for these values: `choice` for names and for sets of numbers, `linear` and `log` for numbers. A
-    logarithmic axis of a value that is not above 0 is linear; `whole` puts ticks at whole numbers only."""
+    """An axis for these values: `choice` for categories, `linear` and `log` for numbers. A logarithmic axis becomes
+    linear if a value is not above 0. `whole` puts ticks at whole numbers only."""
     values = list(values)
     if kind == "choice" or not values or not all(map(_is_number, values)):
         return _names(values)
@@ -35,7 +35,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _names(values: Sequence[Any]) -> Axis:
-    """Numbers by size, then names as they come."""
+    """A categorical axis: numbers by size, then names in the given order."""
     numbers = sorted({value for value in values if _is_number(value)})
     names = dict.fromkeys([*map(text, numbers), *(text(value) for value in values if not _is_number(value))])
     at = {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
@@ -67,7 +67,7 @@ def _linear(low: float, high: float, whole: bool) -> Axis:
 
 
 def _step(rough: float) -> float:
-    """The round number next to `rough`: 1, 2 or 5 times a power of ten."""
+    """The round number nearest to `rough`: 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     return float(min((1, 2, 5, 10), key=lambda factor: abs(factor * power - rough)) * power)
 
@@ -91,7 +91,7 @@ def _log(low: float, high: float) -> Axis:
 
 
 class Canvas:
-    """A drawing of `width` times `height` units with a frame inside it, whose units run from 0 to 1."""
+    """A drawing of `width` by `height` units, with a plot area in which positions run from 0 to 1."""
 
     def __init__(
         self, width: float, height: float, *, left: float = 64, right: float = 16, top: float = 14, bottom: float = 52
@@ -124,7 +124,7 @@ class Canvas:
         )
 
     def mark(self, x: float, y: float, state: str, title: str = "", style: str = "") -> None:
-        """A trial: states differ in shape as well as in colour."""
+        """The mark of a trial; states differ in shape as well as in colour."""
         shapes = {
             "pruned": f"M{x - 4.5:.1f} {y - 3.5:.1f}h9l-4.5 8z",
             "failed": f"M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8",
@@ -149,7 +149,7 @@ class Canvas:
             self.text(self.left - 6, y + 4, label, anchor="end")
 
     def ticks_across(self, across: Axis) -> None:
-        """Labels that would touch the one before stand a line lower, if there is room for them there."""
+        """Ticks of the horizontal axis. A label that would touch its neighbour goes one line lower, or is left out."""
         free = [-math.inf, -math.inf]
         self.line([(self.left, self.bottom), (self.right, self.bottom)], "axis")
         for share, label in across.ticks:

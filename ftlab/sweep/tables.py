@@ -1,4 +1,4 @@
-"""What a sweep's report says, as tables and sentences that the terminal, Markdown and HTML all show."""
+"""The tables and sentences of a sweep's report, shared by the terminal, Markdown and HTML."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,40 +14,43 @@ from ftlab.terminal import percent, span
 
 LEADERBOARD = "Leaderboard"
 LOSS = "validation loss"
+VERDICT = "predicts the final ranking?"
 DECIMALS = {"GiB": 2, "s": 1}  # of values that are shown with their unit
-LEAST_TELLING = ("seconds", "rungs", "state", "95 %")  # columns that give way first, in this order
+INTERVAL = "95 % interval"
+DROPPED_FIRST = ("seconds", "rungs", "state", INTERVAL)  # columns that a narrow terminal leaves out, in this order
 
-RUNGS = "rungs: evaluations during training, and the {unit} of the last one."
+RUNGS = "rungs: the number of evaluations during training, and in parentheses the {unit} of the last one."
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by row below their titles, and what is to be known about them."""
+    """A table: a title, column heads, rows of cells, and notes that are printed below it."""
 
     title: str
     head: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
-    links: Mapping[str, str] = field(default_factory=dict)  # of the column "trial": from a cell to a place beside
+    links: Mapping[str, str] = field(default_factory=dict)  # for the column "trial": cell to relative path
 
     def fitting(self, width: int, most: int | None = None) -> "Table":
-        """The same in `width` characters and `most` rows: the least telling columns give way, then the last
-        parameters."""
+        """This table in at most `width` characters and `most` rows. Columns are left out until it fits: first those of
+        `DROPPED_FIRST`, then the last parameters."""
         rows = self.rows[:most]
         keep = list(self.head)
         sizes = {head: max([len(head), *(len(row[i]) for row in rows)]) for i, head in enumerate(self.head)}
-        droppable = [*(name for name in LEAST_TELLING if name in keep), *reversed(keep[3:])]
+        droppable = [*(name for name in DROPPED_FIRST if name in keep), *reversed(keep[3:])]
         for name in droppable:
             if sum(sizes[head] + 2 for head in keep) > width and name in keep:
                 keep.remove(name)
         at = [self.head.index(head) for head in keep]
-        left_out = [f"no room for: {', '.join(head for head in self.head if head not in keep)} (see report.md)"]
+        missing = ", ".join(head for head in self.head if head not in keep)
+        left_out = [f"columns left out to fit the terminal: {missing} (see report.md)"]
         notes = [*(left_out if len(keep) < len(self.head) else []), *self.notes]
         return Table(self.title, keep, [[row[i] for i in at] for row in rows], notes)
 
 
 def number(value: float, metric: str) -> str:
-    """An objective's value with its unit."""
+    """The value of a metric as text, with its unit."""
     unit = declared.of(metric).unit
     if unit == "rate":
         return percent(value)
@@ -55,7 +58,7 @@ def number(value: float, metric: str) -> str:
 
 
 def interval(entry: Entry, metric: str) -> str:
-    """The 95 % interval of a trial's first objective."""
+    """The 95 % interval of a trial's first objective as text; empty where none is known."""
     if entry.interval is None:
         return ""
     return (
@@ -64,27 +67,27 @@ def interval(entry: Entry, metric: str) -> str:
 
 
 def counts(entries: Sequence[Entry], wanted: int | None) -> str:
-    """`19 of 24 finished: 11 complete, 8 pruned; 1 failed, 2 running`, and how many of them were runs of their own."""
+    """`19 of 24 trials finished: 11 complete, 8 pruned; 1 failed, 2 running`, and how many of them are duplicates."""
     by_state = {state: sum(e.state == state for e in entries) for state in ("complete", "pruned", "failed", "running")}
     finished = by_state["complete"] + by_state["pruned"]
-    words = f"{finished} of {wanted} finished" if wanted else f"{finished} finished"
+    words = f"{finished} of {wanted} trials finished" if wanted else f"{finished} trials finished"
     rest = [f"{by_state[state]} {state}" for state in ("failed", "running") if by_state[state]]
     parts = f"{by_state['complete']} complete, {by_state['pruned']} pruned"
-    lent = sum(e.state in ("complete", "pruned") and not e.distinct for e in entries)
-    runs = f"{finished - lent} distinct run{'s' * (finished - lent != 1)}, {lent} lent the values of an equal one"
-    return f"{words}: {parts}" + (f"; {', '.join(rest)}" if rest else "") + (f"; {runs}" if lent else "")
+    copies = sum(e.state in ("complete", "pruned") and not e.distinct for e in entries)
+    runs = f"{finished - copies} were run, {copies} copied the result of a trial with equal parameters"
+    return f"{words}: {parts}" + (f"; {', '.join(rest)}" if rest else "") + (f"; {runs}" if copies else "")
 
 
 def leaderboard(sweep: Sweep, links: Mapping[str, str] | None = None) -> Table:
-    """Every trial, best first; a search for several objectives lists its front first. Runs have ranks, and trials that
-    were lent their values none."""
+    """Every trial, best first; with several objectives the Pareto front comes first. Duplicates have no rank."""
     entries = _ordered(sweep)
     objectives, several = sweep.objectives, len(sweep.objectives) > 1
     keys = [parameter.key for parameter in sweep.varied()]
     with_intervals = any(entry.interval for entry in entries)
     with_losses = _loss_orders(entries, sweep.directions)
-    head = ["rank", "trial", *objectives, *(["95 %"] if with_intervals else []), *([LOSS] if with_losses else [])]
-    head += ["front" if several else "vs best", *_short(keys), "rungs", "state", "seconds"]
+    head = ["rank", "trial", objectives[0], *([INTERVAL] if with_intervals else []), *objectives[1:]]
+    head += [LOSS] if with_losses else []
+    head += ["on Pareto front" if several else "vs best", *_short(keys), "rungs", "state", "seconds"]
     members = {entry.number for entry in front(entries, sweep.directions)} if several else set()
     rows, used = [], set()
     places = count(1)
@@ -96,8 +99,9 @@ def leaderboard(sweep: Sweep, links: Mapping[str, str] | None = None) -> Table:
         )
         used.add(by)
         rows.append(
-            [str(next(places)) if entry.scored and entry.distinct else "-", str(entry.number), *values]
+            [str(next(places)) if entry.scored and entry.distinct else "-", str(entry.number), values[0]]
             + ([interval(entry, objectives[0])] if with_intervals else [])
+            + values[1:]
             + ([("-" if entry.loss is None else f"{entry.loss:.4f}")] if with_losses else [])
             + [standing, *(text(entry.params[key]) if key in entry.params else "-" for key in keys)]
             + [_rungs(entry), _state(entry), "-" if entry.seconds is None else f"{entry.seconds:,.1f}"]
@@ -107,18 +111,20 @@ def leaderboard(sweep: Sweep, links: Mapping[str, str] | None = None) -> Table:
 
 
 SEARCHED = ("data", "model", "experiment")  # groups and nodes that decide what trials are trained and scored on
+PARTS = {"template": "the prompt template", "tokenizer": "the tokenizer", **{name: f"{name} data" for name in SPLITS}}
 
 
 def mixed(entries: Sequence[Entry]) -> Iterator[str]:
-    """A sentence on each part of what trials were trained and scored on that differs between those that should share
-    it: their values do not compare."""
+    """One warning for each input (rows of a split, template, tokenizer) that differs between trials that should share
+    it, since their values are not comparable."""
     for part in ("data", *SPLITS, "template", "tokenizer"):
         for alike in _by(lambda entry: str(_searched(entry)), entries):
             having = [entry for entry in alike if part in entry.sources]
             groups = _by(lambda entry, part=part: str(entry.sources[part]["sha256"]), having)  # type: ignore[misc]
             if len(groups) > 1 and not (part == "data" and all("train" in entry.sources for entry in having)):
                 listed = "; ".join(f"trials {', '.join(str(entry.number) for entry in group)}" for group in groups)
-                yield f"WARNING: {part} was not the same in all trials, whose values do not compare: {listed}"
+                what = PARTS.get(part, part)
+                yield f"WARNING: {what} differs between trials, so their values are not comparable: {listed}"
 
 
 def _searched(entry: Entry) -> list[tuple[str, str]]:
@@ -126,7 +132,7 @@ def _searched(entry: Entry) -> list[tuple[str, str]]:
 
 
 def _by(key: Callable[[Entry], str], entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Trials that share a key, in the order of the first of each."""
+    """Groups of trials with the same key, in the order of their first members."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(key(entry), []).append(entry)
@@ -150,15 +156,15 @@ def _ordered(sweep: Sweep) -> list[Entry]:
 
 
 def _short(keys: Sequence[str]) -> list[str]:
-    """The last part of each key where that tells it from the others."""
+    """The last part of each key where it is unique, else the whole key."""
     lasts = [key.rpartition(".")[2] for key in keys]
     return [last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)]
 
 
 def _standing(entry: Entry, best: Entry, members: set[int] | None) -> tuple[str, str]:
-    """What the table says of a trial against the best, and what that rests on."""
+    """The cell that compares a trial with the best, and the method behind it (a key of the notes of `_how`)."""
     if not entry.distinct:
-        return f"as {entry.same_as}", ""
+        return f"same as {entry.same_as}", ""
     if members is not None:
         return ("yes" if entry.number in members else ""), ""
     if entry is best:
@@ -178,28 +184,30 @@ def _state(entry: Entry) -> str:
 
 
 def _constant(sweep: Sweep) -> list[str]:
-    """Parameters that all trials share have no column."""
+    """A note on the parameters that have no column, because all trials share their value."""
     varied = {parameter.key for parameter in sweep.varied()}
-    same = {key: value for entry in sweep.entries for key, value in entry.params.items() if key not in varied}
-    return [f"the same in all: {', '.join(f'{key}={text(value)}' for key, value in same.items())}"] if same else []
+    same = {key: text(value) for entry in sweep.entries for key, value in entry.params.items() if key not in varied}
+    return [f"the same in all trials: {', '.join(f'{key}={value}' for key, value in same.items())}"] if same else []
 
 
 def _how(used: set[str], sweep: Sweep) -> list[str]:
-    """How ties were told, in a sentence each."""
+    """One note for each method by which trials were compared with the best."""
     sentences = {
-        "rows": "tie or worse (paired): both answered the same validation rows; a tie where the bootstrap's interval "
-        "of the difference holds 0, or McNemar's p >= 0.05.",
-        "intervals": "tie or worse: a tie where the 95 % interval of the difference from the best, made of the two "
-        "intervals (Newcombe, MOVER), holds 0. It counts what other rows or seeds would change as far as the intervals "
-        "do: those of a single seed know nothing of other seeds. The best of many is itself flattered by chance.",
-        "unknown": f"?: nothing tells how sure {sweep.objectives[0]} is: no interval is recorded. Repeat over seeds "
-        "(sweep.seeds=3) to know.",
+        "rows": "tie or worse (paired test): both trials were scored on the same validation rows. It is a tie if the "
+        "95 % interval of the difference (cluster bootstrap) contains 0 or, for answers that are either right or "
+        "wrong, if McNemar's test gives p >= 0.05.",
+        "intervals": "tie or worse (unpaired comparison): it is a tie if the 95 % interval of the difference from the "
+        "best, computed from the intervals of both trials (MOVER; for rates Newcombe's method), contains 0. With one "
+        "seed per trial it does not include the variation between seeds. The best of many trials also tends to look "
+        "better than it is.",
+        "unknown": f"?: a difference from the best cannot be tested, because no interval of {sweep.objectives[0]} is "
+        "recorded. Several seeds per trial give one (sweep.seeds=3).",
     }
     return [sentence for key, sentence in sentences.items() if key in used]
 
 
 def rungs(sweep: Sweep) -> Table | None:
-    """Whether the rungs foretell the end; None where no complete trial has one, or there is no single end."""
+    """How well each rung predicts the final ranking; None without rungs or with several objectives."""
     if len(sweep.objectives) > 1:
         return None
     checks = rung_checks(sweep.entries, sweep.rung_up, sweep.directions[0])
@@ -207,13 +215,12 @@ def rungs(sweep: Sweep) -> Table | None:
         return None
     rows = [[str(check.step), *_rho(check), str(check.trials), check.words] for check in checks]
     notes = [
-        f"Spearman's rank correlation of {sweep.rung_metric} at a rung with the final {sweep.objectives[0]}, over "
-        "distinct complete trials; +1: the same order. Pruned trials have no end and are missing, which makes it look "
-        "weaker."
+        f"Spearman's rank correlation of {sweep.rung_metric} at the rung with the final {sweep.objectives[0]}, over "
+        "complete trials without duplicates; +1 means the same ranking. Pruned trials have no final value and are left "
+        "out, which makes the correlation look weaker."
     ]
-    return Table(
-        "Can pruning be trusted?", [f"rung ({sweep.rung_unit})", "rank correlation", "95 %", "trials", ""], rows, notes
-    )
+    head = [f"rung ({sweep.rung_unit})", "rank correlation", INTERVAL, "trials", VERDICT]
+    return Table("Can pruning be trusted?", head, rows, notes)
 
 
 def _rho(check: RungCheck) -> list[str]:
@@ -224,16 +231,18 @@ def _rho(check: RungCheck) -> list[str]:
 
 
 def importance(shares: dict[str, float]) -> Table | None:
-    """What mattered; None where it cannot be told."""
+    """Parameter importance; None where it is unknown."""
     if not shares:
         return None
     rows = [[key, f"{100 * share:.0f} %"] for key, share in shares.items()]
-    note = "Share in what sets the best runs apart from all (PED-ANOVA over distinct complete ones). Few: a hint."
-    return Table("Which parameters mattered", ["parameter", "share"], rows, [note])
+    note = (
+        "Each parameter's share in what sets the best trials apart (PED-ANOVA, no duplicates). With few trials: a hint."
+    )
+    return Table("Parameter importance", ["parameter", "importance"], rows, [note])
 
 
 def failures(entries: Sequence[Entry]) -> Table | None:
-    """Causes of failed trials and of those that were not run, the most frequent first."""
+    """Why trials failed or were not run, the most frequent cause first; None where all went well."""
     by_cause: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.state == "failed" or entry.cause:
@@ -245,14 +254,14 @@ def failures(entries: Sequence[Entry]) -> Table | None:
         peak = max((entry.peak_gib for entry in found if entry.peak_gib is not None), default=None)
         numbers = ", ".join(str(entry.number) for entry in found)
         rows.append([numbers, str(len(found)), "-" if peak is None else f"{peak:.1f} GiB", cause])
-    return Table("What failed", ["trials", "times", "peak VRAM", "cause"], rows)
+    return Table("Trials that failed or were not run", ["trials", "count", "peak GPU memory", "cause"], rows)
 
 
 def pruning(found: SavedSteps) -> str:
-    """What pruning saved, in a sentence; empty where nothing was pruned."""
+    """A sentence on what pruning saved; empty where it saved nothing."""
     if found.planned <= found.done:
         return ""
     return (
-        f"pruning saved {found.planned - found.done:,} of {found.planned:,} steps ({100 * found.share:.0f} %): "
-        f"finished trials took {found.done:,}"
+        f"pruning saved {found.planned - found.done:,} of {found.planned:,} optimizer steps "
+        f"({100 * found.share:.0f} %): the finished trials took {found.done:,}"
     )

@@ -1,4 +1,4 @@
-"""One trial of a study: its configuration composed, run once for each seed, and judged on validation."""
+"""One trial of a study: compose its configuration, run it once per seed, and score it on validation."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from ftlab.memory import estimate as memory
 from ftlab.models import Bases
 from ftlab.shell import quoted
 from ftlab.summary import Metrics
-from ftlab.sweep.events import Event, Listener, unheard
+from ftlab.sweep.events import Event, Listener, ignore_event
 from ftlab.sweep.limits import Memory
 from ftlab.sweep.rungs import evaluated
 from ftlab.sweep.study import Study, folder_of
@@ -30,7 +30,7 @@ Estimator = Callable[[ExperimentConfig], float]
 
 def search(
     study: Study,
-    on_event: Listener = unheard,
+    on_event: Listener = ignore_event,
     stop: StopSignal | None = None,
     *,
     config_dir: str | None = None,
@@ -39,12 +39,12 @@ def search(
 ) -> None:
     """Run trials of experiments until the study needs no more; `work` says what it raises.
 
-    `estimate` forecasts the peak of GPU memory in GiB of the leanest way to train; configurations above
-    `sweep.vram_limit_gib` are not run, and the others choose ways below it. `rungs` are the optimizer steps after which
-    a trial is evaluated, where they are known.
+    `estimate` forecasts the peak GPU memory in GiB of the leanest training setting. A configuration above
+    `sweep.vram_limit_gib` is not run; the others choose settings below it. `rungs` are the optimizer steps after which
+    a trial is evaluated, if they are known.
 
     Raises:
-        ConfigError: trials are evaluated too seldom for `sweep.pruner`.
+        ConfigError: trials are evaluated too rarely for `sweep.pruner`.
     """
     trials = TrialRunner(study, on_event, config_dir=config_dir, estimate=estimate)
     study.set_pruner(trials.rungs() if rungs is None else rungs)
@@ -52,16 +52,15 @@ def search(
 
 
 class TrialRunner:
-    """Runs the trials of a study in this process, for `work`. The base stays loaded from one trial to the next where
-    they agree on it.
+    """Runs the trials of a study in this process, for `work`. The base model stays loaded between trials that share it.
 
-    What a trial's run would show goes to output.txt in the trial's folder.
+    The terminal output of a trial goes to output.txt in its folder.
     """
 
     def __init__(
         self,
         study: Study,
-        on_event: Listener = unheard,
+        on_event: Listener = ignore_event,
         *,
         config_dir: str | None = None,
         estimate: Estimator = memory.estimate,
@@ -71,17 +70,17 @@ class TrialRunner:
         self.bases = Bases()
 
     def rungs(self) -> list[int]:
-        """Optimizer steps after which a trial is evaluated, if the sweep does not search what decides them."""
+        """Optimizer steps after which a trial is evaluated, if no searched key changes them."""
         cfg = composition(self.study.fixed, config_dir=self.config_dir).config
         trainer, rows = cfg.trainer, len(experiment.prepare(cfg).train.rows) if cfg.trainer.max_steps is None else 1
         steps = RowOrder.of(rows, trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed).steps
         return evaluated(steps, cfg.eval.every)
 
     def __call__(self, trial: Trial) -> Values:
-        """The values of the study's objectives; over several seeds their means.
+        """Run a trial. Returns the values of the study's objectives, with several seeds their means.
 
         Raises:
-            optuna.TrialPruned: the pruner gave the trial up, or it would not fit into `sweep.vram_limit_gib`.
+            optuna.TrialPruned: the pruner stopped the trial, or it would not fit into `sweep.vram_limit_gib`.
             FtlabError: the configuration cannot be run.
         """
         folder = folder_of(self.study, trial)
@@ -104,7 +103,7 @@ class TrialRunner:
         return means[0] if len(means) == 1 else means
 
     def _runs(self, trial: Trial, folder: Path) -> Iterator[Composition]:
-        """The trial's configuration in its folder, or with each seed in a folder below."""
+        """The trial's configuration: one run in its folder, or one run per seed in a folder below it."""
         first = self._composed(trial, folder)
         count = self.study.cfg.seeds
         if count == 1:
@@ -130,7 +129,7 @@ class TrialRunner:
         )
 
     def _run(self, run: Composition, folder: Path, on_evaluation: OnEvaluation) -> Metrics:
-        """The metrics of the finished run: validation scores, and what it cost."""
+        """The metrics of the finished run: validation scores, time and memory."""
         with open(folder / "output.txt", "a", encoding="utf-8") as file:
             trial = experiment.Trial(on_evaluation, self.bases, self.study.cfg.vram_limit_gib)
             outcome = experiment.run(run, Terminal(file), trial)
@@ -139,8 +138,8 @@ class TrialRunner:
         return outcome.metrics
 
     def _on_evaluation(self, trial: Trial) -> OnEvaluation:
-        """Reports each evaluation to the study, by optimizer step, and gives up where its pruner says so. Wilcoxon
-        compares whole seeds instead, and a search for several objectives prunes nothing."""
+        """A callback that reports each evaluation to the study by optimizer step and stops the trial if the pruner asks
+        for it. Wilcoxon compares whole seeds instead, and with several objectives nothing is pruned."""
         study, reported = self.study, set[int]()
         silent = study.cfg.pruner == "wilcoxon" or len(study.directions) > 1
 
@@ -157,7 +156,7 @@ class TrialRunner:
         return report
 
     def _report_seed(self, trial: Trial, place: int, value: float) -> None:
-        """A seed's objective as Wilcoxon compares it; after the last one there is nothing left to give up."""
+        """Report a seed's objective to the Wilcoxon pruner; after the last seed there is nothing left to prune."""
         if self.study.cfg.pruner != "wilcoxon":
             return
         trial.report(value, place)
@@ -169,7 +168,7 @@ class TrialRunner:
         if limit is None:
             return
         needed = self.estimate(cfg)
-        trial.set_constraint("vram_gib", needed - limit)  # the sampler learns where configurations fit
+        trial.set_constraint("vram_gib", needed - limit)  # the sampler learns which configurations fit
         if needed > limit:
             cause = f"needs at least {needed:.1f} GiB, above sweep.vram_limit_gib={limit:g}: not run"
             trial.set_user_attr("cause", cause)
@@ -177,4 +176,4 @@ class TrialRunner:
 
 
 def _unpruned(metrics: Metrics, step: int) -> None:
-    """Later seeds are run whatever they score."""
+    """The callback of later seeds, which are never pruned."""

@@ -1,14 +1,14 @@
-"""A worker: takes one trial after another from a study until enough are finished.
+"""A worker: runs one trial after another from a study until enough are finished.
 
-Whatever happens to a trial, the study is told what and why, and the next one begins:
+Whatever happens to a trial, the study records it with its cause, and the next trial starts:
 
-    error, no memory, NaN    failed; `cause` in one line, the traceback in error.txt of the trial's folder
-    over its time            failed; where it hangs even then, a watchdog records it and starts the process anew
-    SIGTERM, SIGINT          left to be taken up again, at no cost of retries; the worker ends with `Stopped`
-    SIGKILL                  found by the next worker that looks (`Study.reap`), and taken up again
-    SIGSTOP                  over its time, killed by the driver or a worker that looks (`Study.end_frozen`)
-    one too many             given back: several workers may ask for the last trial at once
-    known                    not run again: a finished trial with equal parameters lends its values
+    error, OOM, NaN          failed; `cause` in one line, the traceback in error.txt of the trial's folder
+    over its time limit      failed; if it hangs even then, a watchdog records it and restarts the process
+    SIGTERM, SIGINT          interrupted, to be resumed without using up a retry; the worker ends with `Stopped`
+    SIGKILL                  found dead by another worker (`Study.reap`), and resumed
+    SIGSTOP                  once over its time limit, killed by the driver or another worker (`Study.kill_overdue`)
+    one too many             discarded: several workers may ask for the last trial at once
+    duplicate                not run: it copies the values of a finished trial with equal parameters
 """
 
 import faulthandler
@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ftlab.errors import FtlabError, Stopped, TrainingError
 from ftlab.redact import redact_message
 from ftlab.run_dir import RunDir
-from ftlab.sweep.events import Event, Listener, unheard
+from ftlab.sweep.events import Event, Listener, ignore_event
 from ftlab.sweep.limits import GRACE_S, Memory, Overdue, start_again, time_limit
 from ftlab.sweep.study import FINISHED, Study, folder_of, take_folder
 from ftlab.train.signals import StopSignal
@@ -35,23 +35,23 @@ from ftlab.train.signals import StopSignal
 Values = float | tuple[float, ...]
 RunTrial = Callable[[Trial], Values]
 
-POLL_S = 1.0  # between two looks at trials of other workers
-MOST_REDRAWS = 3  # draws of a configuration that runs elsewhere, until the worker waits for that one
-MOST_STORAGE_ERRORS = 5  # in a row, until the worker gives up
+POLL_S = 1.0  # between two checks of the trials of other workers
+MOST_REDRAWS = 3  # draws of configurations that run elsewhere, before the worker waits for such a trial
+MOST_STORAGE_ERRORS = 5  # in a row, before the worker gives up
 
 
 class Failed(Exception):
     """The trial failed, and its cause is recorded."""
 
 
-class Left(BaseException):
-    """The trial stays as it is, for `Study.reap` to take up again."""
+class TrialInterrupted(BaseException):
+    """The trial was interrupted and stays as it is, for `Study.reap` to enqueue it again."""
 
 
 def work(
     study: Study,
     run_trial: RunTrial,
-    on_event: Listener = unheard,
+    on_event: Listener = ignore_event,
     stop: StopSignal | None = None,
     *,
     memory: Memory | None = None,
@@ -59,13 +59,13 @@ def work(
     grace_s: float = GRACE_S,
 ) -> None:
     """Run trials until the study needs no more. `run_trial` returns the values of the study's objectives and may
-    raise `optuna.TrialPruned`. `restart` replaces the process where a trial hangs or GPU memory is lost.
+    raise `optuna.TrialPruned`. `restart` replaces the process if a trial hangs or leaks GPU memory.
 
     Raises:
-        Stopped: a signal came, in a trial or between two.
+        Stopped: a signal arrived, in a trial or between two.
         TrainingError: more than `sweep.max_failures` trials have failed.
     """
-    stop = StopSignal() if stop is None else stop  # one that has not come yet is false
+    stop = StopSignal() if stop is None else stop  # false until a signal arrives
     memory = memory or Memory()
     try:
         Worker(study, run_trial, on_event, stop, memory, restart, grace_s).run()
@@ -90,19 +90,19 @@ class Worker:
         self.memory, self.restart, self.grace_s = memory, restart, grace_s
         self.redraws = 0
         self.storage_errors = 0
-        self.leaks = False  # whether a trial kept GPU memory
-        self.current: int | None = None  # the trial whose end is to be told
+        self.leaks = False  # whether a trial leaked GPU memory
+        self.current: int | None = None  # the trial whose end is still to be reported
 
     def run(self) -> None:
-        """One trial after another."""
+        """Run one trial after another."""
         self.study.reap(idle=True)
         while left := self.study.left(counts := self.study.counts()):
             self._heed_stop()
             if counts.failed > self.study.cfg.max_failures:
                 raise self._too_many_failures()
-            if counts.running >= left:  # others are on it, unless they die
+            if counts.running >= left:  # other workers run the rest, unless they die
                 time.sleep(POLL_S)
-                self.study.end_frozen()
+                self.study.kill_overdue()
             else:
                 self._next()
             self.study.reap(idle=True)
@@ -110,52 +110,52 @@ class Worker:
                 self.restart()
 
     def _next(self) -> None:
-        """One trial, through Optuna, whose heartbeat runs meanwhile."""
+        """Run one trial through Optuna, which sends heartbeats meanwhile."""
         try:
             self.study.optuna.optimize(self._objective, n_trials=1, catch=(Failed,))
             self.storage_errors = 0
         except StorageInternalError as error:
             self._tolerate(error)
-        except Left as left:
+        except TrialInterrupted as interrupted:
             self.current = None
             self.study.reap(idle=True)
-            if not isinstance(left.__cause__, StorageInternalError):
-                raise Stopped(f"{left}; the same command goes on") from None
-            self._tolerate(left.__cause__)
-        except (UpdateFinishedTrialError, ValueError, AssertionError):  # Optuna's words for a trial that has ended
+            if not isinstance(interrupted.__cause__, StorageInternalError):
+                raise Stopped(f"{interrupted}; run the same command again to resume") from None
+            self._tolerate(interrupted.__cause__)
+        except (UpdateFinishedTrialError, ValueError, AssertionError):  # Optuna's errors for a trial that has ended
             if not self._ended_elsewhere():
                 raise
-        self._tell_end()
+        self._report_end()
 
     def _objective(self, trial: Trial) -> Values:
-        """A trial, with its end told to whoever listens."""
+        """Run a trial, or copy the result of a finished one with equal parameters."""
         params = self.study.space.suggest(trial)
         self.current = trial.number
         self.on_event(Event("started", trial.number, params))
-        self._give_back_surplus(trial)
-        twin = self._twin(trial)
+        self._discard_surplus(trial)
+        finished = self._finished_equal(trial)
         try:
-            return self._lent(trial, twin) if twin else self._ran(trial)
+            return self._copied(trial, finished) if finished else self._ran(trial)
         finally:
             self.redraws = 0
 
     # --- trials that need not run -----------------------------------------------------------------------------
 
-    def _give_back_surplus(self, trial: Trial) -> None:
+    def _discard_surplus(self, trial: Trial) -> None:
         if self.study.surplus(trial.number):
             trial.set_user_attr("surplus", True)
             raise Failed("one too many")
 
-    def _twin(self, trial: Trial) -> FrozenTrial | None:
-        """A finished one with equal parameters. Where one is under way elsewhere this one is given back, for another
-        draw; where draws do not differ it is waited for."""
+    def _finished_equal(self, trial: Trial) -> FrozenTrial | None:
+        """A finished trial with equal parameters. If such a trial is still running elsewhere, this one is discarded so
+        that the sampler draws again; after `MOST_REDRAWS` equal draws the worker waits for the other trial."""
         while (other := self.study.equal(trial)) is not None:
             if other.state in FINISHED:
                 return other
             if self.redraws < MOST_REDRAWS:
                 self.redraws += 1
                 trial.set_user_attr("surplus", True)
-                raise Failed("the same configuration is under way")
+                raise Failed("another worker runs the same configuration")
             self._wait(trial)
         return None
 
@@ -165,20 +165,20 @@ class Worker:
             time.sleep(POLL_S)
         except (Stopped, KeyboardInterrupt):
             self.study.stopped(trial)
-            raise Left(f"stopped before trial {trial.number}") from None
+            raise TrialInterrupted(f"stopped before trial {trial.number}") from None
         self.study.reap()
 
-    def _lent(self, trial: Trial, twin: FrozenTrial) -> Values:
-        """The end of an equal trial as this one's."""
-        trial.set_user_attr("same_as", twin.number)
+    def _copied(self, trial: Trial, finished: FrozenTrial) -> Values:
+        """Copy the result of a finished trial with equal parameters."""
+        trial.set_user_attr("same_as", finished.number)
         for name in ("deviation", "seed_values", "loss"):
-            if name in twin.user_attrs:
-                trial.set_user_attr(name, twin.user_attrs[name])
-        for step, value in twin.intermediate_values.items():
+            if name in finished.user_attrs:
+                trial.set_user_attr(name, finished.user_attrs[name])
+        for step, value in finished.intermediate_values.items():
             trial.report(value, step)
-        if twin.state is TrialState.PRUNED:
+        if finished.state is TrialState.PRUNED:
             raise optuna.TrialPruned
-        return _values(twin.values)
+        return _values(finished.values)
 
     # --- trials that run ----------------------------------------------------------------------------------------
 
@@ -193,12 +193,12 @@ class Worker:
             failure, pruned = None, True
         except (Stopped, KeyboardInterrupt):
             self.study.stopped(trial)
-            raise Left(f"stopped in trial {trial.number}") from None
+            raise TrialInterrupted(f"stopped in trial {trial.number}") from None
         except StorageInternalError as error:
-            raise Left from error
+            raise TrialInterrupted from error
         except (Exception, Overdue) as error:
             failure = self._recorded(trial, error)
-        # Here the error is gone, and with it the frames that held the model.
+        # By now the error has been released, and with it the frames that held the model.
         free = self.memory.settle()
         self._note(trial, free_gib_after=free)
         if self.memory.drifted(free):
@@ -210,7 +210,7 @@ class Worker:
         return values
 
     def _checked(self, values: Values) -> Values:
-        """The values, if all are numbers: Optuna fails a trial for any other without a word."""
+        """The values, if none is NaN: Optuna would fail the trial without a message."""
         named = zip(self.study.objectives, values if isinstance(values, tuple) else (values,), strict=True)
         lost = [name for name, value in named if math.isnan(value)]
         if lost:
@@ -218,7 +218,7 @@ class Worker:
         return values
 
     def _recorded(self, trial: Trial, error: BaseException) -> str:
-        """The cause of a failure, after it was written down."""
+        """Record a failure; returns its cause in one line."""
         folder = folder_of(self.study, trial)
         cause = in_one_line(error)
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ class Worker:
         return cause
 
     def _hung(self, trial: Trial) -> None:
-        """In the watchdog's thread: fail the trial, write down where it hangs, and begin anew without it."""
+        """In the watchdog's thread: fail the trial, record where it hangs, and restart the process without it."""
         limit = self.study.cfg.trial_limit_s
         cause = f"it hung: {self.grace_s:g} s after sweep.trial_limit_s={limit:g} it could not be interrupted"
         storage = self.study.optuna._storage
@@ -237,13 +237,13 @@ class Worker:
             with open(folder / "error.txt", "w", encoding="utf-8") as file:
                 print(cause, file=file, flush=True)
                 faulthandler.dump_traceback(file)
-        with suppress(Exception):  # otherwise the process that follows finds the trial and takes it up again
+        with suppress(Exception):  # else the restarted process would find the trial and resume it
             storage.set_trial_user_attr(trial._trial_id, "cause", cause)
             storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         self.restart()
 
     def _note(self, trial: Trial, **attrs: Any) -> None:
-        """User attributes of a trial, as far as there is something to say and the trial is still ours."""
+        """Set user attributes of a trial where they are not None and the trial has not ended elsewhere."""
         with suppress(UpdateFinishedTrialError):
             for name, value in attrs.items():
                 if value is not None:
@@ -253,32 +253,32 @@ class Worker:
 
     def _heed_stop(self) -> None:
         if self.stop:
-            raise Stopped(f"{self.stop.name}: stopped between two trials; the same command goes on")
+            raise Stopped(f"{self.stop.name}: stopped between two trials; run the same command again to resume")
 
     def _too_many_failures(self) -> TrainingError:
-        """The next trials would fail as well."""
+        """The error that ends the sweep, with the last cause and the remedy."""
         limit, rows = self.study.cfg.max_failures, self.study.leaderboard()
         failed = [row for row in rows if row.state == "failed"]
         last = max(failed, key=lambda row: row.number)
         return TrainingError(
             f"{len(failed)} trials failed (sweep.max_failures={limit}). "
             f"The last of them, {last.number}: {last.cause} (traceback in {last.folder}/error.txt). "
-            f"When the cause is removed, go on with sweep.max_failures={len(failed) + limit}"
+            f"Remove the cause, then resume with sweep.max_failures={len(failed) + limit}"
         )
 
     def _tolerate(self, error: StorageInternalError) -> None:
-        """A busy database is tried again; one that stays so is an error."""
+        """Wait for a busy database; raise once it has failed `MOST_STORAGE_ERRORS` times in a row."""
         self.storage_errors += 1
         if self.storage_errors >= MOST_STORAGE_ERRORS:
             cause = in_one_line(error.__cause__ or error)
-            raise TrainingError(f"the study's database fails again and again ({cause}); the same command goes on")
+            raise TrainingError(f"the study's database keeps failing ({cause}); run the same command again to resume")
         time.sleep(POLL_S * self.storage_errors)
 
     def _ended_elsewhere(self) -> bool:
-        """Whether another process has ended our trial: it took this one for dead, or the watchdog ran."""
+        """Whether our trial was ended elsewhere: by a process that took this one for dead, or by the watchdog."""
         return any(t.number == self.current and t.state.is_finished() for t in self.study.trials())
 
-    def _tell_end(self) -> None:
+    def _report_end(self) -> None:
         number, self.current = self.current, None
         for trial in self.study.trials() if number is not None else ():
             if trial.number == number and trial.state.is_finished():
@@ -286,14 +286,14 @@ class Worker:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What went wrong, as the study records it."""
+    """The cause of a failure as the study records it."""
     text = " ".join(redact_message(str(error)).split("\n")) if isinstance(error, FtlabError | Overdue) else ""
     first = (redact_message(str(error)).strip().splitlines() or [""])[0]
     return (text or f"{type(error).__name__}: {first}".rstrip(": "))[:500]
 
 
 def peak_gib(folder: Path) -> float | None:
-    """The largest peak of allocated GPU memory that the runs in a trial's folder have recorded."""
+    """The largest peak of allocated GPU memory in GiB that the runs in a trial's folder have recorded."""
     summaries = [RunDir(path).summary for path in (folder, *folder.glob("seed-*"))]
     return max((summary.peak_gib for summary in summaries if summary.status), default=None)
 

@@ -1,5 +1,5 @@
-"""The sweeper behind `--multirun`: a thin shell that does not know the engine. Whoever starts a multirun hands over the
-function that drives it, as the task of `hydra.main`."""
+"""The sweeper of `--multirun`: a thin plug-in that does not import the engine. The caller of a multirun passes the
+function that runs the sweep as the task of `hydra.main`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,25 +15,25 @@ NAME = "hydra_plugins.ftlab_sweeper.FtlabSweeper"
 
 
 class FtlabSweeper(Sweeper):
-    """Searches `params` (of the sweep file) and the swept overrides of the command line with workers that pull trials
-    from one Optuna study. All settings are those of the configuration's `sweep` node."""
+    """Searches `params` (of the sweep file) and the swept overrides of the command line, with workers that pull trials
+    from one Optuna study. Its settings are in the `sweep` node of the configuration."""
 
     def __init__(self, params: Any = None) -> None:
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what the sweep is made of. `task_function` drives it; workers have tasks of their own."""
+        """Store what the sweep needs. `task_function` runs the whole sweep; workers have tasks of their own."""
         self.drive: Callable[..., Any] = task_function
         self.config = config
         self.start = partial(Plugins.instance().instantiate_launcher, hydra_context=hydra_context)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the sweep, or go on with it, to its end."""
+        """Run or resume the sweep to its end."""
         return self.drive(arguments, self.params, self.config, self.start)
 
 
 def register() -> None:
-    """Make `hydra/sweeper=ftlab` known, also where Hydra's own search does not see this package; safe to call again."""
+    """Register `hydra/sweeper=ftlab`, also where Hydra's search misses this package; safe to call repeatedly."""
     Plugins.instance().register(FtlabSweeper)
     node = {"_target_": NAME, "params": None}
     ConfigStore.instance().store(group="hydra/sweeper", name="ftlab", node=node, provider="ftlab")

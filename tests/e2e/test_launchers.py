@@ -114,7 +114,7 @@ def test_a_signal_stops_the_workers_of_a_launcher(small: list[str], tmp_path: Pa
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
-    assert "the same command goes on" in output
+    assert "run the same command again to resume" in output
     assert Study.load(str(tmp_path / "outputs/t")).counts().running == 0
     assert not alive(worker)
 

@@ -139,7 +139,7 @@ def test_a_stopped_study_is_reported_and_gone_on_with(material: Path, ok: Ok) ->
     curve = read_lines(study / "2/metrics.jsonl")
     assert [known[number][0] for number in range(4)] == ["COMPLETE", "PRUNED", "FAIL", "WAITING"]
     # A trial that was stopped counts nowhere: another goes on with it.
-    assert "Sweep golden: 2 of 4 finished: 1 complete, 1 pruned" in ok("report", "study").splitlines()
+    assert "Sweep golden: 2 of 4 trials finished: 1 complete, 1 pruned" in ok("report", "study").splitlines()
     assert "from step 5" in ok("doctor", "study")
 
     words = ("--multirun", *SWEEP, "run_dir=study")
@@ -159,7 +159,9 @@ def test_a_stopped_study_is_reported_and_gone_on_with(material: Path, ok: Ok) ->
     assert [step for step, _ in after[3][-1]] == [2, 4, 6, 8]
 
     reported = ok("report", "study")
-    assert re.search(r"^Sweep golden: 4 of 4 finished: [23] complete, [12] pruned$", reported, re.MULTILINE), reported
+    assert re.search(r"^Sweep golden: 4 of 4 trials finished: [23] complete, [12] pruned$", reported, re.MULTILINE), (
+        reported
+    )
     assert ok(*words).count("done") == 0  # nothing is left to run
     assert trials(study) == after
     assert "lr" in ok("--config-dir", "study", "experiment=best", "--dry-run")

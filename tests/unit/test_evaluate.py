@@ -115,7 +115,7 @@ def test_real_rows_of_a_group_are_executed_too(tmp_path: Path) -> None:
     assert real.databases == made_up.databases + 1
 
 
-@pytest.mark.parametrize(("name", "said"), [("absent", "is no folder"), (".", "holds no .sqlite")])
+@pytest.mark.parametrize(("name", "said"), [("absent", "is not a folder"), (".", "contains no .sqlite")])
 def test_a_folder_of_real_rows_that_is_none_is_refused(name: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"eval.rows_dir=.*{said}"):
         TASK.check_files(ExperimentConfig(eval=EvalConfig(rows_dir=str(tmp_path / name))))

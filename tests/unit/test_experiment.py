@@ -436,7 +436,7 @@ def test_a_loss_that_is_no_number_fails_the_run_and_keeps_the_checkpoint(
         (["data.columns.question=ask"], DataError, "question"),
         (["model.id=/nowhere/model"], WeightsError, "nowhere"),
         (["lora.init_from=/nowhere"], ConfigError, "adapter_config"),
-        (["eval.rows_dir=/nowhere"], ConfigError, r"eval\.rows_dir=/nowhere is no folder"),
+        (["eval.rows_dir=/nowhere"], ConfigError, r"eval\.rows_dir=/nowhere is not a folder"),
     ],
     ids=lambda part: part[0] if isinstance(part, list) else "",
 )

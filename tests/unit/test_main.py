@@ -216,9 +216,9 @@ def test_bad_input_is_answered_with_exit_code_2(cli: Cli, words: list[str], said
         (["run_dir="], "run_dir= names no folder"),
         (
             ["force=true", "sweep.study=s"],
-            "delete outputs/s/ to begin anew, or name another study with sweep.study=NAME",
+            "delete outputs/s/ to start over, or name another study with sweep.study=NAME",
         ),
-        (["force=true", "run_dir=s"], "delete s/ to begin anew"),
+        (["force=true", "run_dir=s"], "delete s/ to start over"),
         (["run_name=foo"], "use sweep.study=NAME"),
         (["lora.lora_alpha=choice()"], "'lora.lora_alpha=choice(A,B)'"),
         (["lora.target_modules=choice(all-linear,null)"], "write lora.target_modules=all-linear,null"),

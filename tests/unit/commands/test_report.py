@@ -1,4 +1,4 @@
-"""The command that tells what a sweep found, and how it answers mistakes."""
+"""The report command: what a sweep found, and the messages on mistakes."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_a_study_is_found_by_name_and_by_folder(cli: Cli, study: Path) -> None:
     for words in (["lr_search"], [str(study)], ["outputs/lr_search"], ["study=lr_search"]):
         code, out, _ = cli("report", *words)
         assert code == 0
-        assert "Sweep lr_search: 23 of 24 finished: 23 complete, 0 pruned; 1 failed" in out
+        assert "Sweep lr_search: 23 of 24 trials finished: 23 complete, 0 pruned; 1 failed" in out
         assert "best: trial 0, eval/loss 1.0000" in out
     for name in ("report.html", "report.md", "experiment/best.yaml"):
         assert (study / name).is_file()
@@ -48,7 +48,7 @@ def test_a_study_is_found_by_name_and_by_folder(cli: Cli, study: Path) -> None:
 
 def test_the_limit_holds_for_the_terminal_only(cli: Cli, study: Path) -> None:
     _, out, _ = cli("report", "lr_search", "limit=3")
-    assert "21 more: limit=null shows all" in out
+    assert "21 more trials: limit=null shows all" in out
     assert "\n4 " not in out
     _, out, _ = cli("report", "lr_search", "limit=null")
     assert "\n23 " in out

@@ -1,4 +1,4 @@
-"""The score command: a line out for every line in, and nothing for a file that cannot be used."""
+"""The score command: one output line per input line, and no output for an invalid file."""
 
 import gzip
 import json
@@ -190,12 +190,12 @@ def test_the_summary_counts_every_kind_apart(fake: None, cli: Cli, tmp_path: Pat
     assert ["exec", "2", "4", "50.0", "%", "15.0", "to", "85.0"] in words
     assert ["valid", "5", "6", "83.3", "%", "43.6", "to", "97.0"] in words
     assert ["nested", "5", "20.0", "(4-62)", "20.0", "(4-62)", "66.7", "(21-94)", "80.0", "(38-96)"] in words
-    assert "golds        1 broken, 1 vacuous" in out
-    assert "executed     4 pairs, 2 of them told apart" in out
+    assert "gold queries 1 broken, 1 vacuous" in out
+    assert "executed     4 pairs, 2 of them with different results" in out
     assert "over budget  1\n" in out
     assert "not judged" not in out
     assert re.search(r"time +\d+\.\d s, [\d,]+ rows/s", out)
-    assert re.search(r"budgets +2 s and \d+ MB a pair", out)
+    assert re.search(r"budgets +2 s and \d+ MB per pair", out)
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -204,8 +204,8 @@ def test_rows_that_were_not_judged_are_counted_and_no_rows_of_exec(fake: None, c
     lost = {"exec_equal": None, "valid": False, "vacuous": None, "databases": 0, "reason": reason}
     write(tmp_path / "in.jsonl", row(pred=lost), row(pred={"reason": 'no such column: "not judged"'}))
     _, out, _ = cli("score", "in.jsonl", "out.jsonl")
-    assert "not judged   1: the scoring process was ended from outside" in out
-    assert "golds        0 broken" in out
+    assert "not judged   1: the scoring process was killed from outside" in out
+    assert "gold queries 0 broken" in out
     assert "over budget  0\n" in out
     assert re.search(r"^exec +0 +1 ", out, re.MULTILINE)
     assert max(map(len, out.splitlines())) <= 80
@@ -280,8 +280,8 @@ def test_a_broken_row_stops_it_before_anything_is_scored(
         (["in.jsonl"], "two files, got 1"),
         (["in.jsonl", "out.jsonl", "more"], "two files, got 3"),
         (["absent.jsonl", "out.jsonl"], "absent.jsonl cannot be read (No such file"),
-        (["in.jsonl", "in.jsonl"], "is the file that is read"),
-        (["in.jsonl", "./link.jsonl"], "is the file that is read"),
+        (["in.jsonl", "in.jsonl"], "is the input file"),
+        (["in.jsonl", "./link.jsonl"], "is the input file"),
         (["in.jsonl", "absent/out.jsonl"], "there is no folder absent"),
         (["in.jsonl", "."], "is a folder"),
         (["in.jsonl", "out.jsonl", "--databases", "0"], "--databases=0 must be a whole number from 1 to 1000"),
@@ -297,8 +297,8 @@ def test_a_broken_row_stops_it_before_anything_is_scored(
         (["in.jsonl", "out.jsonl", "--extrakt=true"], "Did you mean: --extract?"),
         (["in.jsonl", "out.jsonl", "extract=true"], "two files, got 3 (in.jsonl, out.jsonl, extract=true)"),
         (["in.jsonl", "out.jsonl", "--extract=maybe"], "true or false"),
-        (["in.jsonl", "out.jsonl", "--rows", "absent"], "--rows=absent is no folder"),
-        (["in.jsonl", "out.jsonl", "--rows", "."], "--rows=. holds no .sqlite file"),
+        (["in.jsonl", "out.jsonl", "--rows", "absent"], "--rows=absent is not a folder"),
+        (["in.jsonl", "out.jsonl", "--rows", "."], "--rows=. contains no .sqlite file"),
     ],
     ids=lambda part: " ".join(part)[:60] if isinstance(part, list) else "",
 )

@@ -220,7 +220,7 @@ def test_everything_else_counts(one: str, other: str) -> None:
 
 
 RISKY = [
-    # A WITH inside hides the names of the one outside, but its own tables are told apart.
+    # A WITH inside hides the names of the one outside, but its own tables are distinguished.
     (
         "WITH x AS (SELECT name FROM head) SELECT * FROM "
         "(WITH x AS (SELECT city AS p FROM club), y AS (SELECT club_name AS p FROM club) SELECT p FROM x)",

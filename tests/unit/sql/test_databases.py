@@ -1,4 +1,4 @@
-"""Do the databases part queries that differ, and only those."""
+"""The generated databases distinguish different queries, and only those."""
 
 import sys
 import time
@@ -25,7 +25,7 @@ CONTEXT = (
 
 
 def parted(gold: str, pred: str, context: str = CONTEXT, count: int = 32) -> bool:
-    """Whether some database gives the two different results."""
+    """Whether the two queries have different results on some database."""
     engine = Engine(read_schema(context))
     try:
         assert engine.prepare(pred) is None, engine.prepare(pred)

@@ -76,7 +76,7 @@ def test_queries_run(engine: Engine, query: str, rows: list[tuple[object, ...]])
         ("SELECT x FROM a ORDER BY random()", "not allowed: random()", True),
         ("SELECT COUNT(*) FROM sqlite_master", "not allowed: table sqlite_master", True),
         ("SELECT * FROM json_each('[1]')", "not allowed: a table or table-valued function of SQLite's own", True),
-        ("SELECT \ud800", "not text: holds half of a surrogate pair", False),
+        ("SELECT \ud800", "not text: contains half of a surrogate pair", False),
         ("SELECT \0 1", "the query contains a null character", False),
     ],
 )

@@ -1,4 +1,4 @@
-"""Taking a query out of what a chat model wraps it in, and leaving alone what is a query already."""
+"""Extracting a query from a chat model's answer, and leaving plain queries unchanged."""
 
 import time
 from collections.abc import Callable

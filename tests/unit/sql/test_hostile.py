@@ -1,4 +1,4 @@
-"""Predictions that mean harm: none is called right, writes a file, costs more than its budget or stops the scorer."""
+"""Hostile predictions: none scores as right, writes a file, exceeds its budget or stops the scorer."""
 
 import os
 import sqlite3

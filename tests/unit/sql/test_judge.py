@@ -1,4 +1,4 @@
-"""Verdicts on pairs: the forty-two labelled examples, the tiers, and what a reader is told beside the scores."""
+"""Verdicts on pairs: the forty-two labelled examples, the tiers, and what is reported beside the scores."""
 
 import random
 import sqlite3
@@ -292,7 +292,7 @@ def rows_file(tmp_path: Path) -> Path:
 
 
 def test_only_real_rows_tell_some_predictions_apart(rows_file: Path) -> None:
-    """Where a number is computed, and so planted nowhere, no made-up database holds it."""
+    """A number that is computed, and so is no literal, is in no generated database."""
     gold = "SELECT wage * 2 FROM coach"
     pred = "SELECT wage * 2 + (wage = (6070 << 7) + 40) FROM coach"
     assert judge(gold, pred, CLUBS).exec_equal is True
@@ -310,7 +310,7 @@ def test_real_rows_come_before_the_made_up_ones(rows_file: Path) -> None:
 
 
 def test_real_questions_keep_their_own_answer_and_lose_another(root: Path) -> None:
-    """What the context alone tells apart stays apart beside a database of Spider-DK, and what is equal stays equal."""
+    """With a database of Spider-DK in addition, different queries stay different and equal ones stay equal."""
     context = "CREATE TABLE student (stuid INTEGER, age INTEGER); CREATE TABLE has_pet (stuid INTEGER, petid INTEGER)"
     gold = "SELECT COUNT(*) FROM has_pet AS T1 JOIN student AS T2 ON T1.stuid = T2.stuid WHERE T2.age > 20"
     near = gold.replace(">", ">=")

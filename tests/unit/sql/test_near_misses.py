@@ -1,4 +1,4 @@
-"""Kinds of near-misses that made-up rows part only if they are made for them, and equal queries beside them.
+"""Similar but different queries, which only rows made for them distinguish; and equal queries beside them.
 
 `near_misses.jsonl` holds {kind, context, gold, pred, rows}; on the rows, by table, the two differ. Of many rows it
 gives a count and the columns: "{i}", "{-i}" and "text {i}" stand for the row's number, all else is in every row.

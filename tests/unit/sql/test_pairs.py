@@ -1,4 +1,4 @@
-"""Pairs that an evaluator judged wrongly, made after public bug reports: each comes out right."""
+"""Pairs that other evaluators judge wrongly, after public bug reports: each is judged correctly here."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Is one result the gold's: what a query's ORDER BY and LIMIT allow, and when values are equal."""
+"""Comparison of results: what a query's ORDER BY and LIMIT allow, and which values are equal."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def engine():
 
 @pytest.fixture
 def why(engine):
-    """Why the result of one query is not the other's, on the rows above."""
+    """Why the results of two queries differ on the rows above."""
 
     def why(gold: str, pred: str) -> str | None:
         comparison = Comparison(gold)

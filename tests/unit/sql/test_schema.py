@@ -1,4 +1,4 @@
-"""The reader of contexts: what SQLite would see, and something sensible where SQLite sees nothing."""
+"""The reader of contexts: it agrees with SQLite, and is lenient where SQLite refuses a context."""
 
 import gzip
 import json

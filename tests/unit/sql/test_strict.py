@@ -1,4 +1,4 @@
-"""The strict score means what its examples say, and nothing else."""
+"""The exact-string score, by its examples."""
 
 from collections.abc import Callable
 from typing import Any

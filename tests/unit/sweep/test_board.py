@@ -1,4 +1,4 @@
-"""What a running sweep shows, and how seldom it reads the study for that."""
+"""The progress display of a running sweep, and how rarely it reads the study."""
 
 import io
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def study(tmp_path: Path) -> Study:
 
 
 def shown(study: Study, file: io.StringIO) -> tuple[list[str], list[Callable[[], object]]]:
-    """The lines of a sweep whose trials pass three rungs, and each look at the study."""
+    """The lines of a sweep whose trials reach three rungs, and each read of the study."""
     looks: list[Callable[[], object]] = []
     look = study.leaderboard
     with Board(study, Terminal(file)).open() as board:
@@ -45,10 +45,10 @@ def shown(study: Study, file: io.StringIO) -> tuple[list[str], list[Callable[[],
         def run(trial: Trial) -> float:
             for step in STEPS:
                 trial.report(0.5, step)
-                board.hear(Event("rung", trial.number, step=step, value=0.5))
+                board.on_event(Event("rung", trial.number, step=step, value=0.5))
             return float(trial.params["lora.r"])
 
-        work(study, run, board.hear)
+        work(study, run, board.on_event)
     return file.getvalue().splitlines(), looks
 
 

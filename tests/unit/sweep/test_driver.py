@@ -1,4 +1,4 @@
-"""What a driver tells its workers, and its user, before the first trial."""
+"""What a driver passes to its workers and shows its user before the first trial."""
 
 import gc
 import io
@@ -78,7 +78,7 @@ def test_after_a_sweep_nothing_is_kept_from_being_collected(tmp_path: Path) -> N
 
 
 def test_the_data_of_a_study_are_read_before_it_is_made(tmp_path: Path) -> None:
-    """What cannot be read is refused; a study that is there may have done without for long."""
+    """Data that cannot be read are refused for a new study; an existing study may no longer need them."""
     cfg = compose(["experiment=quickstart", "data.train_rows=20", "data.test_rows=5"])
     composed, space = dict.fromkeys(known_keys(), 0), Space(())
     file = io.StringIO()
@@ -89,7 +89,7 @@ def test_the_data_of_a_study_are_read_before_it_is_made(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         driver.sources_now(gone, composed, space, known=False, terminal=Terminal(file))
     assert driver.sources_now(gone, composed, space, known=True, terminal=Terminal(file)) is None
-    assert "is not known" in file.getvalue()
+    assert "cannot be compared" in file.getvalue()
 
 
 def test_a_sweep_over_tasks_aims_at_what_all_of_them_measure() -> None:

@@ -33,7 +33,7 @@ SPACE = ["lora.r=choice(2,4,8,16)", "seed=range(0,9)"]
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    """A study that draws at random; how many of its trials are wanted is set as they are run."""
+    """A study with random sampling, whose number of trials is set when they are run."""
     space, _ = Space.read(SPACE, {})
     return Study.open("toy", tmp_path / "toy", SweepConfig(sampler="random", n_trials=1), space, ["eval/loss"], [])
 
@@ -88,7 +88,7 @@ def ran(study: Study, small: list[str]) -> Ran:
 
 
 def times(factor: float, cfg: ExperimentConfig, setting: Setting | None = None) -> float:
-    """GiB with the batch's part of the closed form multiplied."""
+    """GiB with the batch's part of the closed form multiplied by a factor."""
     parts = closed_form.parts(cfg, setting)
     return parts.fixed + factor * parts.batch
 
@@ -174,21 +174,21 @@ def test_each_seed_of_a_trial_teaches(study: Study, config: Config, ran: Ran) ->
 def test_a_peak_is_set_beside_what_its_own_setting_needs(
     study: Study, config: Config, ran: Ran, setting: Setting
 ) -> None:
-    """What trials choose is seldom the leanest setting, which is what a trial is refused for; unpacked weights are
-    known exactly, and no part of the batch."""
+    """Trials rarely choose the leanest setting, by which they are refused. The size of dequantized weights is known
+    exactly, and they are not part of the batch."""
     auto = ("quant=nf4", "trainer.micro_batch_size=auto")
     ran(1.5, *auto, setting=setting)
     assert Forecast(study)(config(*auto)) == pytest.approx(times(1.5, config(*auto)))
 
 
 def test_runs_whose_memory_ran_out_on_the_way_teach_nothing(study: Study, config: Config, ran: Ran) -> None:
-    """Their peak is that of what did not fit."""
+    """Their peak belongs to a setting that did not fit."""
     ran(9.0, ran_out=True)
     assert Forecast(study)(config()) == closed_form.estimate(config())
 
 
 def test_runs_of_an_earlier_version_teach_nothing(study: Study, config: Config, ran: Ran) -> None:
-    """They do not tell in which setting they trained."""
+    """They do not record the setting in which they trained."""
     ran(9.0)
     file = study.folder / "0/summary.json"
     summary = json.loads(file.read_text())
@@ -294,7 +294,7 @@ def test_a_sweep_refuses_what_its_own_peaks_say_does_not_fit(small: list[str], t
 def test_a_trial_chooses_its_setting_below_the_sweeps_limit(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The planner of a run that is not refused is told the limit."""
+    """The planner of a run that is not refused gets the limit."""
     limits: list[float] = []
     made = Chooser.__init__
 

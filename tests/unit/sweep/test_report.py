@@ -1,4 +1,4 @@
-"""A sweep's report says what is so, and how surely; its best.yaml composes to what the best trial ran."""
+"""A sweep's report is correct and states its uncertainty; best.yaml composes to the best trial's configuration."""
 
 import io
 import json
@@ -151,7 +151,7 @@ def test_the_difference_of_two_rates_has_newcombes_interval() -> None:
 
 
 def test_trials_that_answered_the_same_rows_are_paired() -> None:
-    """96 against 90 of 100 is noise by intervals; that no row went the other way tells them apart."""
+    """96 against 90 of 100 is a tie by the intervals, but not by the paired test: no row favours the worse trial."""
     rows = {str(i): i for i in range(100)}
     best = entry(0, 96, 100, answers={key: Answer(i < 96, key) for key, i in rows.items()})
     other = entry(1, 90, 100, answers={key: Answer(i < 90, key) for key, i in rows.items()})
@@ -180,7 +180,7 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 
 def test_seeds_that_agree_by_chance_do_not_make_a_score_sure() -> None:
-    """Ten of twenty rows twice is no certainty of 50 %: the rows' own interval is the least there is."""
+    """Two seeds with 10 of 20 rows do not make 50 % certain: the interval is at least that of the rows."""
     ends = wilson(10, 20)
     reach = (0.5 - ends[0], ends[1] - 0.5)
     assert over_seeds(0.5, 0.0, 2, [reach, reach], rate=True) == pytest.approx(ends)
@@ -193,17 +193,19 @@ def test_seeds_that_agree_by_chance_do_not_make_a_score_sure() -> None:
     assert loss[0] < 0  # only rates have bounds
 
 
-def test_a_trial_that_was_lent_its_values_counts_in_no_statistic() -> None:
+def test_a_duplicate_counts_in_no_statistic() -> None:
     runs = [entry(i, 10 * i, rungs={5: 3 - i / 10}) for i in range(1, 4)]
-    lent = [entry(i, 30, rungs={5: 2.7}, same_as=3) for i in range(4, 10)]
-    check = rung_checks([*runs, *lent], metric_up=False, direction="maximize")[0]
+    duplicates = [entry(i, 30, rungs={5: 2.7}, same_as=3) for i in range(4, 10)]
+    check = rung_checks([*runs, *duplicates], metric_up=False, direction="maximize")[0]
     assert (check.trials, check.rho) == (3, pytest.approx(1))
     assert "too few" in check.words
-    assert [e.number for e in Sweep([*lent, *runs], [], [MATCH], ["maximize"]).done] == [3, 2, 1]
-    assert [e.number for e in front([*runs, *lent], ["maximize"])] == [3]
-    board = tables.leaderboard(Sweep([*lent, *runs], [], [MATCH], ["maximize"]))
+    assert [e.number for e in Sweep([*duplicates, *runs], [], [MATCH], ["maximize"]).done] == [3, 2, 1]
+    assert [e.number for e in front([*runs, *duplicates], ["maximize"])] == [3]
+    board = tables.leaderboard(Sweep([*duplicates, *runs], [], [MATCH], ["maximize"]))
     assert [row[:2] for row in board.rows if row[0] != "-"] == [["1", "3"], ["2", "2"], ["3", "1"]]
-    assert "9 of 9 finished: 9 complete, 0 pruned; 3 distinct runs, 6 lent" in tables.counts([*runs, *lent], 9)
+    assert "9 of 9 trials finished: 9 complete, 0 pruned; 3 were run, 6 copied" in tables.counts(
+        [*runs, *duplicates], 9
+    )
 
 
 def test_rank_correlation_shares_ranks_among_equals() -> None:
@@ -217,8 +219,8 @@ def test_a_loss_that_falls_as_the_match_rises_foretells_it() -> None:
     first, second = rung_checks([*entries, Entry(9, "pruned", rungs={5: 9.0})], metric_up=False, direction="maximize")
     assert (first.step, first.trials) == (5, 8)
     assert first.rho == pytest.approx(1)
-    assert "fair judge" in first.words
-    assert "not to be trusted" in second.words
+    assert first.words == "yes"
+    assert "may be due to chance" in second.words
     few = rung_checks(entries[:3], metric_up=False, direction="maximize")[0]
     assert "too few" in few.words
 
@@ -233,7 +235,7 @@ def test_pruning_saved_the_steps_not_taken() -> None:
     ]
     found = saved(entries)
     assert (found.done, found.planned) == (150, 300)
-    assert "150 of 300 steps (50 %)" in tables.pruning(found)
+    assert "150 of 300 optimizer steps (50 %)" in tables.pruning(found)
     assert tables.pruning(saved(entries[:1])) == ""
 
 
@@ -253,7 +255,7 @@ def test_importance_names_what_matters_and_keeps_silent_on_few_trials() -> None:
     found = importance(study)
     assert list(found) == ["telling", "idle"]
     assert found["telling"] > 0.8
-    for trial in study.get_trials():  # the same again, of another study or lent
+    for trial in study.get_trials():  # the same again, of another study or as duplicates
         more = {"from": "old/1"} if trial.number % 2 else {"same_as": 0}
         system = {"values": [trial.values[0] * (trial.params["idle"] > 0.5)], "user_attrs": more}
         state, spread = trial.state, trial.distributions
@@ -277,7 +279,7 @@ def test_the_best_is_on_the_front_and_one_rule_names_it(make: Callable[..., Make
     assert best is not None
     assert found.best is not None
     assert best.number == found.best.number == 1
-    assert "the front is trial 1 alone" in out
+    assert "the Pareto front is trial 1 alone" in out
     assert "there is no single best" not in out
     assert "trial 1 " in (made.study.folder / "experiment" / "best.yaml").read_text()
 
@@ -294,13 +296,16 @@ def test_a_sweep_is_told_whole(make: Callable[..., Maker]) -> None:
     made.trial("fail", cause="CUDA out of memory <here>", vram_peak_gib=70.1)
     made.trial("fail", surplus=True)
     found, out = told(made)
-    assert "4 of 6 finished: 3 complete, 1 pruned; 1 failed" in out
+    assert "4 of 6 trials finished: 3 complete, 1 pruned; 1 failed" in out
     board = [line.split() for line in out.splitlines() if re.match(r"[123] ", line)]
     assert board[0][:7] == ["1", "0", "90.0", "%", "85.1", "to", "93.4"]
     assert [row[7] for row in board[:3]] == ["best", "tie", "worse"]
-    assert "pruning saved 50 of 400 steps" in out
-    assert "1   70.1 GiB  CUDA out of memory <here>" in out
-    assert "on test, which chose nothing: test/sql_exact_match 50.0 % (95 %: 40.0 to 60.0)" in out
+    assert "pruning saved 50 of 400 optimizer steps" in out
+    assert re.search(r"^4 +1 +70\.1 GiB +CUDA out of memory <here>$", out, re.MULTILINE)
+    assert (
+        "on the test split, which was not used to choose it: test/sql_exact_match 50.0 % (95 % interval: 40.0 to 60.0)"
+        in out
+    )
     assert "python -m ftlab --config-dir outputs/s experiment=best" in out
     assert "optuna-dashboard sqlite:///outputs/s/study.db" in out
     page = (made.study.folder / "report.html").read_text()
@@ -320,8 +325,8 @@ def test_a_sweep_for_two_objectives_has_a_front(make: Callable[..., Maker]) -> N
     made.trial("complete", [0.9, 9.0])
     made.trial("complete", [0.5, 8.0], params={"lora.r": 4})
     _, out = told(made)
-    assert "there is no single best: the front is trials 1, 0" in out
-    assert "experiment=best: trial 1, eval/sql_exact_match 90.0 %, vram/peak_allocated_gib 9.00 GiB" in out
+    assert "there is no single best: the Pareto front is trials 1, 0" in out
+    assert "experiment=best: trial 1, eval/sql_exact_match 90.0 % (95 % interval: 85.1 to 93.4), vram/" in out
     assert "Pareto front" in (made.study.folder / "report.html").read_text()
     assert "trial 1 " in (made.study.folder / "experiment" / "best.yaml").read_text()
 
@@ -343,8 +348,8 @@ def test_parameters_that_never_change_have_no_column(make: Callable[..., Maker])
     for value in (0.5, 0.5, 0.5):
         made.trial("complete", [value])
     _, out = told(made)
-    assert "the same in all: trainer.lr=0.001, lora.r=8, lora.target_modules=all-linear" in out
-    assert "parameters mattered" not in (made.study.folder / "report.html").read_text()
+    assert "the same in all trials: trainer.lr=0.001, lora.r=8, lora.target_modules=all-linear" in out
+    assert "Parameter importance" not in (made.study.folder / "report.html").read_text()
 
 
 def test_a_score_without_end_is_no_best(make: Callable[..., Maker]) -> None:
@@ -428,7 +433,7 @@ def test_a_study_without_losses_is_ordered_by_number(make: Callable[..., Maker])
 
 
 def sources(made: Maker, number: int, **parts: str) -> None:
-    """Let a trial's run have recorded these hashes."""
+    """Record these hashes in a trial's run."""
     run = RunDir(made.study.folder / str(number))
     Summary.of(
         {**run.summary.tree(), "sources": {part: {"rows": 60, "sha256": text} for part, text in parts.items()}}
@@ -446,7 +451,7 @@ def test_trials_on_other_rows_are_told_and_their_answers_not_paired(make: Callab
         folder.mkdir()
         (folder / "validation.jsonl").write_text(json.dumps({"id": 1, **verdict, **rest}))
     found, out = told(made)
-    assert "WARNING: validation was not the same in all trials, whose values do not compare" in out
+    assert "WARNING: validation data differs between trials, so their values are not comparable" in out
     assert ": trials 0, 1; trials 2\n" in out
     assert out.count("WARNING") == 1
     entries = found.sweep.entries
@@ -462,19 +467,22 @@ def test_trials_that_were_to_have_other_data_are_told_nothing(make: Callable[...
     assert "WARNING" not in told(made)[1]
 
 
-def test_what_was_taken_over_is_told_and_listed_nowhere(make: Callable[..., Maker]) -> None:
+def test_imported_trials_are_counted_and_listed_nowhere(make: Callable[..., Maker]) -> None:
     made = make()
     made.trial("complete", [0.5])
     made.trial("complete", [0.9], origin="old/3")
     made.trial("complete", [0.5], same_as=0)
     found, out = told(made)
-    assert "2 of 6 finished: 2 complete, 0 pruned; 1 distinct run, 1 lent the values of an equal one" in out
-    assert "complete (as 0)" in out
-    assert "taken over from another study, for the sampler to learn from: 1, which no table lists" in out
+    assert (
+        "2 of 6 trials finished: 2 complete, 0 pruned; 1 were run, 1 copied the result of a trial with equal parameters"
+        in out
+    )
+    assert "complete (same as 0)" in out
+    assert "trials imported from another study for the sampler, listed in no table: 1" in out
     assert found.best is not None
     assert found.best.number == 0
     assert "90.0 %" not in out
-    assert "not told apart" not in out  # from itself
+    assert "tied" not in out  # with itself
     assert "trial 0 " in (made.study.folder / "experiment" / "best.yaml").read_text()
 
 
@@ -511,7 +519,7 @@ def test_failed_points_of_a_grid_come_with_the_remedy(make: Callable[..., Maker]
 
 
 def test_rungs_are_judged_in_the_direction_of_the_sweep(make: Callable[..., Maker]) -> None:
-    """Who maximises the loss that is also reported has it rise with itself."""
+    """If the loss is both the rung metric and an objective to maximise, its rank correlation is positive."""
     made = make(["eval/loss"], direction="maximize")
     for value in (0.1, 0.2, 0.3, 0.4, 0.5):
         made.trial("complete", [value], {10: value})
@@ -541,7 +549,7 @@ def test_the_best_configuration_composes_again(make: Callable[..., Maker], name:
     made = make()
     made.trial("complete", [0.9], overrides=overrides)
     found, out = told(made)
-    assert "does not hold" not in out
+    assert "does not set" not in out
     wanted = composition([*overrides, "tracker.group=s"]).tree
     again = composition(["experiment=best"], config_dir=str(made.study.folder)).tree
     assert kept(again) == kept(wanted)
@@ -579,7 +587,7 @@ def test_without_its_run_folder_the_best_is_composed_of_its_overrides(make: Call
     _, out = told(made)
     again = composition(["experiment=best"], config_dir=str(made.study.folder))
     assert again.config.lora.target_modules == ["q_proj", "v_proj"]
-    assert "does not hold" not in out
+    assert "does not set" not in out
     assert flatten(again.tree)["model.id"] == "embedded:tiny"
 
 
@@ -622,5 +630,5 @@ def test_a_narrow_terminal_says_what_it_leaves_out(make: Callable[..., Maker]) -
     board = tables.leaderboard(gathered(made.study).sweep).fitting(60)
     assert {"rank", "trial", MATCH, "vs best", "r"} <= set(board.head)
     assert "seconds" not in board.head
-    assert board.notes[0].startswith("no room for: ")
+    assert board.notes[0].startswith("columns left out to fit the terminal: ")
     assert "seconds" in board.notes[0]

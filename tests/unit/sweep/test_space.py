@@ -185,7 +185,7 @@ def test_lists_of_the_file_are_choices() -> None:
         ("lora.r=choise(1,2)", ["choise", "Available", "choice"]),
         ("lora.r=interval(4.5,8)", ["whole number", "'lora.r=int(interval(4.5,8))'"]),
         ("lora.r=tag(log,interval(1.5,8))", ["'lora.r=int(tag(log,interval(1.5,8)))'"]),
-        ("trainer.lr=interval(0,inf)", ["ends at a number"]),
+        ("trainer.lr=interval(0,inf)", ["ends of an interval must be finite"]),
         ("lora.r=choice()", ["choice() is empty", "'lora.r=choice(A,B)'"]),
         ("lora.r=interval()", ["interval() is empty", "'lora.r=interval(LOW,HIGH)'"]),
         ("lora.r=interval(1)", ["interval(1)", "'end'"]),

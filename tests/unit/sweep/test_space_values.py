@@ -1,4 +1,4 @@
-"""Values that make no sense are refused before a study is made; those that only go together are not."""
+"""Invalid values are refused before a study is created; values that are valid in combination only are not."""
 
 import math
 from typing import Any

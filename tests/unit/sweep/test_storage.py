@@ -1,4 +1,4 @@
-"""The database of a study: in a file of any name, one that may only be read, and one that cannot be used."""
+"""The database of a study: a file of any name, a read-only file, and one that cannot be used."""
 
 import os
 import shutil
@@ -71,7 +71,7 @@ def test_the_url_that_is_shown_leads_others_to_it(name: str, tmp_path: Path, mon
 
 @pytest.fixture
 def anyones() -> Iterator[Path]:
-    """A folder that another user gets into."""
+    """A folder that other users may enter."""
     folder = Path(tempfile.mkdtemp(prefix="ftlab-"))
     folder.chmod(0o755)
     yield folder
@@ -123,7 +123,7 @@ def test_what_stands_in_the_log_of_somebody_elses_running_sweep_is_read(anyones:
 def test_a_sweep_on_it_is_told_that_it_may_only_be_read(anyones: Path) -> None:
     finished(anyones / "s")
     url = storage.default_url(anyones / "s")
-    said = r"study\.db cannot be used .*may only be read"
+    said = r"study\.db cannot be used .*it is read-only"
     with only_read(anyones / "s"), pytest.raises(InputError, match=said), storage.explained(url):
         storage.connect(url, 60, 180).create_new_study([], "another")
 
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_bytes(b"no database at all, but long enough to be looked at" * 100)
     said = refusal(tmp_path)
     assert said.startswith(f"{tmp_path / 'study.db'} cannot be used (file is not a database)")
-    assert "put a copy of it back" in said
+    assert "restore a backup" in said
     assert "sweep.storage" not in said
 
 
@@ -176,10 +176,14 @@ def test_tables_of_a_newer_optuna_ask_for_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["garbage", "postgres", "//host/db"])
 def test_what_is_no_url_is_told_so(url: str) -> None:
-    with pytest.raises(InputError, match=f"^sweep.storage={url} is no database's URL: postgresql://USER@HOST/DATABASE"):
+    with pytest.raises(
+        InputError, match=f"^sweep.storage={url} is not a database URL: postgresql://USER@HOST/DATABASE"
+    ):
         storage.connect(url, 60, 180)
 
 
 def test_a_file_in_a_folder_that_is_not_there_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"x\.db cannot be used \(unable to open database file\): its folder must be"):
+    with pytest.raises(
+        InputError, match=r"x\.db cannot be used \(unable to open database file\): its folder must exist"
+    ):
         storage.connect(f"sqlite:///{tmp_path}/absent/x.db", 60, 180)

@@ -1,4 +1,4 @@
-"""Studies on SQLite with a toy objective: counting, joining, taking up what dead processes left."""
+"""Studies on SQLite with a toy objective: counting, joining, resuming trials of dead processes."""
 
 import json
 import os
@@ -319,7 +319,7 @@ def test_data_that_changed_under_a_study_are_refused(opened: Callable[..., Study
     with pytest.raises(ConfigError, match="validation: 60 rows in the study and now, but they differ") as caught:
         opened(sources=rows_of(train="a", validation="c"))
     assert "train:" not in str(caught.value)
-    assert "restore the data, or name this one differently with sweep.study=NAME" in str(caught.value)
+    assert "restore the data, or give this one another name with sweep.study=NAME" in str(caught.value)
 
 
 def test_a_study_of_before_hashes_were_kept_goes_on_and_keeps_them_from_now_on(opened: Callable[..., Study]) -> None:
@@ -441,7 +441,7 @@ def test_a_warm_start_of_something_else_leaves_no_study_in_the_database(
 ) -> None:
     opened("grid").close()
     url = f"sqlite:///{tmp_path}/shared.db"
-    with pytest.raises(ConfigError, match="cannot be taken over"):
+    with pytest.raises(ConfigError, match="cannot be imported"):
         opened(name="two", folder=tmp_path / "two", storage=url, warm_start=str(tmp_path / "toy"))
     assert not (tmp_path / "two").exists()
     assert not (tmp_path / "shared.db").exists()
@@ -572,13 +572,13 @@ def test_a_worker_that_is_stopped_is_killed_once_its_trial_is_over_its_time(
     opened: Callable[..., Study], worker: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_module, "STOPPED_GRACE_S", 0.0)
-    assert opened(n_trials=4, fixed=[], trial_limit_s=0.01).end_frozen() == []  # it is slow, and still has its alarm
+    assert opened(n_trials=4, fixed=[], trial_limit_s=0.01).kill_overdue() == []  # it is slow, and still has its alarm
     worker.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WNOWAIT)
-    assert opened(n_trials=4, fixed=[]).end_frozen() == []  # nobody said how long a trial may take
-    assert opened(n_trials=4, fixed=[], trial_limit_s=3600).end_frozen() == []
+    assert opened(n_trials=4, fixed=[]).kill_overdue() == []  # nobody said how long a trial may take
+    assert opened(n_trials=4, fixed=[], trial_limit_s=3600).kill_overdue() == []
     study = opened(n_trials=4, fixed=[], trial_limit_s=0.01)
-    assert study.end_frozen() == [0]
+    assert study.kill_overdue() == [0]
     assert worker.wait(timeout=30) == -signal.SIGKILL
     assert study.reap() == [0]
     assert study.counts().waiting == 1
@@ -587,7 +587,7 @@ def test_a_worker_that_is_stopped_is_killed_once_its_trial_is_over_its_time(
 def test_a_reaper_that_died_between_is_made_up_for(opened: Callable[..., Study], worker: Any) -> None:
     study = opened(n_trials=4, fixed=[])
     kill(worker)
-    study._bury(study.trials()[0])  # and dies before it enqueues
+    study._fail_dead(study.trials()[0])  # and dies before it enqueues
     assert opened(n_trials=4, fixed=[]).reap() == []
     assert study.counts().waiting == 1
 
@@ -741,8 +741,8 @@ def test_a_pruner_without_rungs_is_refused() -> None:
     ("settings", "rungs", "words"),
     [
         ({}, [10], r"evaluated 1 times in training, the last time at its end, where nothing is left to prune: set"),
-        ({"warmup_rungs": 1}, [10, 20], r"sweep\.warmup_rungs=1 waits"),
-        ({"patience": 1}, [10, 20, 30], r"sweep\.patience=1 waits"),
+        ({"warmup_rungs": 1}, [10, 20], r"sweep\.warmup_rungs=1 uses up"),
+        ({"patience": 1}, [10, 20, 30], r"sweep\.patience=1 uses up"),
     ],
 )
 def test_a_pruner_that_could_act_at_the_last_rung_only_is_refused(
@@ -755,7 +755,7 @@ def test_a_pruner_that_could_act_at_the_last_rung_only_is_refused(
 
 @asks_by_hand
 def test_workers_that_start_together_do_not_learn_to_draw_the_same(opened: Callable[..., Study]) -> None:
-    """Another driver may join at any time, so that what runs counts as tried whatever `sweep.workers` says."""
+    """Another driver may join at any time, so running trials count as tried whatever `sweep.workers` is."""
     study = opened(Space.read(["trainer.lr=interval(0.0,1.0)"], {})[0], n_trials=30, sampler="tpe")
 
     def objective(trial: Trial) -> float:
@@ -768,7 +768,7 @@ def test_workers_that_start_together_do_not_learn_to_draw_the_same(opened: Calla
 
 @pytest.mark.parametrize("way", ["minimize", "maximize"])
 def test_pruners_follow_the_direction_of_the_sweep(opened: Callable[..., Study], way: str) -> None:
-    """Whoever turns the direction of the objective means its rungs as well."""
+    """A reversed direction of the objective applies to its rungs as well."""
     study = opened(pruner="median", n_trials=16, sampler="random", direction=way)
     study.set_pruner([10, 20])
 
@@ -858,7 +858,7 @@ def test_a_warm_start_teaches_without_counting(opened: Callable[..., Study], tmp
     work(study)
     assert study.counts().finished == 2
     assert {t.user_attrs.get("from") for t in study.optuna.trials} == {"toy/0", "toy/1", "toy/2", None}
-    with pytest.raises(ConfigError, match="cannot be taken over"):
+    with pytest.raises(ConfigError, match="cannot be imported"):
         opened("grid", **{**settings, "name": "three", "folder": tmp_path / "three"})
 
 
@@ -895,8 +895,8 @@ def test_a_warm_start_says_how_many_and_what_differs(opened: Callable[..., Study
     two = {"name": "two", "folder": tmp_path / "two", "warm_start": str(tmp_path / "toy")}
     same = opened(**two, composed={"trainer.max_steps": 4})
     assert same.notes == [
-        f"3 trials of {tmp_path}/toy taken over (3 complete, 0 pruned): the sampler learns from them; "
-        "they are in no count or ranking here"
+        f"3 trials imported from {tmp_path}/toy (3 complete, 0 pruned): the sampler learns from them; "
+        "they are not counted or ranked here"
     ]
     three = {**two, "name": "three", "folder": tmp_path / "three", "seeds": 2, "fixed": ["model=tiny", "seed=3"]}
     other = opened(**three, composed={"trainer.max_steps": 8})
@@ -905,10 +905,10 @@ def test_a_warm_start_says_how_many_and_what_differs(opened: Callable[..., Study
     assert "sweep.seeds: 1 in the study, 2 now" in other.notes[1]
     opened(name="empty", folder=tmp_path / "empty")
     none = opened(name="four", folder=tmp_path / "four", warm_start=str(tmp_path / "empty"))
-    assert none.notes[0].startswith("0 trials of")
+    assert none.notes[0].startswith("0 trials imported from")
 
 
-def test_rungs_of_another_metric_are_not_taken_over(opened: Callable[..., Study], tmp_path: Path) -> None:
+def test_rungs_of_another_metric_are_not_imported(opened: Callable[..., Study], tmp_path: Path) -> None:
     study = opened(n_trials=2, rung_metric="eval/sql_valid")
 
     def objective(trial: Trial) -> float:
@@ -943,7 +943,7 @@ def test_a_pruner_compares_with_trials_of_its_own_study_only(opened: Callable[..
     work(study, scoring(0.1))
     study = opened(name="two", folder=tmp_path / "two", warm_start=str(tmp_path / "toy"), n_trials=4, **settings)
     study.set_pruner([0, 1, 2, 3, 4, 5])
-    work(study, scoring(0.9))  # worse than all that was taken over
+    work(study, scoring(0.9))  # worse than all imported trials
     assert (study.counts().complete, study.counts().pruned) == (4, 0)
 
 
@@ -951,7 +951,7 @@ def test_a_pruner_compares_with_trials_of_its_own_study_only(opened: Callable[..
 def test_a_pruner_that_asks_for_the_best_gets_the_best_of_its_own_study(
     opened: Callable[..., Study], tmp_path: Path
 ) -> None:
-    """As Wilcoxon's does, which wants scipy."""
+    """Like the Wilcoxon pruner, which needs scipy."""
     asked: list[float | None] = []
 
     class Asks(optuna.pruners.BasePruner):

@@ -1,4 +1,4 @@
-"""A worker finishes exactly the trials wanted, whatever happens to one of them."""
+"""A worker finishes exactly the wanted number of trials, whatever happens to one of them."""
 
 import json
 import math
@@ -115,7 +115,7 @@ def test_a_score_that_is_not_a_number_is_a_failure_with_its_cause(study: Open) -
 
 
 def test_values_are_lent_by_the_run_itself(study: Open) -> None:
-    """A trial that was lent its values has no folder, which a third one would point to."""
+    """A duplicate has no folder, to which a third trial could point."""
     found = study("lora.r=choice(4,8)", n_trials=4)
     space = found.space.distributions()
     shared = {"state": TrialState.COMPLETE, "params": {"lora.r": 4}, "distributions": space, "value": 4.0}
@@ -155,9 +155,9 @@ def test_a_known_configuration_is_not_run_again(study: Open) -> None:
     found = study("lora.r=choice(4,8)", n_trials=8)
     work(found, count)
     assert sorted(runs) == [4, 8]
-    lent = [trial for trial in found.trials() if "same_as" in trial.user_attrs]
-    assert len(lent) == 6
-    for trial in lent:
+    duplicates = [trial for trial in found.trials() if "same_as" in trial.user_attrs]
+    assert len(duplicates) == 6
+    for trial in duplicates:
         own = found.trials()[trial.user_attrs["same_as"]]
         assert (own.params, own.state, own.values) == (trial.params, trial.state, trial.values)
         assert own.intermediate_values == trial.intermediate_values
@@ -322,7 +322,7 @@ def test_a_signal_leaves_the_trial_to_the_next_start(study: Open, error: BaseExc
         return toy(trial)
 
     found = study(n_trials=3, retries=0)
-    with pytest.raises(Stopped, match="the same command goes on"):
+    with pytest.raises(Stopped, match="run the same command again to resume"):
         work(found, stop)
     assert found.counts().running == 0
     work(study(n_trials=3, retries=0), stop)
@@ -615,7 +615,7 @@ search(study)
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[list[str]], "subprocess.Popen[bytes]"]]:
-    """A worker in a process of its own."""
+    """A worker in a separate process."""
     began: list[subprocess.Popen[bytes]] = []
 
     def start(fixed: list[str]) -> "subprocess.Popen[bytes]":
@@ -693,7 +693,7 @@ def test_a_trial_killed_after_its_last_step_is_not_trained_again(sweep: Open) ->
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")  # a trial asked for by hand
 def test_a_study_of_an_older_ftlab_keeps_the_folders_of_its_trials(study: Open) -> None:
-    """Which named a taken-up trial's folder by its first attempt."""
+    """An older ftlab named a resumed trial's folder by its first attempt."""
     found = study(n_trials=2)
     (found.folder / "0").mkdir()
     params = {"trainer.lr": 1e-3}
