@@ -21,9 +21,9 @@ Known = dict[str, tuple[int, int, str]]  # a path's size in bytes, time of chang
 class Checksums:
     """The sha256 of each file, by name, of which the unknown ones are hashed in threads that begin at once."""
 
-    def __init__(self, files: list[Path], memory: Path | None = None) -> None:
-        self.files, self.memory = files, memory or default_memory()
-        known = _read(self.memory)
+    def __init__(self, files: list[Path], cache_file: Path | None = None) -> None:
+        self.files, self.cache_file = files, cache_file or default_cache_file()
+        known = _read(self.cache_file)
         self._found: dict[Path, str] = {}
         self._wanted: list[tuple[Path, Future[tuple[int, int, str]]]] = []
         for file in files:
@@ -45,12 +45,12 @@ class Checksums:
         """
         new = {file: future.result() for file, future in self._wanted}
         if new:
-            _remember(self.memory, {_key(file): entry for file, entry in new.items()})
+            _remember(self.cache_file, {_key(file): entry for file, entry in new.items()})
         digests = self._found | {file: entry[2] for file, entry in new.items()}
         return {file.name: digests[file] for file in self.files}
 
 
-def default_memory() -> Path:
+def default_cache_file() -> Path:
     """Where hashes are remembered for all runs of this user."""
     return Path(os.environ.get("FTLAB_CACHE") or "~/.cache/ftlab").expanduser() / "sha256.json"
 
@@ -86,19 +86,19 @@ def _key(file: Path) -> str:
     return str(file.resolve())
 
 
-def _read(memory: Path) -> Known:
+def _read(cache_file: Path) -> Known:
     """What is remembered; an absent or damaged file holds nothing."""
     try:
-        return {str(path): (int(s), int(t), str(d)) for path, (s, t, d) in json.loads(memory.read_text()).items()}
+        return {str(path): (int(s), int(t), str(d)) for path, (s, t, d) in json.loads(cache_file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _remember(memory: Path, new: Known) -> None:
+def _remember(cache_file: Path, new: Known) -> None:
     """Add to the file as a whole; where it cannot be written, the next run hashes again."""
-    aside = memory.with_name(f"{memory.name}.{os.getpid()}")
-    kept = {path: entry for path, entry in _read(memory).items() if Path(path).exists()}
+    aside = cache_file.with_name(f"{cache_file.name}.{os.getpid()}")
+    kept = {path: entry for path, entry in _read(cache_file).items() if Path(path).exists()}
     with contextlib.suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(json.dumps(kept | new))
-        aside.replace(memory)
+        aside.replace(cache_file)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ def fit(
         evaluate=hooks.evaluate,
         record=hooks.record,
     )
-    hooks.ranks.same(parameter.detach() for parameter in trained.parameters)
+    hooks.ranks.broadcast(parameter.detach() for parameter in trained.parameters)
     if not hooks.ranks.alone:
         hooks.note(f"{hooks.ranks.world} processes share the rows of each step")
     if resume:
@@ -76,7 +76,10 @@ def fit(
         try:
             return trainer.train(learner)
         finally:
-            hooks.setting(StepSetting(**asdict(step.setting), ran_out=step.chooser.ran_out))
+            used = step.setting
+            hooks.setting(
+                StepSetting(used.micro, used.keep_dequantized, used.checkpointed_fraction, step.chooser.had_oom)
+            )
 
 
 def trainable_of(model: nn.Module, cfg: ExperimentConfig) -> Trainable:
@@ -138,7 +141,7 @@ def _checkpointing(model: nn.Module, cfg: ExperimentConfig) -> Switch | None:
 def _warn_of_cache(step: Step, cfg: ExperimentConfig, hooks: Hooks) -> None:
     """One line where the configuration asks for dequantized weights kept in memory, and there is nothing to dequantize
     or no way to keep it."""
-    if cfg.trainer.weight_cache is not True or step.keeps_unpacked:
+    if cfg.trainer.weight_cache is not True or step.can_keep_dequantized:
         return
     why = "the slower path unpacks 4-bit weights at each product"
     if not cfg.quant.load_in_4bit:

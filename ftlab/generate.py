@@ -30,8 +30,8 @@ HARMLESS = {
 
 # Tokens of the longer prompt with which padding is tried, and the part of the effect of another last token that its
 # effect may have. Rounding in batches stays below 0.02 (LLM.int8), padding that is read as text is near 1.
-TRIED = 24
-READ = 0.1
+PROBE_TOKENS = 24
+PADDING_LIMIT = 0.1
 ALONE = "answers depend on padding ({}): prompts are answered one by one, whatever eval.batch_size says"
 
 _reads_padding: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()  # what was found, by base
@@ -68,7 +68,7 @@ def generate(
     """
     was_training = model.training
     model.eval()
-    if batch_size > 1 and _must_be_alone(model, tokenizer, prompts, note):
+    if batch_size > 1 and _needs_single_prompts(model, tokenizer, prompts, note):
         batch_size = 1
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, str] = {}
@@ -108,11 +108,11 @@ def _fitting(
     ]
 
 
-def _must_be_alone(
+def _needs_single_prompts(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], note: Callable[[str], None]
 ) -> bool:
     """Whether the model's answers depend on padding; tried once for a base, and noted where it is so."""
-    longest = max(prompts, key=len, default=[])[:TRIED]
+    longest = max(prompts, key=len, default=[])[:PROBE_TOKENS]
     if len({len(prompt) for prompt in prompts}) < 2 or len(longest) < 2:
         return False  # nothing is padded, or there is nothing to try with
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
@@ -140,7 +140,7 @@ def reads_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: 
     own = (changed[0][0] - alone[0][0]).abs().max()
     steps = min(len(alone), len(beside)) if alone[0][0].argmax() == beside[0][0].argmax() else 1
     apart = max((beside[step][0] - alone[step][0]).abs().max() for step in range(steps))
-    return bool(apart > READ * own)
+    return bool(apart > PADDING_LIMIT * own)
 
 
 def _batch(

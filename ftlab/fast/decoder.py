@@ -19,7 +19,7 @@ from ftlab.fast.flat import Flat
 from ftlab.fast.frozen import Int8, Packed, Scratch, Unrecognised
 from ftlab.fast.linear import LinearGroup, packed
 from ftlab.fast.operands import Dropout
-from ftlab.fast.streams import Aside
+from ftlab.fast.streams import SideStream
 
 # Submodules that must be there, and those that may be there too, all of them or none.
 LAYER_PARTS = (
@@ -206,20 +206,20 @@ class Layer:
         return d, middle, saved
 
     def backward(
-        self, g: Tensor, saved: SavedActivations, batch: BatchContext, aside: Aside, *, wanted: bool
+        self, g: Tensor, saved: SavedActivations, batch: BatchContext, side: SideStream, *, wanted: bool
     ) -> Tensor:
         """The gradient at the stream before the layer, for the gradient g behind it, both [tokens, hidden]."""
         drops = self._drops(batch.seed)
         dd = _before(self.last_norm, g, saved.last)
-        dinner = _present(self.down.backward(dd, saved.inner, saved.h_down, drops[3], aside))
+        dinner = _present(self.down.backward(dd, saved.inner, saved.h_down, drops[3], side))
         dgu = ops.gated_backward(dinner, saved.gu, self.act)
-        dm = _present(self.gate_up.backward(dgu, saved.md, saved.h_gu, drops[2], aside))
+        dm = _present(self.gate_up.backward(dgu, saved.md, saved.h_gu, drops[2], side))
         g = self.mlp_norm.backward(dm, saved.middle, saved.middle_rstd, g)
         da = _before(self.after_norm, g, saved.after)
-        do = _present(self.out.backward(da, saved.od, saved.h_o, drops[1], aside))
+        do = _present(self.out.backward(da, saved.od, saved.h_o, drops[1], side))
         dq, dk, dv = batch.attention.backward(self.attention, do, saved.qkv, saved.o, saved.attended)
         dqkv = self._head_norms_backward(ops.pack_rotated(dq, dk, dv, *batch.rotations[self.rope]), saved.raw)
-        dx = self.qkv.backward(dqkv, saved.xd, saved.h_qkv, drops[0], aside, wanted=wanted)
+        dx = self.qkv.backward(dqkv, saved.xd, saved.h_qkv, drops[0], side, wanted=wanted)
         return g if dx is None else self.norm.backward(dx, saved.stream, saved.rstd, g)
 
     def infer(self, delta: Tensor, stream: Tensor | None, rotations: dict[str, Any], attend: Attend) -> Any:
@@ -351,16 +351,16 @@ class Decoder:
     def backward(self, g: Tensor, kept: list[SavedActivations | Tensor], batch: BatchContext) -> None:
         """Write every adapter's gradient, for the gradient g [tokens, hidden] behind the last layer. What is kept of a
         layer is let go once it is used."""
-        aside = Aside(self.device)
+        side = SideStream(self.device)
         try:
             for layer in reversed(self.layers):
                 saved = kept.pop()
                 if isinstance(saved, Tensor):
                     saved = layer.forward(saved, None, batch)[2]
-                g = layer.backward(g, saved, batch, aside, wanted=layer.number > 0)
-                aside.turn()
+                g = layer.backward(g, saved, batch, side, wanted=layer.number > 0)
+                side.end_layer()
         finally:
-            aside.join()
+            side.join()
 
     def loss_and_gradient(
         self, delta: Tensor, stream: Tensor, predict: Tensor, targets: Tensor, scale: Tensor, seed: Tensor | None
@@ -423,7 +423,7 @@ class Decoder:
 
     # --- rotary embedding and weights --------------------------------------------------------------------------
 
-    def reach(self, length: int) -> None:
+    def prepare_positions(self, length: int) -> None:
         """Prepare positions below `length`."""
         if self._tables and next(iter(self._tables.values()))[0].shape[0] >= length:
             return
@@ -435,7 +435,7 @@ class Decoder:
             self._tables[kind] = cos[0].contiguous(), sin[0].contiguous()
 
     def rotations(self, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Cosine and sine [tokens, head_dim] of each token by kind of layer; `reach` comes before."""
+        """Cosine and sine [tokens, head_dim] of each token by kind of layer; `prepare_positions` comes before."""
         return {kind: (cos[positions], sin[positions]) for kind, (cos, sin) in self._tables.items()}
 
     def packed(self) -> list[Packed]:

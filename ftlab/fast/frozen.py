@@ -70,7 +70,7 @@ class Packed:
         self.rows = [layer.out_features for layer in layers]
         self.columns: int = layers[0].in_features
         self.bias = _bias(layers, self.dtype)
-        self.kept: Tensor | None = None
+        self.dequantized: Tensor | None = None
 
     def product(self, x: Tensor) -> Tensor:
         return _product(x, self.dense(), self.bias)
@@ -79,25 +79,25 @@ class Packed:
         return dy.to(self.dtype).mm(self.dense()).to(dy.dtype)
 
     def dense(self) -> Tensor:
-        if self.kept is not None:
-            return self.kept
-        return self._unpacked(self.scratch.room(sum(self.rows), self.columns, self.dtype))
+        if self.dequantized is not None:
+            return self.dequantized
+        return self._dequantize(self.scratch.room(sum(self.rows), self.columns, self.dtype))
 
-    def keep(self) -> None:
+    def keep_dequantized(self) -> None:
         """Hold the unpacked weight from now on."""
         room = torch.empty(sum(self.rows), self.columns, dtype=self.dtype, device=self.scratch.device)
-        self.kept = self._unpacked(room)
+        self.dequantized = self._dequantize(room)
 
     def release(self) -> None:
         """Unpack before each product again."""
-        self.kept = None
+        self.dequantized = None
 
     @property
-    def kept_bytes(self) -> int:
+    def dequantized_bytes(self) -> int:
         """What `keep` takes."""
         return int(sum(self.rows) * self.columns * self.dtype.itemsize)
 
-    def _unpacked(self, room: Tensor) -> Tensor:
+    def _dequantize(self, room: Tensor) -> Tensor:
         for layer, part in zip(self.layers, torch.split(room, self.rows), strict=True):
             ops.dequantise(layer.weight, part)
         return room
@@ -118,14 +118,14 @@ class Int8:
         return dy.mm(self.dense().to(dy.dtype))
 
     def dense(self) -> Tensor:
-        return torch.cat([self._unpacked(layer) for layer in self.layers])
+        return torch.cat([self._dequantize(layer) for layer in self.layers])
 
-    def _unpacked(self, layer: Any) -> Tensor:
+    def _dequantize(self, layer: Any) -> Tensor:
         weight = layer.weight
         packed = layer.state.CB if weight.CB is None else weight.CB
         scale = layer.state.SCB if weight.SCB is None else weight.SCB
-        unpacked: Tensor = packed.float() * (scale.float() / 127).unsqueeze(1)
-        return unpacked.to(self.dtype)
+        dequantized: Tensor = packed.float() * (scale.float() / 127).unsqueeze(1)
+        return dequantized.to(self.dtype)
 
 
 def frozen(layers: list[nn.Module], dtype: torch.dtype, scratch: Scratch) -> Frozen:

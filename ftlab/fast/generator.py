@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from ftlab.fast.decoder import AttentionShape, Decoder
 
 # Prompt tokens that enter together. Matrix products gain nothing beyond; a processor's caches like fewer.
-PIECE = {"cuda": 8192, "cpu": 2048}
+PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}
 # Positions of a slot are a multiple of this.
-ROUND = 16
+CAPACITY_MULTIPLE = 16
 # Of the GPU's free memory this part may become the cache; the rest is for activations and graphs.
 CACHE_SHARE = 0.8
 # Ended rows are replaced once they are this part of a step's rows: a prefill of many rows costs little more than of
 # few, and a GPU's step costs the same however many of its rows have ended. On a CPU a step costs what its rows cost.
-PATIENCE = 4
+REFILL_PART = 4
 # The last rows go through a smaller graph, if there are this many slots and this many steps may follow: below, reading
 # the weights is all that a step costs, or capturing the graph costs more than it saves.
 SMALL_GRAPH_SLOTS = 64
@@ -67,13 +67,15 @@ class Generator:
         """
         if not all(prompts):
             raise DataError(f"prompt {prompts.index([])} has no token: a model can only go on from something")
-        device, answers, tell = self.decoder.device, dict[int, list[int]](), AnswerCount(on_done)
-        reach = -(-(max(map(len, prompts), default=0) + self.max_new_tokens) // ROUND) * ROUND
+        device, answers, report = self.decoder.device, dict[int, list[int]](), AnswerCount(on_done)
+        capacity = (
+            -(-(max(map(len, prompts), default=0) + self.max_new_tokens) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
+        )
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            slots, piece = self._slots(len(prompts), reach), PIECE.get(device.type, PIECE["cpu"])
+            slots, piece = self._slots(len(prompts), capacity), PREFILL_TOKENS.get(device.type, PREFILL_TOKENS["cpu"])
             while len(answers) < len(prompts):
                 try:
-                    self._answer(prompts, answers, DecodeBatch(self, slots, reach, piece), tell)
+                    self._answer(prompts, answers, DecodeBatch(self, slots, capacity, piece), report)
                 except torch.cuda.OutOfMemoryError:
                     if slots == 1:
                         raise
@@ -81,7 +83,11 @@ class Generator:
         return [answers[i] for i in range(len(prompts))]
 
     def _answer(
-        self, prompts: list[list[int]], answers: dict[int, list[int]], batch: "DecodeBatch", tell: Callable[[int], None]
+        self,
+        prompts: list[list[int]],
+        answers: dict[int, list[int]],
+        batch: "DecodeBatch",
+        report: Callable[[int], None],
     ) -> None:
         """Answer what `answers` lacks.
 
@@ -95,21 +101,21 @@ class Generator:
             batch.allocate()
             while waiting or batch.rows:
                 batch.fill([waiting.popleft() for _ in range(min(batch.free, len(waiting)))])
-                while (ended := batch.look()) < batch.patience:
-                    tell(len(answers) + ended)
+                while (ended := batch.find_ended()) < batch.refill_at:
+                    report(len(answers) + ended)
                     batch.step()
                 answers |= batch.collect()
-                tell(len(answers))
+                report(len(answers))
         finally:
             batch.close()
 
-    def _slots(self, prompts: int, reach: int) -> int:
+    def _slots(self, prompts: int, capacity: int) -> int:
         """Rows at a time: as asked, and on CUDA not more than memory has room for."""
         wanted = max(1, min(self.batch_size, prompts))
         if self.decoder.device.type != "cuda":
             return wanted
         shapes = [layer.attention for layer in self.decoder.layers]
-        row = sum(2 * reach * shape.kv_heads * shape.head_dim for shape in shapes) * self.decoder.dtype.itemsize
+        row = sum(2 * capacity * shape.kv_heads * shape.head_dim for shape in shapes) * self.decoder.dtype.itemsize
         return max(1, min(wanted, int(CACHE_SHARE * free_bytes(self.decoder.device)) // row))
 
 
@@ -127,13 +133,13 @@ class AnswerCount:
 
 @dataclass
 class OpenAnswer:
-    """Prompt `number`, whose answer began when `born` steps had been made."""
+    """Prompt `number`, whose answer began when `start_step` steps had been made."""
 
     number: int
-    born: int
+    start_step: int
 
 
-class Look:
+class RunningSnapshot:
     """Which rows were going on at some point of the device's work."""
 
     def __init__(self, alive: Tensor) -> None:
@@ -157,9 +163,9 @@ class DecodeBatch:
     on. A slot that does not is computed all the same, but attends to nothing, and what it says is not read.
     """
 
-    def __init__(self, generator: Generator, slots: int, reach: int, piece: int) -> None:
+    def __init__(self, generator: Generator, slots: int, capacity: int, piece: int) -> None:
         self.decoder, self.end, self.new = generator.decoder, generator.end, generator.max_new_tokens
-        self.slots, self.reach, self.piece = slots, reach, piece
+        self.slots, self.capacity, self.piece = slots, capacity, piece
         self.device = self.decoder.device
         self.cuda = self.device.type == "cuda"
         self.shapes = [layer.attention for layer in self.decoder.layers]
@@ -168,21 +174,21 @@ class DecodeBatch:
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.rows: list[OpenAnswer] = []
         self.ended: set[int] = set()
-        self.looks: deque[Look] = deque()
+        self.snapshots: deque[RunningSnapshot] = deque()
         self.steps = 0
 
     def allocate(self) -> None:
-        """The cache, a pair of [slots, reach, kv_heads, head_dim] a layer, and the state of the slots."""
-        self.decoder.reach(self.reach)
+        """The cache, a pair of [slots, capacity, kv_heads, head_dim] a layer, and the state of the slots."""
+        self.decoder.prepare_positions(self.capacity)
         for shape in self.shapes:
             for cache in (self.keys, self.values):
-                size = (self.slots, self.reach, shape.kv_heads, shape.head_dim)
+                size = (self.slots, self.capacity, shape.kv_heads, shape.head_dim)
                 cache.append(torch.zeros(size, dtype=self.decoder.dtype, device=self.device))
         self.slot = torch.arange(self.slots, device=self.device)
         self.token, self.position, self.count = (torch.zeros_like(self.slot) for _ in range(3))
         self.alive = torch.zeros_like(self.slot, dtype=torch.bool)
         # A slot that no longer goes on repeats itself behind its answer, at worst in the column behind the last.
-        self.said = torch.zeros(self.slots, self.new + 1, dtype=torch.long, device=self.device)
+        self.generated = torch.zeros(self.slots, self.new + 1, dtype=torch.long, device=self.device)
 
     def close(self) -> None:
         """Free the memory of cache and graphs."""
@@ -190,7 +196,7 @@ class DecodeBatch:
             torch.cuda.synchronize(self.device)
         for graph in self.graphs.values():
             graph.reset()
-        for held in (self.graphs, self.keys, self.values, self.looks):
+        for held in (self.graphs, self.keys, self.values, self.snapshots):
             held.clear()
         if self.cuda:
             torch.cuda.empty_cache()
@@ -201,9 +207,9 @@ class DecodeBatch:
         return self.slots - len(self.rows)
 
     @property
-    def patience(self) -> int:
+    def refill_at(self) -> int:
         """How many rows must have ended for their answers to be collected."""
-        return min(len(self.rows), max(1, self._width() // PATIENCE)) if self.cuda else 1
+        return min(len(self.rows), max(1, self._width() // REFILL_PART)) if self.cuda else 1
 
     # --- prompts enter -----------------------------------------------------------------------------------------
 
@@ -229,7 +235,7 @@ class DecodeBatch:
         ids = torch.tensor([token for ids in prompts for token in ids], device=self.device)
         hidden = self.decoder.hidden(ids, positions, attend)[bounds[1:] - 1]
         self.count[rows], self.alive[rows], self.position[rows] = 0, True, sizes - 1
-        self._say(rows, hidden)
+        self._append(rows, hidden)
 
     # --- a step ------------------------------------------------------------------------------------------------
 
@@ -246,7 +252,7 @@ class DecodeBatch:
 
     def _width(self) -> int:
         """How many slots a step computes: on a CPU those with a row, on CUDA those of a graph."""
-        small = self.slots // PATIENCE
+        small = self.slots // REFILL_PART
         if not self.cuda:
             return len(self.rows)
         if self.slots < SMALL_GRAPH_SLOTS or len(self.rows) > small:
@@ -254,7 +260,7 @@ class DecodeBatch:
         return small if small in self.graphs or self._steps_left() >= SMALL_GRAPH_STEPS else self.slots
 
     def _steps_left(self) -> int:
-        return max((self.new - 1 - (self.steps - row.born) for row in self.rows), default=0)
+        return max((self.new - 1 - (self.steps - row.start_step) for row in self.rows), default=0)
 
     def _capture(self, width: int) -> None:
         """Make a step as usual, on a stream of its own, and keep its graph for the next ones."""
@@ -280,13 +286,13 @@ class DecodeBatch:
             query = shape.split(qkv)[0]
             return ops.decode_attention(query, keys, values, lengths, shape.scale, shape.window).flatten(1)
 
-        self._say(rows, self.decoder.hidden(self.token[rows], positions, attend))
+        self._append(rows, self.decoder.hidden(self.token[rows], positions, attend))
 
-    def _say(self, rows: slice, hidden: Tensor) -> None:
+    def _append(self, rows: slice, hidden: Tensor) -> None:
         """The most likely next token of each row [n, hidden] is said, and becomes the one to go on from."""
         token = self.decoder.logits(hidden).argmax(-1)
         alive, count = self.alive[rows], self.count[rows]
-        self.said[rows].scatter_(1, count[:, None], token[:, None])
+        self.generated[rows].scatter_(1, count[:, None], token[:, None])
         self.token[rows] = token
         self.position[rows] += alive
         count += alive
@@ -294,28 +300,28 @@ class DecodeBatch:
 
     # --- rows leave --------------------------------------------------------------------------------------------
 
-    def look(self) -> int:
+    def find_ended(self) -> int:
         """How many rows are known to have ended.
 
         On CUDA the news are those of one step before, so that the device has its next step while the host reads them;
         that an answer has its full length is known without asking.
         """
-        self.looks.append(Look(self.alive[: len(self.rows)]))
-        if len(self.looks) > (1 if self.cuda else 0):
-            self.ended |= self.looks.popleft().ended()
-        self.ended |= {slot for slot, row in enumerate(self.rows) if self.steps - row.born >= self.new - 1}
+        self.snapshots.append(RunningSnapshot(self.alive[: len(self.rows)]))
+        if len(self.snapshots) > (1 if self.cuda else 0):
+            self.ended |= self.snapshots.popleft().ended()
+        self.ended |= {slot for slot, row in enumerate(self.rows) if self.steps - row.start_step >= self.new - 1}
         return len(self.ended)
 
     def collect(self) -> dict[int, list[int]]:
         """Answers of the rows that have ended, by the prompts' numbers. The other rows close up."""
         ended = sorted(self.ended)
-        said = self.said[torch.tensor(ended, device=self.device)].tolist()
-        answers = {self.rows[slot].number: self._until_end(ids) for slot, ids in zip(ended, said, strict=True)}
+        generated = self.generated[torch.tensor(ended, device=self.device)].tolist()
+        answers = {self.rows[slot].number: self._until_end(ids) for slot, ids in zip(ended, generated, strict=True)}
         self._close_up()
         return answers
 
-    def _until_end(self, said: list[int]) -> list[int]:
-        ids = said[: self.new]
+    def _until_end(self, generated: list[int]) -> list[int]:
+        ids = generated[: self.new]
         return ids[: ids.index(self.end)] if self.end in ids else ids
 
     def _close_up(self) -> None:
@@ -331,11 +337,11 @@ class DecodeBatch:
         self.alive[len(going) :] = False
         # What was seen of slots before says nothing of them now.
         self.ended.clear()
-        self.looks.clear()
+        self.snapshots.clear()
 
     def _move(self, sources: list[int], targets: list[int]) -> None:
         source, target = (torch.tensor(slots, device=self.device) for slots in (sources, targets))
-        for state in (*self.keys, *self.values, self.token, self.position, self.count, self.alive, self.said):
+        for state in (*self.keys, *self.values, self.token, self.position, self.count, self.alive, self.generated):
             state[target] = state[source]
 
 

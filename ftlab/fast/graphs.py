@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ftlab.fast.layout import Layout
 from ftlab.fast.streams import graph_stream
-from ftlab.shortage import out_of_memory
+from ftlab.out_of_memory import is_out_of_memory
 
 # Graphs at most: each takes some memory of the driver's, and time to capture.
 MOST = 32
@@ -80,7 +80,7 @@ class Graphs:
             try:
                 loss = self.run(static, layout)
             except RuntimeError as error:  # raised once the capture has ended, else that fails in turn
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 failure = error.with_traceback(None)
         if loss is None:

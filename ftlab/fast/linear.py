@@ -18,7 +18,7 @@ from ftlab.fast import ops
 from ftlab.fast.flat import Flat
 from ftlab.fast.frozen import Dense, Frozen, Packed, Scratch, Unrecognised, frozen
 from ftlab.fast.operands import Dropout
-from ftlab.fast.streams import Aside
+from ftlab.fast.streams import SideStream
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ class LinearGroup:
         return y, h
 
     def backward(
-        self, dy: Tensor, xd: Tensor, h: Tensor | None, drop: Dropout | None, aside: Aside, *, wanted: bool = True
+        self, dy: Tensor, xd: Tensor, h: Tensor | None, drop: Dropout | None, side: SideStream, *, wanted: bool = True
     ) -> Tensor | None:
         """The gradient at x where it is `wanted`; the adapters' gradients are written, beside the main stream."""
         if h is None:
             return self.frozen.back(dy) if wanted else None
         dh = self.inner_gradient(dy, h)
-        aside(lambda: self.adapter_gradients(dy, xd, h, dh), dy, xd, h, dh)
+        side(lambda: self.adapter_gradients(dy, xd, h, dh), dy, xd, h, dh)
         if not wanted:
             return None
         dx = self.frozen.back(dy)

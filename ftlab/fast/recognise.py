@@ -16,10 +16,10 @@ from ftlab.fast.frozen import Int8, Unrecognised
 ROWS = (9, 17)
 # How far what one layer adds to a token may differ, as a part of its size, and how far the token's residual stream may,
 # as a part of its own: rounding in another order. Other architectures differ by tens of per cent.
-APART = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
-STREAM_APART = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+STREAM_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 # What reading an unknown model may raise; the fast path then leaves it alone.
-STRANGE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+READING_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 
 def fast_path(model: nn.Module, autocast: Any) -> tuple[Decoder | None, str | None]:
@@ -35,7 +35,7 @@ def fast_path(model: nn.Module, autocast: Any) -> tuple[Decoder | None, str | No
         return None, str(reason)
     except torch.cuda.OutOfMemoryError:
         raise
-    except STRANGE as error:
+    except READING_ERRORS as error:
         return None, f"which fails on this model or machine: {first_line(error)}"
     return decoder, None
 
@@ -45,7 +45,7 @@ def adapter_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     that an optimizer's state fits."""
     try:
         return Decoder(model).parameters()
-    except (Unrecognised, *STRANGE):
+    except (Unrecognised, *READING_ERRORS):
         return [[parameter] for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -73,17 +73,17 @@ def _check_layers(model: nn.Module, decoder: Decoder, autocast: AbstractContextM
     if len(states) != len(decoder.layers) + 1:
         raise Unrecognised("a model that does not run each of its layers once")
     positions = torch.cat([torch.arange(length, device=decoder.device) for length in ROWS])
-    decoder.reach(max(ROWS))
+    decoder.prepare_positions(max(ROWS))
     rotations, attend = decoder.rotations(positions), _attend(decoder)
     nothing = torch.zeros_like(states[0])
-    _same(decoder, "embedding", decoder.embed(torch.cat(rows)), states[0], nothing)
+    _check_same(decoder, "embedding", decoder.embed(torch.cat(rows)), states[0], nothing)
     for layer, before, after in zip(decoder.layers, states, states[1:], strict=False):
         delta, stream = layer.infer(before, None, rotations, attend)
         if layer is decoder.layers[-1]:
-            _same(decoder, "last layer", decoder.norm.forward(delta, stream)[0], after, nothing)
+            _check_same(decoder, "last layer", decoder.norm.forward(delta, stream)[0], after, nothing)
         else:
-            _same(decoder, f"layer {layer.number}", stream + delta, after, before)
-    _same(decoder, "output layer", decoder.logits(states[-1]), logits, torch.zeros_like(logits))
+            _check_same(decoder, f"layer {layer.number}", stream + delta, after, before)
+    _check_same(decoder, "output layer", decoder.logits(states[-1]), logits, torch.zeros_like(logits))
 
 
 def _own_states(
@@ -112,7 +112,7 @@ def _own_states(
     return [torch.cat(kept) for kept in given.values() if len(kept) == len(rows)], logits
 
 
-def _same(decoder: Decoder, part: str, found: Tensor, wanted: Tensor, before: Tensor) -> None:
+def _check_same(decoder: Decoder, part: str, found: Tensor, wanted: Tensor, before: Tensor) -> None:
     """Raises Unrecognised where `found` [tokens, width] is not `wanted`. Each token is measured by itself: in trained
     models one alone may be a hundred times as large as all others, and would hide them."""
     difference, added, whole = (
@@ -122,7 +122,9 @@ def _same(decoder: Decoder, part: str, found: Tensor, wanted: Tensor, before: Te
     dtypes = [decoder.dtype, *(weight.dtype for weight in decoder.packed())]
     if any(isinstance(group.frozen, Int8) for group in decoder.groups):
         dtypes.append(torch.bfloat16)  # its outliers are chosen by the batch
-    allowed = max(APART[dtype] for dtype in dtypes) * added + max(STREAM_APART[dtype] for dtype in dtypes) * whole
+    allowed = (
+        max(TOLERANCE[dtype] for dtype in dtypes) * added + max(STREAM_TOLERANCE[dtype] for dtype in dtypes) * whole
+    )
     excess = float((difference / allowed.clamp(min=1e-30)).square().mean().sqrt())
     if not excess <= 1:
         apart = float((difference / added.clamp(min=1e-30)).square().mean().sqrt())

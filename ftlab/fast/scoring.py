@@ -52,7 +52,7 @@ def answers(
 @torch.no_grad()
 def mean_loss(decoder: Decoder, rows: Sequence[Encoded]) -> float:
     """Mean cross entropy over the trained tokens of `rows`."""
-    decoder.reach(max(row.tokens for row in rows))
+    decoder.prepare_positions(max(row.tokens for row in rows))
     tokens = TOKENS
     while True:
         try:

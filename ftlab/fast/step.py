@@ -13,7 +13,7 @@ from ftlab.fast.decoder import BatchContext, Decoder
 from ftlab.fast.flat import Flat, Trainable
 from ftlab.fast.graphs import Graphs
 from ftlab.fast.layout import Layout, padded_sizes
-from ftlab.fast.plan import SHARES, Chooser, Need, Setting
+from ftlab.fast.plan import CHECKPOINTED_FRACTIONS, Chooser, Need, Setting
 
 
 class FastStep:
@@ -34,17 +34,17 @@ class FastStep:
         limit: float = math.inf,
     ) -> None:
         self.decoder = decoder
-        self.keeps_unpacked = bool(decoder.packed())
+        self.can_keep_dequantized = bool(decoder.packed())
         self.cuda = decoder.device.type == "cuda"
         self.longest = -(-max(longest, 512) // 128) * 128  # padding is a row too, of up to 511 tokens
         self.setting = Setting(1, False, 0.0)
         self.recaptured: Setting | None = None
         padded = (lambda tokens, scored, share: need(*padded_sizes(tokens, scored), share)) if self.cuda else need
-        self.chooser = Chooser(cfg, decoder.device, padded, self._settle, shares=SHARES, limit=limit)
-        decoder.reach(self.longest)
+        self.chooser = Chooser(cfg, decoder.device, padded, self._apply, fractions=CHECKPOINTED_FRACTIONS, limit=limit)
+        decoder.prepare_positions(self.longest)
         self.graphs = Graphs(self._run, decoder.device) if self.cuda and decoder.capturable else None
 
-    def serve(self, trained: Trainable) -> None:
+    def attach(self, trained: Trainable) -> None:
         """See `Step`; graphs of another adapter's buffers are dropped."""
         if trained.flat is None:
             raise ValueError("the fast step needs its tensors in one buffer")
@@ -63,15 +63,15 @@ class FastStep:
 
     def choose(self, longest: Sequence[Sample]) -> None:
         """See `Step`."""
-        copy = sum(weight.kept_bytes for weight in self.decoder.packed() if weight.kept is None)
-        self.chooser.choose(longest, copy=copy if self.keeps_unpacked else None)
+        copy = sum(weight.dequantized_bytes for weight in self.decoder.packed() if weight.dequantized is None)
+        self.chooser.choose(longest, copy=copy if self.can_keep_dequantized else None)
 
     def lighten(self) -> str | None:
         """See `Step`."""
         if self.graphs is not None and len(self.graphs) and self.recaptured != self.setting:
             self.recaptured = self.setting  # once: the memory of batches of many shapes may only be in pieces
             self.graphs.drop(forget=True)
-            self.chooser.ran_out = True
+            self.chooser.had_oom = True
             return f"{self.setting}, CUDA graphs captured anew"
         return self.chooser.lighten(self.setting)
 
@@ -84,19 +84,19 @@ class FastStep:
             for weight in self.decoder.packed():
                 weight.release()
 
-    def _settle(self, setting: Setting) -> None:
+    def _apply(self, setting: Setting) -> None:
         if self.graphs is not None:
             self.graphs.drop(forget=True)
         for weight in self.decoder.packed():
-            if not setting.cached:
+            if not setting.keep_dequantized:
                 weight.release()
-            elif weight.kept is None:
-                weight.keep()
+            elif weight.dequantized is None:
+                weight.keep_dequantized()
         self.setting = setting
-        self.checkpointed = setting.twice(len(self.decoder.layers))
+        self.checkpointed = setting.checkpointed_layers(len(self.decoder.layers))
 
     def __str__(self) -> str:
-        parts = self.setting.described(len(self.decoder.layers), packed=self.keeps_unpacked)
+        parts = self.setting.described(len(self.decoder.layers), packed=self.can_keep_dequantized)
         return "fast step: " + ", ".join(parts + ["CUDA graphs"] * (self.graphs is not None))
 
     # --- a step -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def graph_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-class Aside:
+class SideStream:
     """Runs what nothing of the same layer waits for beside the main stream; on a CPU, at once.
 
     Small products do not fill a GPU, so two at a time cost little more than one. What the work reads is held until the
@@ -42,7 +42,7 @@ class Aside:
             work()
         self._held.append(reads)
 
-    def turn(self) -> None:
+    def end_layer(self) -> None:
         """A layer is done: from here on the main stream has waited for the work of the layer before."""
         self._settle()
         if self._held:  # else the side stream may not be part of a capture, which then must not wait for it
@@ -51,7 +51,7 @@ class Aside:
 
     def join(self) -> None:
         """From here on the main stream has waited for all of it."""
-        self.turn()
+        self.end_layer()
         self._settle()
 
     def _settle(self) -> None:

@@ -52,12 +52,12 @@ def parts(cfg: ExperimentConfig, setting: Setting | None = None) -> Estimate:
     full, width = cfg.lora.r == 0, BYTES[cfg.model.dtype]
     model = models.skeleton(weights.find(cfg.model, what="tokenizer"), cfg.model.trust_remote_code)
     fixed = base_bytes(model, cfg.quant, 4 if full else width)
-    fixed += linear_numbers(model) * width * setting.cached
+    fixed += linear_numbers(model) * width * setting.keep_dequantized
     trained, _ = models.planned_parameters(model, cfg.lora)
     fixed += trained * (4 if full else 8 + 2 * width) + state_bytes(trained, cfg.trainer.optim)
     tokens = setting.micro * cfg.data.max_length
     scored = tokens if cfg.trainer.loss_on == "all" else round(0.3 * tokens)
-    batch = batch_bytes(model.config, width, tokens, scored, setting.share, cfg.lora.lora_dropout > 0)
+    batch = batch_bytes(model.config, width, tokens, scored, setting.checkpointed_fraction, cfg.lora.lora_dropout > 0)
     return Estimate(fixed / GIB, batch / GIB)
 
 

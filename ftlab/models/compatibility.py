@@ -17,7 +17,7 @@ SHOWN = 3  # names in a line
 POSITIONS = ("wpe", "position_embeddings", "embed_positions", "position_embedding", "embed_position", "pos_emb")
 
 
-def settled(bare: PreTrainedModel, cfg: ExperimentConfig) -> list[str]:
+def check_settings(bare: PreTrainedModel, cfg: ExperimentConfig) -> list[str]:
     """A line on each thing that is not done as the configuration says, or only to a part of the model.
 
     Raises:

@@ -163,7 +163,7 @@ def _keep_weights_trainable(base: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (torch types attributes as modules)
 
 
-def check_runs(model: nn.Module, model_id: str, quant: QuantConfig) -> None:
+def check_forward(model: nn.Module, model_id: str, quant: QuantConfig) -> None:
     """Refuse a model whose forward pass fails, with the reason: libraries do not know every pair of architecture and
     quantisation. Call it in the precision in which the model runs.
 

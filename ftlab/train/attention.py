@@ -118,20 +118,20 @@ def attend(
         return _sdpa(module, query, key, value, attention_mask, **kwargs)
     if any(kwargs.get(name) is not None for name in UNKNOWN) or query.shape[2] != attention_mask.shape[2]:
         return _sdpa(module, query, key, value, attention_mask.whole, **kwargs)
-    if flash_takes(query, value):
+    if flash_supports(query, value):
         return _flash(query, key, value, attention_mask, **kwargs), None
     if query.device.type == "cpu":
         return _by_row(module, query, key, value, attention_mask, **kwargs)
     return _sdpa(module, query, key, value, attention_mask.whole, **kwargs)
 
 
-def flash_takes(query: Tensor, value: Tensor) -> bool:
+def flash_supports(query: Tensor, value: Tensor) -> bool:
     """Whether FlashAttention takes such heads, in such numbers, on such a GPU."""
     if query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < CAPABILITY:
         return False
     size = query.shape[-1]
     heads = size == value.shape[-1] and size % HEAD_MULTIPLE == 0 and size <= HEAD_MOST
-    return heads and _computed_in(query) in (torch.bfloat16, torch.float16)
+    return heads and _compute_dtype(query) in (torch.bfloat16, torch.float16)
 
 
 def _flash(
@@ -145,7 +145,7 @@ def _flash(
     **_: Any,
 ) -> Tensor:
     longest = max(mask.lengths)
-    dtype = _computed_in(query)
+    dtype = _compute_dtype(query)
     query, key, value = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
     window = {} if mask.window is None else {"window_size_left": mask.window - 1, "window_size_right": 0}
     found = torch.ops.aten._flash_attention_forward(
@@ -170,7 +170,7 @@ def _window(length: int, mask: RowMask) -> Tensor | None:
     return None if alone.window is None else alone.whole
 
 
-def _computed_in(part: Tensor) -> torch.dtype:
+def _compute_dtype(part: Tensor) -> torch.dtype:
     """The dtype that autocast would give to torch's own attention; the kernel itself it leaves alone."""
     kind = part.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else part.dtype

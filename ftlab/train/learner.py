@@ -83,7 +83,9 @@ class Learner:
         self.scales = accelerator.scaler is not None  # whose gradients may overflow: the step is then left out
         self.progress = Progress()
         self.began_at = 0  # the step before the first one of this process
-        self.pending: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, gradient norm since `settle`
+        self.pending: list[
+            tuple[int, torch.Tensor, torch.Tensor]
+        ] = []  # step, loss, gradient norm since `collect_losses`
         self.clock = 0.0  # up to when the time of steps is counted
         self.norm = 0.0
         self.random = rng_state()
@@ -109,7 +111,7 @@ class Learner:
 
     def end_turn(self) -> None:
         """Let another learner train."""
-        self.settle()
+        self.collect_losses()
         self.random = rng_state()
 
     # --- steps ------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class Learner:
         """Whether no step is left to make."""
         return self.progress.done or self.progress.step >= self.order.steps
 
-    def due(self) -> list[Any]:
+    def next_samples(self) -> list[Any]:
         """The samples of the next step."""
         return [self.samples[i] for i in self.order.indices(self.progress.step)]
 
@@ -132,7 +134,7 @@ class Learner:
         self.progress.window_tokens += tokens
         return lr
 
-    def settle(self) -> None:
+    def collect_losses(self) -> None:
         """Take in the losses and gradient norms of the steps since the last time.
 
         Raises:
@@ -157,7 +159,7 @@ class Learner:
 
     def window(self, lr: float) -> Metrics:
         """The metrics to record: mean loss and tokens a second since the last record, and those of the run so far."""
-        self.settle()
+        self.collect_losses()
         progress = self.progress
         loss = progress.loss_sum / progress.loss_steps
         rate = progress.window_tokens / max(progress.window_seconds, 1e-9)
@@ -181,7 +183,7 @@ class Learner:
             return False
         return progress.step == self.order.steps or bool(every and progress.step and progress.step % every == 0)
 
-    def take(self, metrics: Metrics, intervals: Intervals) -> bool:
+    def record_evaluation(self, metrics: Metrics, intervals: Intervals) -> bool:
         """Take in the scores of the present step; whether they are the best so far.
 
         Raises:

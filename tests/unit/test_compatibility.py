@@ -1,4 +1,4 @@
-"""What an architecture cannot do of a configuration is refused or settled from its names and shapes alone."""
+"""What an architecture cannot do of a configuration is refused or replaced, from its names and shapes alone."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 
 from ftlab.composition import compose
 from ftlab.errors import ConfigError, WeightsError
-from ftlab.models import carries_state, check_rows, load_base, settled, skeleton
+from ftlab.models import carries_state, check_rows, check_settings, load_base, skeleton
 from ftlab.models.compatibility import positions
 from ftlab.weights import WeightsFolder
 
@@ -32,7 +32,7 @@ def config(*overrides: str) -> Any:
 def test_an_attention_that_a_model_does_not_have_is_replaced_and_told(kind: str, make_kind: MakeKind) -> None:
     folder = make_kind(kind)
     cfg = config(f"model.id={folder}")
-    (line,) = [line for line in settled(bare(folder), cfg) if "attn" in line]
+    (line,) = [line for line in check_settings(bare(folder), cfg) if "attn" in line]
     assert line.startswith("model.attn_implementation=sdpa: ")
     assert line.endswith(" does not have it, so eager is used")
     base = load_base(
@@ -43,29 +43,29 @@ def test_an_attention_that_a_model_does_not_have_is_replaced_and_told(kind: str,
 
 def test_an_attention_that_a_model_has_is_left_alone(base_folder: Path) -> None:
     for name in ("sdpa", "eager", "flex_attention"):
-        assert settled(bare(base_folder), config(f"model.attn_implementation={name}")) == []
+        assert check_settings(bare(base_folder), config(f"model.attn_implementation={name}")) == []
 
 
 def test_an_attention_that_nothing_has_is_refused(base_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.attn_implementation=sdpaa cannot be used: .*Choose sdpa"):
-        settled(bare(base_folder), config("model.attn_implementation=sdpaa"))
+        check_settings(bare(base_folder), config("model.attn_implementation=sdpaa"))
 
 
 # --- shares ---------------------------------------------------------------------------------------------
 
 
 def test_a_line_says_how_much_is_quantised(make_kind: MakeKind, base_folder: Path) -> None:
-    (line,) = settled(bare(make_kind("mixtral")), config("quant=nf4", "model.dtype=bfloat16"))
+    (line,) = check_settings(bare(make_kind("mixtral")), config("quant=nf4", "model.dtype=bfloat16"))
     assert line == (
         "quant=nf4 quantises 11% of the layers' weights; in bfloat16 stay: experts.gate_up_proj, experts.down_proj, "
         "mlp.gate"
     )
-    assert settled(bare(base_folder), config("quant=nf4")) == []
+    assert check_settings(bare(base_folder), config("quant=nf4")) == []
 
 
 def test_a_line_says_what_is_left_out_of_all_linear_and_how_much_is_adapted(make_kind: MakeKind) -> None:
     for kind, names in (("mamba2", "out_proj"), ("jamba", "dt_proj"), ("deepseek_v3", "gate_proj, up_proj, down_proj")):
-        lines = settled(bare(make_kind(kind)), config("model.attn_implementation=eager"))
+        lines = check_settings(bare(make_kind(kind)), config("model.attn_implementation=eager"))
         assert lines[0].startswith(f"lora.target_modules=all-linear leaves out {names}: ")
     assert lines[1].startswith("lora.target_modules=all-linear adapts 58% of the layers' weights; without an adapter: ")
 
@@ -77,12 +77,12 @@ def test_weights_stored_quantised_are_named_and_cannot_be_trained_whole(base_fol
         "bnb_4bit_quant_type": "nf4",
         "quant_method": "bitsandbytes",
     }
-    assert settled(model, config("quant=nf4")) == []
-    assert settled(model, config("quant=int8")) == [
+    assert check_settings(model, config("quant=nf4")) == []
+    assert check_settings(model, config("quant=int8")) == [
         "quant=int8 changes nothing: the weights are stored quantised (nf4)"
     ]
     with pytest.raises(ConfigError, match=r"lora=none trains all weights, .*stored quantised \(nf4\): choose lora=r16"):
-        settled(model, config("lora=none"))
+        check_settings(model, config("lora=none"))
 
 
 # --- positions and token ids ----------------------------------------------------------------------------

@@ -229,7 +229,7 @@ def test_a_row_does_not_see_its_neighbours(kit: Any, family: str) -> None:
 def logits(decoder: Decoder, rows: list[Any]) -> torch.Tensor:
     lengths = [len(row.input_ids) for row in rows]
     attention = ByRow(lengths)
-    decoder.reach(max(lengths))
+    decoder.prepare_positions(max(lengths))
     ids = torch.tensor([token for row in rows for token in row.input_ids])
     places = torch.cat([torch.arange(length) for length in lengths])
     shapes = [layer.attention for layer in decoder.layers]

@@ -73,20 +73,20 @@ def test_weights_held_unpacked_give_the_same_bits(kit: Any) -> None:
     groups = step.decoder.packed()
     assert len(groups) == 4 * len(step.decoder.layers)
     for group in groups:
-        group.keep()
+        group.keep_dequantized()
     assert kit.fast(model, step, rows).same(each)
     for group in groups:
         group.release()
-    assert all(group.kept is None for group in groups)
+    assert all(group.dequantized is None for group in groups)
     assert kit.fast(model, step, rows).same(each)
 
 
 def test_what_keeping_takes_is_what_is_said(kit: Any) -> None:
     for group in Decoder(in_4_bit(kit.make())).packed():
-        said = group.kept_bytes
-        group.keep()
-        assert group.kept is not None
-        assert said == group.kept.nbytes
+        said = group.dequantized_bytes
+        group.keep_dequantized()
+        assert group.dequantized is not None
+        assert said == group.dequantized.nbytes
 
 
 def test_8_bit_gradients_are_those_of_pefts_own_forward(kit: Any) -> None:

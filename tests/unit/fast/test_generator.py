@@ -104,7 +104,7 @@ def test_the_order_of_prompts_changes_no_answer(case: Case) -> None:
 
 
 def test_prompts_that_enter_in_small_pieces_get_the_same_answers(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.PIECE, "cpu", 25)  # less than some prompts
+    monkeypatch.setitem(module.PREFILL_TOKENS, "cpu", 25)  # less than some prompts
     assert case.fast(8) == case.wanted
 
 

@@ -9,7 +9,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from ftlab.fast.flat import Flat
 from ftlab.fast.frozen import Scratch, Unrecognised
 from ftlab.fast.linear import LinearGroup
-from ftlab.fast.streams import Aside
+from ftlab.fast.streams import SideStream
 
 CPU = torch.device("cpu")
 NAMES = ("q_proj", "k_proj", "v_proj")
@@ -41,7 +41,7 @@ def test_output_and_gradients_are_those_of_pefts_layers(kit: Any, targets: list[
     attached(group)
     with torch.no_grad():
         y, h = group.forward(x, x)
-        dx = group.backward(dy, x, h, None, Aside(CPU))
+        dx = group.backward(dy, x, h, None, SideStream(CPU))
     torch.testing.assert_close(y, expected.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(dx, x.grad, rtol=1e-5, atol=1e-5)
     assert len(gradients) == 2 * len(targets)
@@ -56,7 +56,7 @@ def test_a_gradient_at_the_input_is_computed_only_where_wanted(kit: Any) -> None
     x, dy = torch.randn(7, 32), torch.randn(7, 64)
     with torch.no_grad():
         _, h = group.forward(x, x)
-        assert group.backward(dy, x, h, None, Aside(CPU), wanted=False) is None
+        assert group.backward(dy, x, h, None, SideStream(CPU), wanted=False) is None
     assert flat.gradient.any()
 
 
@@ -66,10 +66,10 @@ def test_what_lay_in_the_gradient_before_has_no_effect(kit: Any) -> None:
     x, dy = torch.randn(7, 32), torch.randn(7, 64)
     with torch.no_grad():
         _, h = group.forward(x, x)
-        group.backward(dy, x, h, None, Aside(CPU))
+        group.backward(dy, x, h, None, SideStream(CPU))
         first = flat.gradient.clone()
         flat.gradient.fill_(torch.nan)
-        group.backward(dy, x, h, None, Aside(CPU))
+        group.backward(dy, x, h, None, SideStream(CPU))
     for one in group.adapters:
         for parameter in (one.a, one.b):
             assert torch.equal(flat.view(flat.gradient, parameter), flat.view(first, parameter))

@@ -24,7 +24,7 @@ def made(model: Any, *, gpu: bool = False, **cfg: Any) -> FastStep:
     memory = {name: cfg.pop(name) for name in ("limit",) if name in cfg}
     options = {"global_batch_size": 4} | cfg
     step = FastStep(decoder, TrainerConfig(**options), longest=30, need=need, **memory)
-    step.serve(Trainable(trainable(model), Flat(decoder.parameters())))
+    step.attach(Trainable(trainable(model), Flat(decoder.parameters())))
     step.cuda = step.chooser.cuda = gpu
     return step
 
@@ -62,7 +62,7 @@ def test_without_4_bit_weights_there_is_nothing_to_hold_unpacked(kit: Any, free:
     step = made(kit.adapt(kit.make()), gpu=True, weight_cache=True)
     free(1e9)
     step.choose(kit.rows())
-    assert not step.setting.cached
+    assert not step.setting.keep_dequantized
     assert "unpacked" not in str(step)
 
 
@@ -105,7 +105,7 @@ def test_an_out_of_memory_inside_a_step_leaves_its_gradient_right(kit: Any, free
     free(1e9)
     step.choose(sorted(rows, key=lambda row: len(row.input_ids)))
     step.cuda = False  # the work itself is a CPU's
-    step._settle(Setting(2, False, 0.0))
+    step._apply(Setting(2, False, 0.0))
     step.begin()
     step.accumulate(rows[:2], kit.trained(rows), 7, first=True)
     assert step.lighten()
@@ -166,7 +166,7 @@ def test_it_is_the_plain_steps_loss_and_gradient(kit: Any) -> None:
         else:
             flat = Flat([[p] for p in model.parameters() if p.requires_grad])
             step = PlainStep(model, TrainerConfig(global_batch_size=4), Accelerator(cpu=True), need=need)
-            step.serve(Trainable(trainable(model), flat))
+            step.attach(Trainable(trainable(model), flat))
         step.choose(rows)
         step.begin()
         loss = step.accumulate(rows, trained, 3, first=True)
@@ -179,10 +179,10 @@ def test_it_is_the_plain_steps_loss_and_gradient(kit: Any) -> None:
 
 def test_a_gpu_that_is_too_small_is_told_so_in_figures_with_a_length_that_fits(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True)
-    assert step.chooser.shortage() == ""  # nothing was tried yet
+    assert step.chooser.oom_report() == ""  # nothing was tried yet
     free(12.0)
     step.choose(kit.rows())
-    told = step.chooser.shortage()
+    told = step.chooser.oom_report()
     assert step.chooser.planner
     assert step.chooser.planner.smallest().overrides(packed=False) in told
     assert "weight_cache" not in told
@@ -205,7 +205,7 @@ def test_graphs_are_given_up_before_a_setting_is(kit: Any, free: Any) -> None:
     step.graphs.extend([1, 2])  # type: ignore[union-attr]
     assert step.lighten() is not None
     assert step.setting != before
-    assert step.chooser.ran_out
+    assert step.chooser.had_oom
 
 
 def test_what_a_sweep_allows_bounds_the_choice_as_little_memory_does(kit: Any, free: Any) -> None:
@@ -221,7 +221,7 @@ def test_what_a_sweep_allows_bounds_the_choice_as_little_memory_does(kit: Any, f
         assert limited.setting == short.setting
         chosen.append(limited.setting)
     assert len(set(chosen)) > 1
-    assert f"sweep.vram_limit_gib={500 / 2**30:g}" in limited.chooser.shortage()
+    assert f"sweep.vram_limit_gib={500 / 2**30:g}" in limited.chooser.oom_report()
 
 
 def test_remedies_name_only_what_is_not_on_yet(kit: Any, free: Any) -> None:

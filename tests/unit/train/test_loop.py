@@ -133,7 +133,7 @@ def make(small: list[str], make_llama: Any, tmp_path: Path) -> Make:
             evaluate=evaluate,
             record=lambda metrics, step: run.records.append((step, metrics)),
         )
-        run.trainer.step.serve(run.learner.trained)
+        run.trainer.step.attach(run.learner.trained)
         return run
 
     return make
@@ -219,9 +219,9 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], SmallGpu]:
             assert gpu.trainer
             step = gpu.trainer.step
             base = model.get_base_model()
-            assert base.is_activation_checkpointing == bool(step.setting.share)
+            assert base.is_activation_checkpointing == bool(step.setting.checkpointed_fraction)
             gpu.tried.append((step.setting, len(batch.lengths)))
-            if need(batch.input_ids.numel(), 0, step.setting.share) > gpu.fits:
+            if need(batch.input_ids.numel(), 0, step.setting.checkpointed_fraction) > gpu.fits:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
             return summed(model, batch)
 
@@ -254,8 +254,8 @@ def test_out_of_memory_goes_to_lighter_settings_and_leaves_the_rows(
     assert sum(rows for setting, rows in gpu.tried if setting == last) == 16
     assert [note for note in run.notes if "out of memory" in note][-1].endswith("rows unchanged")
     assert (run.weights() - wanted.weights()).norm() <= 1e-5 * wanted.weights().norm()
-    assert run.trainer.step.chooser.ran_out
-    assert not wanted.trainer.step.chooser.ran_out
+    assert run.trainer.step.chooser.had_oom
+    assert not wanted.trainer.step.chooser.had_oom
 
 
 def test_the_model_is_left_without_checkpointing(make: Make, small_gpu: Callable[[float], SmallGpu]) -> None:
@@ -279,7 +279,7 @@ def test_the_plain_step_chooses_from_the_memory_that_is_free(
         step = gpu.holds(make(*OF_EIGHT)).trainer.step
         step.choose(sorted(ROWS, key=lambda row: len(row.input_ids)))
         assert step.setting == setting
-    assert "trainer.micro_batch_size=1, trainer.activation_checkpointing=true" in step.chooser.shortage()
+    assert "trainer.micro_batch_size=1, trainer.activation_checkpointing=true" in step.chooser.oom_report()
 
 
 @pytest.mark.parametrize("part", ["_clip", "scaled.step"])

@@ -16,7 +16,7 @@ from ftlab.errors import ConfigError, FtlabError, TrainingError
 from ftlab.process import Process, _started, this_host
 from ftlab.train import ranks as module
 from ftlab.train.loop import micro_seed
-from ftlab.train.ranks import Ranks, together
+from ftlab.train.ranks import Ranks, run_distributed
 
 
 def rows_of(lengths: list[int]) -> list[Encoded]:
@@ -67,11 +67,11 @@ def test_alone_nobody_is_waited_for() -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
     parameter.grad = torch.full((3,), 2.0)
     loss = torch.tensor(1.5)
-    ranks.same([parameter.detach()])
+    ranks.broadcast([parameter.detach()])
     ranks.sum_([parameter], loss)
     assert parameter.grad.tolist() == [2.0, 2.0, 2.0]
     assert loss.item() == 1.5
-    assert ranks.of_first(lambda: "mine") == "mine"
+    assert ranks.broadcast_from_first(lambda: "mine") == "mine"
     assert ranks.any("SIGTERM") == "SIGTERM"
     assert ranks.any("") == ""
     assert not torch.distributed.is_initialized()
@@ -105,7 +105,7 @@ def test_who_does_not_come_is_not_waited_for_long(launcher: str, monkeypatch: py
         del server
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(module, "ROLL_CALL", timedelta(seconds=1))
+    monkeypatch.setattr(module, "RENDEZVOUS_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(TrainingError) as caught:
         Ranks.join()
     assert ("1, 2 did not come within" if "torchrun" in launcher else "do not meet") in str(caught.value)
@@ -127,12 +127,12 @@ def broken(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     "speak",
     [
-        lambda ranks, held: ranks.same([held.detach()]),
+        lambda ranks, held: ranks.broadcast([held.detach()]),
         lambda ranks, held: ranks.sum_([held], torch.zeros(())),
         lambda ranks, held: ranks.sum_([held, held], torch.zeros(())),
-        lambda ranks, held: ranks._gathered("word"),
+        lambda ranks, held: ranks._exchange("word"),
     ],
-    ids=["same", "sum of one buffer", "sum of many", "meeting"],
+    ids=["broadcast", "sum of one buffer", "sum of many", "all_gather"],
 )
 def test_a_broken_connection_is_one_message(
     speak: Callable[[Ranks, torch.nn.Parameter], Any], monkeypatch: pytest.MonkeyPatch
@@ -140,7 +140,7 @@ def test_a_broken_connection_is_one_message(
     for name in ("broadcast", "all_reduce", "all_gather"):
         monkeypatch.setattr(dist, name, broken)
     ranks = Ranks(0, 2)
-    monkeypatch.setattr(ranks, "meet", lambda word=None: [None, None])
+    monkeypatch.setattr(ranks, "all_gather", lambda word=None: [None, None])
     held = torch.nn.Parameter(torch.ones(3))
     held.grad = torch.ones(3)
     with pytest.raises(TrainingError, match=r"gone without a word.*\(Connection closed by peer") as caught:
@@ -154,7 +154,7 @@ def test_after_a_loss_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: calls.append(1) or broken())
     ranks = Ranks(1, 3, dist.HashStore())
     with pytest.raises(TrainingError) as caught:
-        ranks.meet()
+        ranks.all_gather()
     assert ranks.fail(1, caught.value)
     ranks.leave()
     assert len(calls) == 1
@@ -171,7 +171,7 @@ def test_who_has_done_all_tells_of_a_loss_too(monkeypatch: pytest.MonkeyPatch) -
         told.append(error)
         return 1
 
-    assert together(lambda ranks: None, show) == 1
+    assert run_distributed(lambda ranks: None, show) == 1
     assert ["gone without a word" in str(error) for error in told] == [True]
 
 
@@ -182,10 +182,10 @@ def test_what_is_refused_is_told_to_the_others(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module.Ranks, "join", lambda: ranks)
     monkeypatch.setattr(ranks, "connect", lambda: said.append("connected"))
     monkeypatch.setattr(ranks, "check_devices", lambda: (_ for _ in ()).throw(ConfigError("too many")))
-    monkeypatch.setattr(ranks, "_gathered", lambda word: said.append(word and word.error) or [word, None])
+    monkeypatch.setattr(ranks, "_exchange", lambda word: said.append(word and word.error) or [word, None])
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     shown: list[FtlabError] = []
-    assert together(lambda ranks: None, lambda error: shown.append(error) or 2) == 2
+    assert run_distributed(lambda ranks: None, lambda error: shown.append(error) or 2) == 2
     assert said == ["connected", "ConfigError: too many", None]
     assert [str(error) for error in shown] == ["too many"]
 
@@ -220,7 +220,7 @@ def test_of_those_that_met_a_loss_one_tells(monkeypatch: pytest.MonkeyPatch) -> 
     for rank in (1, 2):
         ranks = Ranks(rank, 3, store)
         with pytest.raises(TrainingError) as caught:
-            ranks.meet()
+            ranks.all_gather()
         told.append(ranks.fail(1, caught.value))
     assert told == [True, False]
 
@@ -250,14 +250,14 @@ def test_a_message_of_one_that_has_gone_is_not_waited_for(reaped: bool, monkeypa
     if reaped:
         process.wait()
     with pytest.raises(TrainingError, match="gone without a word"):
-        Ranks(0, 2, others=[one]).meet()
+        Ranks(0, 2, others=[one]).all_gather()
     process.wait()
 
 
 def test_one_that_is_busy_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     message = Message(5)
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: message)
-    assert Ranks(0, 3, others=[Process.me(), Process("elsewhere", 1, "1")]).meet() == [None] * 3
+    assert Ranks(0, 3, others=[Process.me(), Process("elsewhere", 1, "1")]).all_gather() == [None] * 3
     assert message.looks < 1
 
 
@@ -266,14 +266,14 @@ def test_processes_that_differ_are_told_in_what(monkeypatch: pytest.MonkeyPatch)
     mine, other = {"trainer.lr": 0.1, "seed": 0}, {"trainer.lr": 0.2, "seed": 0}
     ranks = Ranks(0, 3)
 
-    def meet(word: Any) -> list[Any]:
+    def all_gather(word: Any) -> list[Any]:
         if isinstance(word, str):
             return [word, word, "another digest"]
         return [{key: str(value) for key, value in tree.items()} for tree in (mine, mine, other)]
 
-    monkeypatch.setattr(ranks, "meet", meet)
+    monkeypatch.setattr(ranks, "all_gather", all_gather)
     with pytest.raises(ConfigError, match=r"trainer.lr: 0.1 in process 0, 0.2 in process 2") as caught:
-        ranks.agree(mine)
+        ranks.check_same(mine)
     assert "seed" not in str(caught.value)
-    monkeypatch.setattr(ranks, "meet", lambda word: [word] * 3)
-    ranks.agree(mine)
+    monkeypatch.setattr(ranks, "all_gather", lambda word: [word] * 3)
+    ranks.check_same(mine)

@@ -18,6 +18,6 @@ def named(model: ModelConfig) -> str:
     return typed("model.id", model.id) if model.name == Path(model.id).name else f"model={model.name}"
 
 
-def say(line: str) -> None:
+def show_progress(line: str) -> None:
     """Progress goes to stderr: stdout belongs to a command's results."""
     print(redact(line), file=sys.stderr, flush=True)

@@ -7,14 +7,14 @@ from ftlab.config import ExperimentConfig
 from ftlab.errors import TrainingError, first_line
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether GPU memory ran out: torch's allocator says so, and so do the driver, which loads kernels and instantiates
     graphs, and cuBLAS."""
     return any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 @contextmanager
-def within_memory(phase: str, *ways: str) -> Iterator[None]:
+def explain_oom(phase: str, *ways: str) -> Iterator[None]:
     """A part of a run or command that may run out of GPU memory, which then ends with one message. `ways` are settings
     with which it takes less.
 
@@ -24,7 +24,7 @@ def within_memory(phase: str, *ways: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         told = first_line(error)
         figures, _, rest = told.partition(" is free")
@@ -34,7 +34,7 @@ def within_memory(phase: str, *ways: str) -> Iterator[None]:
         ) from None
 
 
-def lighter(cfg: ExperimentConfig, phase: str, *, trained: bool = False) -> list[str]:
+def oom_remedies(cfg: ExperimentConfig, phase: str, *, trained: bool = False) -> list[str]:
     """Settings, not on yet, with which a phase of a run takes less memory; of a finished one (`trained`) those that can
     still change. Smaller batches are not among them: these have been tried before a phase fails."""
     ways = []
