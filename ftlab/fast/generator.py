@@ -1,8 +1,9 @@
-"""Greedy answers to many prompts at once: a static cache of keys and values, and a new row where one has ended.
+"""Greedy decoding of many prompts at once (continuous batching): a static KV cache, whose slots are refilled when their
+rows have ended.
 
-A row is a prompt and what is said to it. Rows sit in slots of the cache, the first ones, without a gap. Prompts enter
-as flat batches, rows end to end; then every row goes on by one token a step, which on CUDA is one graph. The host looks
-one step behind at which rows have ended, takes their answers and puts further prompts in their place.
+A row is a prompt and its answer so far. Rows occupy the first slots of the cache, without a gap. Prompts are prefilled
+as flat batches, rows end to end. Then each step generates one token for every row, on CUDA as one graph. The host sees
+one step late which rows have ended, collects their answers and puts further prompts in their slots.
 """
 
 from collections import deque
@@ -23,31 +24,32 @@ from ftlab.fast.streams import side_stream
 if TYPE_CHECKING:
     from ftlab.fast.decoder import AttentionShape, Decoder
 
-# Prompt tokens that enter together. Matrix products gain nothing beyond; a processor's caches like fewer.
+# Prompt tokens that are prefilled together. More would not speed up matrix products, and fewer suit a CPU's caches.
 PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}
-# Positions of a slot are a multiple of this.
+# The capacity of a slot, in positions, is a multiple of this.
 CAPACITY_MULTIPLE = 16
-# Of the GPU's free memory this part may become the cache; the rest is for activations and graphs.
+# The KV cache may take this fraction of the GPU's free memory; the rest is for activations and graphs.
 CACHE_SHARE = 0.8
-# Ended rows are replaced once they are this part of a step's rows: a prefill of many rows costs little more than of
-# few, and a GPU's step costs the same however many of its rows have ended. On a CPU a step costs what its rows cost.
+# On a GPU, ended rows are replaced once they are 1/REFILL_PART of a step's rows. A prefill of many rows costs little
+# more than one of few rows, and a step costs the same however many of its rows have ended. On a CPU a step costs as
+# much as its rows, so they are replaced at once.
 REFILL_PART = 4
-# The last rows go through a smaller graph, if there are this many slots and this many steps may follow: below, reading
-# the weights is all that a step costs, or capturing the graph costs more than it saves.
+# The last rows use a smaller graph if there are at least this many slots and if at least this many steps may follow.
+# With fewer slots a step costs no more than reading the weights; with fewer steps the capture costs more than it saves.
 SMALL_GRAPH_SLOTS = 64
 SMALL_GRAPH_STEPS = 16
 
-Prompt = tuple[int, list[int]]  # its number, and its token ids
+Prompt = tuple[int, list[int]]  # the prompt's number and its token ids
 
 
 class Generator:
-    """Writes what a decoder says to prompts.
+    """Generates a decoder's answers to prompts.
 
     Args:
         decoder: the model, see `ftlab.fast.decoder.Decoder`; call inside `decoder.merged()` to have adapters merged.
         end: id of the token that ends an answer.
-        max_new_tokens: tokens of an answer at most, the end marker counted in.
-        batch_size: prompts answered at a time; on CUDA fewer where memory is short.
+        max_new_tokens: the maximum number of tokens of an answer, the end token included.
+        batch_size: the number of prompts answered at a time; on CUDA fewer if memory does not suffice.
     """
 
     def __init__(self, decoder: "Decoder", *, end: int, max_new_tokens: int, batch_size: int) -> None:
@@ -55,18 +57,18 @@ class Generator:
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
 
     def run(self, prompts: list[list[int]], on_done: Callable[[int], None] = lambda done: None) -> list[list[int]]:
-        """Token ids said to each prompt, in the order of the prompts, without the end marker: always the most likely
-        token.
+        """Return the token ids of each answer, in the order of the prompts, without the end token. Each token is the
+        most likely one.
 
-        `on_done` hears how many prompts are answered, whenever there are more; what it raises ends the work. The cache
-        and the graphs are gone afterwards, however it ends.
+        `on_done` is called with the number of answered prompts whenever it grows; an exception that it raises ends the
+        generation. The cache and the graphs are freed in every case.
 
         Raises:
-            DataError: a prompt without a token.
+            DataError: a prompt is empty.
             torch.cuda.OutOfMemoryError: not even one row fits on the GPU.
         """
         if not all(prompts):
-            raise DataError(f"prompt {prompts.index([])} has no token: a model can only go on from something")
+            raise DataError(f"prompt {prompts.index([])} has no token: a model can only continue a text")
         device, answers, report = self.decoder.device, dict[int, list[int]](), AnswerCount(on_done)
         capacity = (
             -(-(max(map(len, prompts), default=0) + self.max_new_tokens) // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
@@ -89,12 +91,12 @@ class Generator:
         batch: "DecodeBatch",
         report: Callable[[int], None],
     ) -> None:
-        """Answer what `answers` lacks.
+        """Generate the answers that are missing in `answers`.
 
-        The longest prompts come first. Memory then peaks at the start, and fewest steps are made: whatever the order,
-        the slots are busy until the queue is empty, and what an order can save is the tail after that, in which a
-        long answer keeps a step going for few rows. Long answers should therefore start early, and the length of a
-        prompt is the one sign of a long answer known beforehand.
+        The longest prompts come first. Memory then peaks at the start, and the number of steps is smallest. In any
+        order the slots are busy until the queue is empty. The order decides only about the tail after that, in which a
+        long answer keeps steps running for few rows. Long answers should therefore start early, and the length of a
+        prompt is the only sign of a long answer that is known in advance.
         """
         waiting = deque(sorted(((i, p) for i, p in enumerate(prompts) if i not in answers), key=lambda p: -len(p[1])))
         try:
@@ -110,7 +112,7 @@ class Generator:
             batch.close()
 
     def _slots(self, prompts: int, capacity: int) -> int:
-        """Rows at a time: as asked, and on CUDA not more than memory has room for."""
+        """Return the number of rows at a time: `batch_size`, and on CUDA at most as many as fit into memory."""
         wanted = max(1, min(self.batch_size, prompts))
         if self.decoder.device.type != "cuda":
             return wanted
@@ -120,7 +122,7 @@ class Generator:
 
 
 class AnswerCount:
-    """Says how many prompts are answered, each number once, also where some have to be answered again."""
+    """Reports the number of answered prompts to a callback, each number once, even if prompts are answered again."""
 
     def __init__(self, on_done: Callable[[int], None]) -> None:
         self.on_done, self.most = on_done, 0
@@ -133,14 +135,14 @@ class AnswerCount:
 
 @dataclass
 class OpenAnswer:
-    """Prompt `number`, whose answer began when `start_step` steps had been made."""
+    """The answer in progress to prompt `number`, which began after `start_step` steps."""
 
     number: int
     start_step: int
 
 
 class RunningSnapshot:
-    """Which rows were going on at some point of the device's work."""
+    """Which rows were still running at one point of the device's work."""
 
     def __init__(self, alive: Tensor) -> None:
         self.event = torch.cuda.Event() if alive.is_cuda else None  # type: ignore[no-untyped-call]
@@ -150,17 +152,17 @@ class RunningSnapshot:
             self.event.record()
 
     def ended(self) -> set[int]:
-        """Slots of the others; waits for the device to come to that point."""
+        """Return the slots of the rows that had ended. This waits until the device has reached that point."""
         if self.event:
             self.event.synchronize()
         return {slot for slot, alive in enumerate(self.alive.tolist()) if not alive}
 
 
 class DecodeBatch:
-    """The rows being answered: their cache, what they have said, and the step that all go on by.
+    """The rows in progress: their KV cache, their generated tokens, and the decoding step.
 
-    On the device each slot has its last token, that token's position, the number of tokens said, and whether it goes
-    on. A slot that does not is computed all the same, but attends to nothing, and what it says is not read.
+    On the device each slot has its last token, the position of that token, the number of generated tokens, and whether
+    it is still running. An ended slot is computed all the same, but it attends to nothing and its output is ignored.
     """
 
     def __init__(self, generator: Generator, slots: int, capacity: int, piece: int) -> None:
@@ -178,7 +180,7 @@ class DecodeBatch:
         self.steps = 0
 
     def allocate(self) -> None:
-        """The cache, a pair of [slots, capacity, kv_heads, head_dim] a layer, and the state of the slots."""
+        """Allocate the cache, a pair of [slots, capacity, kv_heads, head_dim] per layer, and the state of the slots."""
         self.decoder.prepare_positions(self.capacity)
         for shape in self.shapes:
             for cache in (self.keys, self.values):
@@ -187,11 +189,11 @@ class DecodeBatch:
         self.slot = torch.arange(self.slots, device=self.device)
         self.token, self.position, self.count = (torch.zeros_like(self.slot) for _ in range(3))
         self.alive = torch.zeros_like(self.slot, dtype=torch.bool)
-        # A slot that no longer goes on repeats itself behind its answer, at worst in the column behind the last.
+        # A slot that has ended keeps writing after its answer, at most into the extra last column.
         self.generated = torch.zeros(self.slots, self.new + 1, dtype=torch.long, device=self.device)
 
     def close(self) -> None:
-        """Free the memory of cache and graphs."""
+        """Free the memory of the cache and the graphs."""
         if self.cuda:
             torch.cuda.synchronize(self.device)
         for graph in self.graphs.values():
@@ -203,18 +205,18 @@ class DecodeBatch:
 
     @property
     def free(self) -> int:
-        """Slots without a row."""
+        """The number of slots without a row."""
         return self.slots - len(self.rows)
 
     @property
     def refill_at(self) -> int:
-        """How many rows must have ended for their answers to be collected."""
+        """The number of ended rows at which their answers are collected and their slots refilled."""
         return min(len(self.rows), max(1, self._width() // REFILL_PART)) if self.cuda else 1
 
-    # --- prompts enter -----------------------------------------------------------------------------------------
+    # --- prefill -----------------------------------------------------------------------------------------------
 
     def fill(self, prompts: list[Prompt]) -> None:
-        """Take in further prompts, at most as many as slots are free, and say the first token to each."""
+        """Prefill further prompts, at most as many as there are free slots, and generate the first token of each."""
         for piece in _pieces(prompts, self.piece):
             self._prefill([ids for _, ids in piece])
             self.rows += [OpenAnswer(number, self.steps) for number, _ in piece]
@@ -240,7 +242,7 @@ class DecodeBatch:
     # --- a step ------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """One more token for every row that goes on."""
+        """Generate one more token for every running row."""
         width = self._width()
         if not self.cuda or not self.decoder.capturable:
             self._decode(width)
@@ -251,7 +253,7 @@ class DecodeBatch:
         self.steps += 1
 
     def _width(self) -> int:
-        """How many slots a step computes: on a CPU those with a row, on CUDA those of a graph."""
+        """Return the number of slots that a step computes: on a CPU those with a row, on CUDA those of a graph."""
         small = self.slots // REFILL_PART
         if not self.cuda:
             return len(self.rows)
@@ -263,7 +265,7 @@ class DecodeBatch:
         return max((self.new - 1 - (self.steps - row.start_step) for row in self.rows), default=0)
 
     def _capture(self, width: int) -> None:
-        """Make a step as usual, on a stream of its own, and keep its graph for the next ones."""
+        """Make one step without a graph, on the side stream, and capture a graph for the next ones."""
         side = side_stream(self.device)
         main = torch.cuda.current_stream(self.device)
         side.wait_stream(main)
@@ -289,7 +291,7 @@ class DecodeBatch:
         self._append(rows, self.decoder.hidden(self.token[rows], positions, attend))
 
     def _append(self, rows: slice, hidden: Tensor) -> None:
-        """The most likely next token of each row [n, hidden] is said, and becomes the one to go on from."""
+        """Append the most likely next token to each row, given the rows' hidden states [n, hidden]."""
         token = self.decoder.logits(hidden).argmax(-1)
         alive, count = self.alive[rows], self.count[rows]
         self.generated[rows].scatter_(1, count[:, None], token[:, None])
@@ -298,13 +300,13 @@ class DecodeBatch:
         count += alive
         alive &= (token != self.end) & (count < self.new)
 
-    # --- rows leave --------------------------------------------------------------------------------------------
+    # --- rows that have ended ----------------------------------------------------------------------------------
 
     def find_ended(self) -> int:
-        """How many rows are known to have ended.
+        """Return how many rows are known to have ended.
 
-        On CUDA the news are those of one step before, so that the device has its next step while the host reads them;
-        that an answer has its full length is known without asking.
+        On CUDA this is the state of one step earlier, so that the device computes its next step while the host reads
+        the state. Rows that have reached the maximum length are known without reading.
         """
         self.snapshots.append(RunningSnapshot(self.alive[: len(self.rows)]))
         if len(self.snapshots) > (1 if self.cuda else 0):
@@ -313,7 +315,7 @@ class DecodeBatch:
         return len(self.ended)
 
     def collect(self) -> dict[int, list[int]]:
-        """Answers of the rows that have ended, by the prompts' numbers. The other rows close up."""
+        """Return the answers of the ended rows, by prompt number. The other rows move into the first slots."""
         ended = sorted(self.ended)
         generated = self.generated[torch.tensor(ended, device=self.device)].tolist()
         answers = {self.rows[slot].number: self._until_end(ids) for slot, ids in zip(ended, generated, strict=True)}
@@ -325,7 +327,7 @@ class DecodeBatch:
         return ids[: ids.index(self.end)] if self.end in ids else ids
 
     def _close_up(self) -> None:
-        """Rows behind the first n slots move into the gaps among these, n being how many rows go on."""
+        """Move the n running rows into the first n slots."""
         going = [slot for slot in range(len(self.rows)) if slot not in self.ended]
         gaps = [slot for slot in sorted(self.ended) if slot < len(going)]
         moved = going[len(going) - len(gaps) :]
@@ -335,7 +337,7 @@ class DecodeBatch:
             self.rows[target] = self.rows[source]
         del self.rows[len(going) :]
         self.alive[len(going) :] = False
-        # What was seen of slots before says nothing of them now.
+        # Earlier snapshots no longer describe the slots.
         self.ended.clear()
         self.snapshots.clear()
 
@@ -346,7 +348,7 @@ class DecodeBatch:
 
 
 def _pieces(prompts: list[Prompt], tokens: int) -> Iterator[list[Prompt]]:
-    """Consecutive prompts of at most so many tokens together; a longer one is alone."""
+    """Yield consecutive prompts that have at most `tokens` tokens together; a longer prompt comes alone."""
     piece: list[Prompt] = []
     for prompt in prompts:
         if piece and sum(len(ids) for _, ids in piece) + len(prompt[1]) > tokens:
@@ -358,8 +360,8 @@ def _pieces(prompts: list[Prompt], tokens: int) -> Iterator[list[Prompt]]:
 
 
 def _attend_rows(shape: "AttentionShape", qkv: Tensor, lengths: list[int], starts: Tensor) -> Tensor:
-    """Causal attention inside each row of a flat batch [tokens, (heads + 2 kv_heads) * head_dim], to
-    [tokens, heads * head_dim]; rows of `lengths` tokens begin at `starts` (int32 [rows + 1])."""
+    """Return the causal attention [tokens, heads * head_dim] within each row of a flat batch
+    [tokens, (heads + 2 kv_heads) * head_dim]. Rows of `lengths` tokens begin at `starts` (int32 [rows + 1])."""
     if qkv.is_cuda:
         return inside(starts, max(lengths), qkv.dtype).forward(shape, qkv)[0]
     parts = (torch.split(part.transpose(0, 1)[None], lengths, dim=2) for part in shape.split(qkv))

@@ -1,4 +1,4 @@
-"""The fast step: loss and adapter gradients of a micro-batch, in whatever memory there is."""
+"""The fast step: loss and adapter gradients of a micro-batch, in a setting that fits into GPU memory."""
 
 import math
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from ftlab.fast.plan import CHECKPOINTED_FRACTIONS, Chooser, Need, Setting
 
 
 class FastStep:
-    """Runs micro-batches through a decoder by hand and leaves float32 gradients in the buffer of the adapter that it
-    serves, which must be the decoder's. See `train.step.Step`.
+    """Computes micro-batches with the hand-written decoder and leaves float32 gradients in the buffer of the attached
+    adapter, which must be the decoder's. See `train.step.Step`.
 
-    `longest` is the tokens of the longest row; `need` and `limit` are the `Chooser`'s. Adapters are read from a copy in
-    the decoder's dtype, which `begin` renews.
+    `longest` is the number of tokens of the longest row; for `need` and `limit` see `Chooser`. Adapters are read from a
+    copy in the decoder's dtype, which `begin` updates.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class FastStep:
         self.graphs = Graphs(self._run, decoder.device) if self.cuda and decoder.capturable else None
 
     def attach(self, trained: Trainable) -> None:
-        """See `Step`; graphs of another adapter's buffers are dropped."""
+        """See `Step`. CUDA graphs captured on another adapter's buffers are dropped."""
         if trained.flat is None:
-            raise ValueError("the fast step needs its tensors in one buffer")
+            raise ValueError("the fast step needs the trained tensors in one buffer")
         if self.graphs is not None:
             self.graphs.drop(forget=True)
         self.flat: Flat = trained.flat
@@ -59,7 +59,7 @@ class FastStep:
         """Rows of a micro-batch."""
         return self.setting.micro
 
-    # --- how --------------------------------------------------------------------------------------------------
+    # --- the setting ------------------------------------------------------------------------------------------
 
     def choose(self, longest: Sequence[Sample]) -> None:
         """See `Step`."""
@@ -69,15 +69,15 @@ class FastStep:
     def lighten(self) -> str | None:
         """See `Step`."""
         if self.graphs is not None and len(self.graphs) and self.recaptured != self.setting:
-            self.recaptured = self.setting  # once: the memory of batches of many shapes may only be in pieces
+            self.recaptured = self.setting  # try this once: batches of many shapes may only have fragmented the memory
             self.graphs.drop(forget=True)
             self.chooser.had_oom = True
             return f"{self.setting}, CUDA graphs captured anew"
         return self.chooser.lighten(self.setting)
 
     def pause(self, *, over: bool = False) -> None:
-        """Give the memory of the graphs back before something else needs it; with `over` that of unpacked weights
-        too."""
+        """Free the memory of the CUDA graphs before something else needs it; if training is `over`, also that of the
+        dequantized weights."""
         if self.graphs is not None:
             self.graphs.drop(forget=over)
         if over:
@@ -102,12 +102,12 @@ class FastStep:
     # --- a step -----------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """See `Step`; takes over the adapters' present values."""
+        """See `Step`. Copies the adapters' current values."""
         self.work.copy_(self.flat.parameter.detach())
 
     @torch.no_grad()
     def accumulate(self, rows: Sequence[Encoded], trained: int, seed: int, *, first: bool) -> Tensor:
-        """See `Step`; `seed` draws the dropout masks."""
+        """See `Step`. `seed` determines the dropout masks."""
         layout = Layout.of(rows, self.micro, padded=self.cuda)
         packed = layout.pack(rows, trained, seed, pinned=self.cuda)
         if self.graphs is not None:

@@ -126,7 +126,7 @@ def test_biases_are_in_the_merged_weights_product_too(kit: Any, quantise: Any) -
 def test_kinds_that_differ_side_by_side_are_not_recognised(kit: Any) -> None:
     base = kit.make()
     base.model.layers[1].self_attn.k_proj = four_bit(base.model.layers[1].self_attn.k_proj, "nf4", True, torch.float32)
-    with pytest.raises(Unrecognised, match="Linear and Linear4bit side by side"):
+    with pytest.raises(Unrecognised, match="Linear and Linear4bit in one group"):
         Decoder(base)
 
 

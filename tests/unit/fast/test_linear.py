@@ -144,5 +144,5 @@ def test_merged_and_switched_off_adapters_are_named(kit: Any) -> None:
         group_of(part)
     assert group_of(part).adapters
     model.merge_adapter()
-    with pytest.raises(Unrecognised, match="merged already"):
+    with pytest.raises(Unrecognised, match="already merged"):
         group_of(part)

@@ -63,7 +63,7 @@ def test_without_4_bit_weights_there_is_nothing_to_hold_unpacked(kit: Any, free:
     free(1e9)
     step.choose(kit.rows())
     assert not step.setting.keep_dequantized
-    assert "unpacked" not in str(step)
+    assert "dequantized" not in str(step)
 
 
 def test_the_fastest_setting_is_told(kit: Any, free: Any) -> None:
@@ -71,11 +71,11 @@ def test_the_fastest_setting_is_told(kit: Any, free: Any) -> None:
     free(1e9)
     step.choose(kit.rows())
     assert step.setting == Setting(4, False, 0.0)
-    assert str(step) == "fast step: 4 rows at a time"
+    assert str(step) == "fast step: 4 rows per micro-batch"
     step.chooser.cfg.micro_batch_size = 1
     free(need(27, 26, 0.75) + 0.01)
     step.choose(sorted(kit.rows(), key=lambda row: len(row.input_ids)))
-    assert str(step) == "fast step: 1 rows at a time, 2 of 3 layers computed twice"
+    assert str(step) == "fast step: 1 rows per micro-batch, activation checkpointing of 2 of 3 layers"
 
 
 def test_lightening_goes_through_smaller_needs_to_the_smallest(kit: Any, free: Any) -> None:

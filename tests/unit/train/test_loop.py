@@ -261,7 +261,9 @@ def test_out_of_memory_goes_to_lighter_settings_and_leaves_the_rows(
 def test_the_model_is_left_without_checkpointing(make: Make, small_gpu: Callable[[float], SmallGpu]) -> None:
     run = small_gpu(1e9).holds(make(*OF_EIGHT, "trainer.activation_checkpointing=true"))
     run.train()
-    assert str(run.trainer.step) == "plain step: PEFT's own forward pass, 8 rows at a time, all layers computed twice"
+    assert str(run.trainer.step) == (
+        "plain step: PEFT's own forward pass, 8 rows per micro-batch, activation checkpointing of all layers"
+    )
     assert not run.model.get_base_model().is_activation_checkpointing
 
 
