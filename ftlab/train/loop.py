@@ -1,4 +1,4 @@
-"""The training loop: samples in, optimizer steps, evaluations and checkpoints out."""
+"""The training loop: optimizer steps on samples, evaluations and checkpoints."""
 
 import math
 import time
@@ -24,15 +24,16 @@ from ftlab.train.step import Step, gradient_reaches
 
 T = TypeVar("T")
 
-# Steps whose results may be on their way from the GPU before the host asks for them.
+# The number of steps after which the host waits for their losses from the GPU.
 MOST_PENDING = 50
 
 
 class Trainer:
     """What all learners on one model share: the model, its device, and the `step` that computes gradients.
 
-    The loop knows samples and steps, neither tasks nor trackers. Where there are several `ranks`, each runs this loop
-    on its share of every step's samples; the first one evaluates and saves, and the others take over what it found.
+    The loop knows samples and steps, but neither tasks nor trackers. With several `ranks`, each process runs this loop
+    on its share of every step's samples. The first process evaluates and saves, and broadcasts its results to the
+    others.
     """
 
     def __init__(
@@ -49,14 +50,14 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.model, self.step, self.accelerator, self.device = model, step, accelerator, accelerator.device
         self.note, self.stop, self.trace = note, stop, trace
-        self.learner: Learner | None = None  # whose turn it is
+        self.learner: Learner | None = None  # the one that is being trained
 
     def train(self, learner: Learner) -> Progress:
-        """Train one learner to its end, and leave the model with its best weights (`trainer.load_best`).
+        """Train one learner to its end. With `trainer.load_best` the model has the best weights afterwards.
 
         Raises:
-            TrainingError: a loss or gradient that is not finite, or too little memory for one row.
-            Stopped: a signal came; the checkpoint of the last whole step is on disk.
+            TrainingError: a loss or gradient is not finite, or memory does not suffice for one row.
+            Stopped: a stop signal was received; the checkpoint of the last complete step is on disk.
         """
         progress, cfg = learner.progress, learner.cfg.trainer
         self._switch_to(learner)
@@ -64,7 +65,7 @@ class Trainer:
         if not learner.over:
             self.prepare(learner)
         learner.clock = time.perf_counter()
-        if learner.evaluation_due:  # a run stopped inside an evaluation owes it; a run of 0 steps has only this
+        if learner.evaluation_due:  # the run was stopped during an evaluation, or it has 0 steps
             self._evaluate(learner)
             self._save(learner)
         with self._profiler(cfg.profile) as advance:
@@ -86,7 +87,7 @@ class Trainer:
         return progress
 
     def _switch_to(self, learner: Learner) -> None:
-        """It is this learner's turn."""
+        """Make this learner the one that is trained."""
         if learner is self.learner:
             return
         if self.learner:
@@ -98,7 +99,7 @@ class Trainer:
     # --- one optimizer step -------------------------------------------------------------------------------
 
     def update(self, learner: Learner) -> float:
-        """One optimizer step of a learner; its learning rate."""
+        """Make one optimizer step of a learner; return its learning rate."""
         self._switch_to(learner)
         samples = learner.next_samples()
         loss = self._gradients(learner, self.ranks.share(samples), trained_of(samples))
@@ -113,8 +114,9 @@ class Trainer:
         return learner.advance(tokens_of(samples))
 
     def _gradients(self, learner: Learner, samples: Sequence[Sample], trained: int | None = None) -> torch.Tensor:
-        """Gradients of the mean loss over the step's trained tokens, whatever the micro-batches; the loss. `trained`
-        is the number of those tokens where `samples` are not all of the step's: sums over all are then wanted."""
+        """Compute the gradients of the mean loss over the step's trained tokens, independent of the micro-batches, and
+        return that loss. If `samples` are only this process's share, `trained` is the number of trained tokens of the
+        whole step."""
         rng = rng_state() if self.device.type == "cuda" else None
 
         def restore_random() -> None:
@@ -127,11 +129,11 @@ class Trainer:
     def _retry_lighter(
         self, learner: Learner, part: Callable[[], T], before_again: Callable[[], None] = lambda: None
     ) -> T:
-        """A part of a step, which may be run again as long as it has not returned; in lighter settings each time that
-        memory runs out.
+        """Run a part of a step. After an out-of-memory error it runs again in a lighter setting, until it returns.
+        `before_again` is called before each further attempt.
 
         Raises:
-            TrainingError: there is no lighter one.
+            TrainingError: there is no lighter setting.
         """
         while True:
             try:
@@ -140,12 +142,12 @@ class Trainer:
                 if not is_out_of_memory(error):
                     raise
                 message = str(error)
-            torch.cuda.empty_cache()  # only now that the error's frames have let go of the batch
+            torch.cuda.empty_cache()  # only here: the frames of the error hold the batch until they are gone
             changed = self.step.lighten()
             if changed is None:
                 raise self._oom_error(learner, message)
             before_again()
-            self.note(f"out of memory: going on with {changed}, the step's rows unchanged")
+            self.note(f"out of memory: continuing with {changed}; the rows of the step stay the same")
 
     def _accumulate(self, learner: Learner, samples: Sequence[Sample], trained: int) -> torch.Tensor:
         total = torch.zeros((), device=self.device)
@@ -156,16 +158,16 @@ class Trainer:
         return total / trained
 
     def _begin(self, learner: Learner, *, empty: bool) -> None:
-        """A new step; of an `empty` one the gradients are zeros."""
+        """Begin a new step. If this process's share of it is `empty`, its gradients are zeros."""
         self.step.begin()
-        if not self.ranks.alone:  # no two processes draw the same, and a resumed one what it would have drawn
+        if not self.ranks.alone:  # a seed per process and step: processes differ, and a resumed run draws the same
             torch.manual_seed(micro_seed(learner.cfg.seed, learner.progress.step, self.ranks.rank))
         if not empty:
             return
         for parameter in learner.trained.parameters:
             if parameter.grad is not None:
                 parameter.grad.zero_()
-        if self.accelerator.scaler is not None:  # which begins with the first loss that it scales
+        if self.accelerator.scaler is not None:  # it is initialised by the first loss that it scales
             self.accelerator.scaler.scale(torch.zeros((), device=self.device))
 
     def _clip(self, learner: Learner) -> torch.Tensor:
@@ -176,11 +178,11 @@ class Trainer:
     # --- before the first step --------------------------------------------------------------------------------
 
     def prepare(self, *learners: Learner) -> None:
-        """Settle how the samples of these learners go through the model, and on a GPU try that on the longest ones,
-        with all that is held at every step in its place.
+        """Choose the setting for the samples of these learners. On a GPU, try it on the longest samples, with
+        everything allocated that each step needs.
 
         Raises:
-            TrainingError: too little memory.
+            TrainingError: memory does not suffice.
         """
         for learner in learners:
             self._switch_to(learner)
@@ -197,17 +199,17 @@ class Trainer:
         self.note(str(self.step))
 
     def _check_reached(self, learner: Learner) -> None:
-        """Raises TrainingError where the loss does not reach what is to be trained."""
+        """Raise TrainingError if the gradient of all trained tensors of a module is absent or 0."""
         reached, unreached = gradient_reaches(learner.trained.tensors)
         lost = sorted(unreached.keys() - reached.keys())
         if lost:
             raise TrainingError(
-                f"no gradient reaches {', '.join(lost)} ({unreached[lost[0]][0]} and others): it would stay as it is. "
+                f"no gradient reaches {', '.join(lost)} ({unreached[lost[0]][0]} and others): it would not be trained. "
                 "Leave it out of lora.target_modules and lora.modules_to_save"
             )
         if unreached:
             names = [name for group in unreached.values() for name in group]
-            self.note(f"{len(names)} trained tensors got no gradient in the first step, first {names[0]}")
+            self.note(f"{len(names)} trained tensors got no gradient in the first step, among them {names[0]}")
 
     def _oom_error(self, learner: Learner, message: str) -> TrainingError:
         first = message.splitlines()[0].split(". GPU ")[0]
@@ -220,7 +222,7 @@ class Trainer:
     # --- evaluation, checkpoints ----------------------------------------------------------------------------
 
     def _evaluate(self, learner: Learner) -> bool:
-        """Evaluate on validation; whether it is the best so far."""
+        """Evaluate on validation; return whether the result is the best so far."""
 
         def scores() -> tuple[Metrics, Intervals]:
             found = learner.evaluate(learner.progress.step)
@@ -236,7 +238,7 @@ class Trainer:
         improved = learner.record_evaluation(metrics, intervals)
         if learner.progress.done:
             cfg = learner.cfg
-            self.note(f"early stop: no better {cfg.objective} in {cfg.trainer.early_stopping} evaluations")
+            self.note(f"early stopping: no better {cfg.objective} in {cfg.trainer.early_stopping} evaluations")
         self.model.train()
         learner.clock = time.perf_counter()
         return improved
@@ -253,17 +255,17 @@ class Trainer:
             return
         best = learner.checkpoints.at(int(progress.best or 0)) if self.ranks.first else None
         whole = self.ranks.broadcast_from_first(lambda: best is not None)
-        if not whole:  # the weights at hand are scored, so that scores and weights agree
+        if not whole:  # the last weights are kept and scored, so that scores and weights agree
             progress.best = None
             self._evaluate(learner)
             return
-        if best:  # the first process alone goes on with them
+        if best:  # only the first process uses the weights afterwards
             best.restore_weights(learner.trained.tensors)
         self.note(f"the weights of step {progress.best} scored best and are kept")
 
     @contextmanager
     def _profiler(self, steps: int) -> Iterator[Callable[[], Any]]:
-        """A torch trace of so many steps after one warm-up step, for chrome://tracing or Perfetto."""
+        """Record a torch trace of `steps` steps after one warm-up step, for chrome://tracing or Perfetto."""
         if not steps or not self.ranks.first:
             yield lambda: None
             return
@@ -279,5 +281,5 @@ class Trainer:
 
 
 def micro_seed(seed: int, step: int, number: int) -> int:
-    """The seed of one micro-batch's random numbers: a resumed run draws what the whole one would have drawn."""
+    """Return the seed of one micro-batch's random numbers, the same in a resumed run as in an uninterrupted one."""
     return (seed * 1_000_003 + step) * 1_009 + number

@@ -252,7 +252,7 @@ def test_out_of_memory_goes_to_lighter_settings_and_leaves_the_rows(
     last = run.trainer.step.setting
     assert last.micro < 8
     assert sum(rows for setting, rows in gpu.tried if setting == last) == 16
-    assert [note for note in run.notes if "out of memory" in note][-1].endswith("rows unchanged")
+    assert [note for note in run.notes if "out of memory" in note][-1].endswith("the rows of the step stay the same")
     assert (run.weights() - wanted.weights()).norm() <= 1e-5 * wanted.weights().norm()
     assert run.trainer.step.chooser.had_oom
     assert not wanted.trainer.step.chooser.had_oom
