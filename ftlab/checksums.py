@@ -1,7 +1,7 @@
-"""sha256 of a base's files: whether a resumed run goes on with the base with which it began.
+"""The sha256 of a base model's files, to check that a resumed run uses the same base as before.
 
-Files are hashed once and remembered, by path, size and time of change, in ~/.cache/ftlab/sha256.json (or
-$FTLAB_CACHE/sha256.json), so that only the first run on a base reads it twice. Hashing goes on beside the load.
+Hashes are cached by path, size and modification time in ~/.cache/ftlab/sha256.json (or $FTLAB_CACHE/sha256.json), so
+that only the first run on a base reads its files twice. Files are hashed in threads while the model loads.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
-THREADS = 4  # one a file; a core hashes 1 to 2 GB/s
+THREADS = 4  # each hashes one file at a time; a core hashes 1 to 2 GB/s
 
-Known = dict[str, tuple[int, int, str]]  # a path's size in bytes, time of change in ns, and sha256
+Known = dict[str, tuple[int, int, str]]  # by path: size in bytes, modification time in ns, and sha256
 
 
 class Checksums:
-    """The sha256 of each file, by name, of which the unknown ones are hashed in threads that begin at once."""
+    """The sha256 of each file, by name. Threads begin at once to hash the files that are not in the cache."""
 
     def __init__(self, files: list[Path], cache_file: Path | None = None) -> None:
         self.files, self.cache_file = files, cache_file or default_cache_file()
@@ -38,7 +38,7 @@ class Checksums:
             threading.Thread(target=_hash_all, args=(work,), daemon=True).start()
 
     def result(self) -> dict[str, str]:
-        """The sha256 of each file, by name; waits for the threads, and remembers what they found.
+        """Return the sha256 of each file, by name. This waits for the threads, and caches their results.
 
         Raises:
             OSError: a file cannot be read.
@@ -51,12 +51,12 @@ class Checksums:
 
 
 def default_cache_file() -> Path:
-    """Where hashes are remembered for all runs of this user."""
+    """Return the file that caches hashes for all runs of this user."""
     return Path(os.environ.get("FTLAB_CACHE") or "~/.cache/ftlab").expanduser() / "sha256.json"
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Names of files that differ, are gone or are new."""
+    """Return the names of files that differ, are missing or are new."""
     return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
@@ -68,7 +68,7 @@ def _hash_all(work: list[tuple[Path, Future[tuple[int, int, str]]]]) -> None:
 def _fulfil(future: Future[tuple[int, int, str]], call: Callable[[], tuple[int, int, str]]) -> None:
     try:
         future.set_result(call())
-    except BaseException as error:  # handed to who waits, whatever it is
+    except BaseException as error:  # passed on to the thread that waits
         future.set_exception(error)
 
 
@@ -87,7 +87,7 @@ def _key(file: Path) -> str:
 
 
 def _read(cache_file: Path) -> Known:
-    """What is remembered; an absent or damaged file holds nothing."""
+    """Return the cached hashes; none if the file is absent or damaged."""
     try:
         return {str(path): (int(s), int(t), str(d)) for path, (s, t, d) in json.loads(cache_file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
@@ -95,10 +95,11 @@ def _read(cache_file: Path) -> Known:
 
 
 def _remember(cache_file: Path, new: Known) -> None:
-    """Add to the file as a whole; where it cannot be written, the next run hashes again."""
-    aside = cache_file.with_name(f"{cache_file.name}.{os.getpid()}")
+    """Add hashes to the cache file, which is replaced atomically. If it cannot be written, the next run hashes
+    again."""
+    temporary = cache_file.with_name(f"{cache_file.name}.{os.getpid()}")
     kept = {path: entry for path, entry in _read(cache_file).items() if Path(path).exists()}
     with contextlib.suppress(OSError):
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(kept | new))
-        aside.replace(cache_file)
+        temporary.write_text(json.dumps(kept | new))
+        temporary.replace(cache_file)

@@ -37,7 +37,7 @@ def trial(small: list[str], tmp_path: Path, terminal: Any) -> Fit:
     [
         (["quant=none"], "the base has no 4-bit weights"),
         (["quant=int8"], "the base has no 4-bit weights"),
-        (["quant=nf4", "lora=dora"], "the slower path unpacks 4-bit weights at each product"),
+        (["quant=nf4", "lora=dora"], "the slower path dequantizes 4-bit weights at each product"),
     ],
 )
 def test_weights_that_cannot_be_held_unpacked_are_told_in_one_line(
