@@ -1,4 +1,4 @@
-"""Tokenizer, base, quantisation and adapters: what an experiment needs of a model."""
+"""The model of an experiment: tokenizer, base, quantisation and adapters."""
 
 from ftlab.models.adapters import (
     adapts_tied_weights,

@@ -34,7 +34,7 @@ def test_an_attention_that_a_model_does_not_have_is_replaced_and_told(kind: str,
     cfg = config(f"model.id={folder}")
     (line,) = [line for line in check_settings(bare(folder), cfg) if "attn" in line]
     assert line.startswith("model.attn_implementation=sdpa: ")
-    assert line.endswith(" does not have it, so eager is used")
+    assert line.endswith(" does not support it; eager is used")
     base = load_base(
         WeightsFolder(folder, "folder", None, ""), cfg.model, cfg.quant, device=torch.device("cpu"), full=False
     )

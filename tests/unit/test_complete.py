@@ -127,7 +127,7 @@ def test_a_model_whose_tokens_see_later_ones_is_refused(decoder: bool) -> None:
     if decoder:
         check_forward(model, "some/model", QUANTS["none"])
         return
-    with pytest.raises(WeightsError, match=r"BertLMHeadModel see those after them, .* set is_decoder=true"):
+    with pytest.raises(WeightsError, match=r"BertLMHeadModel attend to later ones, .* set is_decoder=true"):
         check_forward(model, "some/model", QUANTS["none"])
     assert not model.training
 
