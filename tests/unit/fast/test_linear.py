@@ -88,7 +88,7 @@ def test_merged_it_is_one_dense_layer(kit: Any) -> None:
     assert group.forward(x, x)[1] is not None
 
 
-def test_merging_takes_what_it_says(kit: Any) -> None:
+def test_merging_takes_the_stated_memory(kit: Any) -> None:
     with_adapter, without = group_of(attention(kit, ["q_proj"])), group_of(attention(kit, ["o_proj"]))
     assert with_adapter.merged_bytes() == 64 * 32 * 4
     assert without.merged_bytes() == 0
@@ -124,7 +124,7 @@ def test_another_kind_of_adapter_is_named(kit: Any) -> None:
         group_of(model.base_model.model.model.layers[0].self_attn)
 
 
-def test_scales_that_differ_side_by_side_are_named(kit: Any) -> None:
+def test_different_scales_in_one_group_are_named(kit: Any) -> None:
     with pytest.raises(Unrecognised, match="different dropout or scale"):
         group_of(attention(kit, ["q_proj", "v_proj"], rank_pattern={"v_proj": 3}))
 

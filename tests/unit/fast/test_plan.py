@@ -48,13 +48,13 @@ def test_less_memory_never_gives_a_faster_setting() -> None:
     assert kinds[-2:] == [Setting(1, False, 1.0), None]
 
 
-def test_computing_a_few_layers_twice_comes_before_halving_small_batches() -> None:
-    """Of rows that are short, halves cost another unpacking of every weight."""
+def test_checkpointing_a_few_layers_comes_before_halving_small_batches() -> None:
+    """With short rows, half micro-batches cost another dequantization of every weight."""
     made = Planner(ALL, 8, lambda micro: 20 * micro, need, need(Setting(8, False, 0.25)))
     assert made.best() == Setting(8, False, 0.25)
 
 
-def test_of_long_rows_halves_come_before_computing_twice() -> None:
+def test_halving_batches_of_long_rows_comes_before_checkpointing() -> None:
     made = Planner(ALL, 8, lambda micro: 5000 * micro, need, need(Setting(4, False, 0.0)))
     assert made.best() == Setting(4, False, 0.0)
 
@@ -94,7 +94,7 @@ def test_where_nothing_fits_the_smallest_is_tried() -> None:
     assert made.smallest() == Setting(1, False, 1.0)
 
 
-def test_settings_are_told_as_overrides() -> None:
+def test_settings_are_shown_as_overrides() -> None:
     assert str(Setting(4, True, 0.0)) == (
         "trainer.micro_batch_size=4, trainer.weight_cache=true, trainer.activation_checkpointing=false"
     )
@@ -132,7 +132,7 @@ def test_without_memory_for_a_copy_of_the_weights_the_batch_stays_whole(monkeypa
     assert taken == [Setting(4, True, 0.0), Setting(4, False, 0.0)]
 
 
-def test_where_unpacking_itself_runs_out_the_next_setting_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_dequantizing_runs_out_of_memory_the_next_setting_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Setting] = []
 
     def settle(setting: Setting) -> None:
@@ -159,7 +159,7 @@ def test_what_is_still_to_come_is_left_free(monkeypatch: pytest.MonkeyPatch) -> 
     assert taken[-1] == Setting(1, False, 1.0)  # nothing fits beside: the smallest is tried
 
 
-def test_rows_that_must_not_meet_go_one_by_one_whatever_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_interact_go_one_by_one_whatever_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Setting] = []
     made = chooser(monkeypatch, 1e9, taken.append, micro_batch_size=4)
     made.together = False
@@ -167,7 +167,7 @@ def test_rows_that_must_not_meet_go_one_by_one_whatever_is_configured(monkeypatc
     assert taken == [Setting(1, False, 0.0)]
 
 
-def test_weights_held_unpacked_by_order_are_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dequantized_weights_required_by_the_configuration_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     made = chooser(monkeypatch, 0.0, weight_cache=True)
     assert made.remedies(Setting(1, True, 0.0)) == ["trainer.weight_cache=auto"]
     assert made.remedies(Setting(1, False, 0.0)) == []  # the base is not 4-bit

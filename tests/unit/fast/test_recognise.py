@@ -1,4 +1,4 @@
-"""Which models go the fast path; what does not is told in one line that names the reason, and nothing is changed."""
+"""Which models take the fast path. For others one line names the reason, and nothing is changed."""
 
 from contextlib import nullcontext
 from typing import Any

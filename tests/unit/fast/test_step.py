@@ -58,7 +58,7 @@ def test_a_setting_of_the_configuration_is_kept(kit: Any, free: Any) -> None:
     assert step.lighten() is None
 
 
-def test_without_4_bit_weights_there_is_nothing_to_hold_unpacked(kit: Any, free: Any) -> None:
+def test_without_4_bit_weights_nothing_is_kept_dequantized(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True, weight_cache=True)
     free(1e9)
     step.choose(kit.rows())
@@ -66,7 +66,7 @@ def test_without_4_bit_weights_there_is_nothing_to_hold_unpacked(kit: Any, free:
     assert "dequantized" not in str(step)
 
 
-def test_the_fastest_setting_is_told(kit: Any, free: Any) -> None:
+def test_the_fastest_setting_is_shown(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True)
     free(1e9)
     step.choose(kit.rows())
@@ -177,7 +177,7 @@ def test_it_is_the_plain_steps_loss_and_gradient(kit: Any) -> None:
     assert all((fast_gradients[n] - g).norm() <= 1e-5 * g.norm() for n, g in gradients.items())
 
 
-def test_a_gpu_that_is_too_small_is_told_so_in_figures_with_a_length_that_fits(kit: Any, free: Any) -> None:
+def test_a_gpu_that_is_too_small_is_an_error_with_figures_and_a_length_that_fits(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True)
     assert step.chooser.oom_report() == ""  # nothing was tried yet
     free(12.0)

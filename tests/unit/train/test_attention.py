@@ -259,7 +259,7 @@ def test_masks_that_are_not_of_rows_alone_are_transformers_own() -> None:
     assert not isinstance(made(lengths=(13,)), RowMask)
 
 
-def test_a_leak_is_found_where_attention_goes_by_the_wrong_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_interact_if_attention_has_the_wrong_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama")
     of = RowMask.of
     monkeypatch.setattr(RowMask, "of", lambda lengths, window, device: of([sum(lengths)], window, device))

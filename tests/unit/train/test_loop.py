@@ -55,7 +55,7 @@ class Scored:
 
 @dataclass
 class Run:
-    """A trainer, and what it told."""
+    """A trainer, and the lines that it reported."""
 
     trainer: Trainer
     learner: Learner
@@ -80,7 +80,7 @@ Make = Callable[..., Run]
 
 
 def need(tokens: int, scored: int, share: float) -> float:
-    """A byte a token, half of that where layers are computed twice."""
+    """One byte per token, half of that with activation checkpointing."""
     return tokens * (1 - 0.5 * share)
 
 
@@ -183,7 +183,7 @@ def test_auto_on_a_cpu_divides_the_global_batch(make: Make) -> None:
     assert long.trainer.step.micro == 1
 
 
-def test_rows_that_must_not_meet_go_one_by_one(make: Make) -> None:
+def test_rows_that_interact_go_one_by_one(make: Make) -> None:
     step = make("trainer.micro_batch_size=4", flat=False).trainer.step
     step.choose(ROWS[:4])
     assert step.micro == 1
@@ -404,7 +404,7 @@ def test_after_resuming_every_trained_tensor_must_get_a_gradient_too(make: Make)
         again.train()
 
 
-def test_a_run_stopped_inside_an_evaluation_owes_it(make: Make) -> None:
+def test_a_run_stopped_inside_an_evaluation_repeats_it(make: Make) -> None:
     def interrupted(step: int) -> float:
         raise Stopped("SIGINT")
 
@@ -519,7 +519,7 @@ def test_the_logged_loss_is_the_mean_since_the_last_record(make: Make) -> None:
 def test_tokens_a_second_are_those_since_the_last_record_beside_those_of_the_run(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that slows down shows it; one that is resumed goes on with both."""
+    """A run that slows down shows it; a resumed one continues both."""
     now = [0.0]
     monkeypatch.setattr("ftlab.train.learner.time.perf_counter", lambda: now[0])
 
@@ -580,7 +580,7 @@ def test_a_profile_is_written(make: Make, tmp_path: Path) -> None:
 # --- stopping with a reason -------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_the_update(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make("eval.every=null", "trainer.save_every=1")
     summed = module.summed_loss
 
@@ -595,7 +595,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_update(make: Make, mo
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_stops_the_run_before_the_update(make: Make, value: float) -> None:
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(make: Make, value: float) -> None:
     run = make()
     next(iter(trainable(run.model).values())).register_hook(lambda grad: grad * value)
     before = run.weights()

@@ -1,4 +1,4 @@
-"""Rows in one flat batch: no padding, no leak, the loss of each as if alone."""
+"""Rows in one flat batch: no padding, no interaction, the loss of each as if alone."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ def test_the_mean_loss_counts_tokens_not_rows(model: Any, tokens: int, monkeypat
     model.eval()
 
 
-def test_an_architecture_that_keeps_rows_apart_does_not_leak(model: Any) -> None:
+def test_rows_do_not_interact_in_an_architecture_that_keeps_them_apart(model: Any) -> None:
     assert not rows_interact(model, ROWS, CPU)
 
 
@@ -103,12 +103,12 @@ class RunningMean(nn.Module):
         return type("Output", (), {"logits": self.head(hidden)})
 
 
-def test_a_model_that_mixes_rows_is_found_out() -> None:
+def test_rows_interact_in_a_model_that_mixes_them() -> None:
     torch.manual_seed(0)
     assert rows_interact(RunningMean(), ROWS, CPU)
 
 
-def test_a_model_that_takes_no_positions_is_found_out() -> None:
+def test_rows_interact_in_a_model_without_positions() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     config = MambaConfig(vocab_size=259, hidden_size=16, state_size=4, num_hidden_layers=1)
@@ -128,11 +128,11 @@ def test_long_rows_cost_the_check_no_more_than_short_ones(model: Any) -> None:
     assert max(seen) <= 64
 
 
-def test_a_row_of_one_token_again_and_again_leaks_no_more_than_others(model: Any) -> None:
+def test_rows_of_one_repeated_token_do_not_interact(model: Any) -> None:
     assert not rows_interact(model, [Encoded(str(i), [7] * 20, 1, False) for i in range(2)], CPU)
 
 
-def test_one_row_alone_cannot_leak(model: Any) -> None:
+def test_a_single_row_does_not_interact(model: Any) -> None:
     assert not rows_interact(model, ROWS[:1], CPU)
 
 
