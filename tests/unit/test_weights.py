@@ -250,7 +250,7 @@ def test_the_tokenizer_alone_needs_no_weights(tmp_path: Path) -> None:
         ("a/b/c", "neither a folder here nor a Hub id"),
         ("", "neither a folder here nor a Hub id"),
         (__file__, "is a file"),
-        ("embedded:huge", "there is embedded:tiny"),
+        ("embedded:huge", "available: embedded:tiny"),
     ],
 )
 def test_an_id_that_can_be_nothing_is_refused_without_asking_anyone(id: str, message: str, hub: Hub) -> None:
@@ -353,7 +353,7 @@ def test_weights_that_do_not_fit_the_disk_are_refused_before_any_download(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "free_bytes", lambda folder: 10)
-    with pytest.raises(WeightsError, match=r"needs \d+ B, and .* has 10 B free.*HF_HOME"):
+    with pytest.raises(WeightsError, match=r"needs \d+ B, but .* has 10 B free.*HF_HOME"):
         weights.find(base())
     assert not any("resolve" in path for path in hub.requests)
 
