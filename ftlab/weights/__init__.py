@@ -138,7 +138,7 @@ def _offline_message(model: ModelConfig, what: What) -> str:
     if model.package:
         looked.append(f"{cache()} has no weights converted from {model.package}")
     return (
-        f"model.id={model.id}, revision {model.revision or 'main'}: its {what} is not on this machine, and "
+        f"model.id={model.id}, revision {model.revision or 'main'}: its {what} cannot be found on this machine, and "
         f"HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network. Searched: {'; '.join(looked)}. "
         f"Run `python -m ftlab fetch {named(model)}` on a machine with a network (HF_ENDPOINT=URL names a "
         "mirror), copy the folder that it prints, and set model.id=FOLDER"
