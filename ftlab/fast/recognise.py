@@ -60,7 +60,7 @@ def _check_device(decoder: Decoder) -> None:
         raise Unrecognised("its kernels need a GPU of compute capability 8.0 or newer")
     multiple = 4 if decoder.dtype == torch.float32 else 8
     if any(layer.attention.head_dim % multiple or layer.attention.head_dim > 256 for layer in decoder.layers):
-        raise Unrecognised(f"attention on a GPU takes heads of at most 256 numbers, a multiple of {multiple}")
+        raise Unrecognised(f"attention on a GPU needs a head size of at most 256 and a multiple of {multiple}")
 
 
 @torch.no_grad()

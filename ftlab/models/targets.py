@@ -122,7 +122,7 @@ def _barred(model: PreTrainedModel, linears: Names) -> Iterator[tuple[str, str]]
         renamed = _renamed_by_peft(model, name)
         for layer in full:
             if renamed:
-                yield layer, "PEFT mistakes them for experts of the same name"
+                yield layer, "PEFT mistakes them for experts, which had this name in older versions of transformers"
             elif uncalled(model, layer):
                 holder = model.get_submodule(layer.rpartition(".")[0])
                 yield layer, f"{type(holder).__name__} uses the weights without calling the layer"
