@@ -152,9 +152,7 @@ def test_a_pad_token_beyond_the_embedding_is_replaced(make_kind: MakeKind, byte_
     assert tokenizer.pad_token_id == 257
 
 
-def test_a_dry_run_refuses_or_notes_such_settings(
-    small: list[str], make_kind: MakeKind, cli: Any, tmp_path: Path
-) -> None:
+def test_a_dry_run_refuses_or_notes_settings(small: list[str], make_kind: MakeKind, cli: Any, tmp_path: Path) -> None:
     short = make_kind("gpt2", n_positions=64)
     code, _, err = cli(*small, f"model.id={short}", f"run_dir={tmp_path / 'run'}", "--dry-run")
     assert code == 2
