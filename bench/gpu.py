@@ -234,9 +234,9 @@ class Fast:
         self.model, self.decoder, self.micro = model, Decoder(model), micro
         self.flat = Flat(self.decoder.parameters())
         self.step = FastStep(self.decoder, cfg, longest=longest, need=lambda *_: 0.0)
-        self.step.serve(Trainable({}, self.flat))
+        self.step.attach(Trainable({}, self.flat))
         # In a run, the planner chooses the setting from the free memory; here each variant has its own.
-        self.step._settle(Setting(micro, kept, share))
+        self.step._apply(Setting(micro, kept, share))
         self.optimizer = build_optimizer([self.flat.parameter], cfg)
 
     @property

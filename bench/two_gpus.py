@@ -40,7 +40,7 @@ class Shared:
         self.ranks, self.rows, self.tiny = ranks, rows, tiny
         self.bench = gpu.Bench(gpu.Training(rows=rows, micro=rows, kept=True), tiny=tiny)
         self.fast, self.device = self.bench.fast, self.bench.device
-        ranks.same([self.fast.flat.parameter.detach()])
+        ranks.broadcast([self.fast.flat.parameter.detach()])
         self.spent: dict[str, float] | None = None
 
     def settle(self, micro: int) -> None:
@@ -48,7 +48,7 @@ class Shared:
         from ftlab.fast.plan import Setting
 
         self.fast.micro = micro
-        self.fast.step._settle(Setting(micro, True, 0.0))
+        self.fast.step._apply(Setting(micro, True, 0.0))
 
     def update(self, rows: list[Any], seed: int, *, together: bool) -> None:
         """Do one optimizer step as the training loop does it."""
@@ -60,7 +60,7 @@ class Shared:
         loss = fast.step.accumulate(mine, trained_of(rows), seed + ranks.rank, first=True)
         self.lap("gradients")
         if self.spent is not None:
-            ranks.meet()
+            ranks.all_gather()
         self.lap("wait")
         if together:
             ranks.sum_([fast.flat.parameter], loss)
@@ -89,7 +89,7 @@ class Shared:
         from ftlab.train.optim import build_optimizer
 
         parameter = self.fast.flat.parameter
-        self.ranks.same([parameter.detach()])
+        self.ranks.broadcast([parameter.detach()])
         cfg = TrainerConfig(lr=2e-5, optim="adamw" if self.tiny else self.bench.variant.optim)
         self.fast.optimizer = build_optimizer([parameter], cfg)
 
@@ -97,7 +97,7 @@ class Shared:
         """Run one pass over all samples and return the mean seconds per update."""
         gpu.synced(self.device)
         if together:
-            self.ranks.meet()
+            self.ranks.all_gather()
         self.clock = began = time.perf_counter()
         for batch in self.bench.batches:
             self.bench.seed += 1000
@@ -122,8 +122,8 @@ class Shared:
         """The greatest absolute difference between any process's adapters and those of the first."""
         mine = self.fast.flat.parameter.detach()
         firsts = mine.clone()
-        self.ranks.same([firsts])
-        return max(self.ranks.meet(float((mine - firsts).abs().max())))
+        self.ranks.broadcast([firsts])
+        return max(self.ranks.all_gather(float((mine - firsts).abs().max())))
 
 
 def work(settings: argparse.Namespace) -> Callable[[Any], None]:
@@ -133,7 +133,7 @@ def work(settings: argparse.Namespace) -> Callable[[Any], None]:
         began = time.perf_counter()
         shared = Shared(ranks, settings.rows, tiny=settings.tiny)
         built = time.perf_counter() - began
-        alone = ranks.of_first(lambda: shared.measured(settings.rows, together=False))
+        alone = ranks.broadcast_from_first(lambda: shared.measured(settings.rows, together=False))
         shared.begin_together()
         several = shared.measured(ranks.most(settings.rows), together=True)
         figures = {
@@ -176,9 +176,9 @@ def main() -> int:
     if not settings.inner:
         return launch(settings)
     from ftlab.__main__ import failed
-    from ftlab.train.ranks import together
+    from ftlab.train.ranks import run_distributed
 
-    return together(work(settings), failed)
+    return run_distributed(work(settings), failed)
 
 
 if __name__ == "__main__":

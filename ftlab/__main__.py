@@ -148,9 +148,9 @@ def dispatch(words: list[str]) -> int:
 def in_ranks(words: list[str]) -> int:
     """One training in all processes of a launch."""
     with StopSignal().caught() as stop, stop.at_once():
-        from ftlab.train.ranks import together
+        from ftlab.train.ranks import run_distributed
 
-    return together(partial(train, words), failed)
+    return run_distributed(partial(train, words), failed)
 
 
 def launched() -> int:
@@ -241,7 +241,7 @@ def _prepared(words: list[str], ranks: "Ranks | None", held: ExitStack) -> Calla
             _terminal().note(line)
     composition = _compose(overrides or ["experiment=quickstart"] * (not words), options)
     if ranks:
-        ranks.agree(_shared(composition.tree))
+        ranks.check_same(_shared(composition.tree))
     check_launch(composition.config.model.dtype)
     if options["dry_run"]:
         if not beside:

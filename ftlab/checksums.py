@@ -1,7 +1,7 @@
-"""sha256 of a base's files: whether a resumed run goes on with the base with which it began.
+"""The sha256 of a base model's files, to check that a resumed run uses the same base as before.
 
-Files are hashed once and remembered, by path, size and time of change, in ~/.cache/ftlab/sha256.json (or
-$FTLAB_CACHE/sha256.json), so that only the first run on a base reads it twice. Hashing goes on beside the load.
+Hashes are cached by path, size and modification time in ~/.cache/ftlab/sha256.json (or $FTLAB_CACHE/sha256.json), so
+that only the first run on a base reads its files twice. Files are hashed in threads while the model loads.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
-THREADS = 4  # one a file; a core hashes 1 to 2 GB/s
+THREADS = 4  # each hashes one file at a time; a core hashes 1 to 2 GB/s
 
-Known = dict[str, tuple[int, int, str]]  # a path's size in bytes, time of change in ns, and sha256
+Known = dict[str, tuple[int, int, str]]  # by path: size in bytes, modification time in ns, and sha256
 
 
 class Checksums:
-    """The sha256 of each file, by name, of which the unknown ones are hashed in threads that begin at once."""
+    """The sha256 of each file, by name. Threads begin at once to hash the files that are not in the cache."""
 
-    def __init__(self, files: list[Path], memory: Path | None = None) -> None:
-        self.files, self.memory = files, memory or default_memory()
-        known = _read(self.memory)
+    def __init__(self, files: list[Path], cache_file: Path | None = None) -> None:
+        self.files, self.cache_file = files, cache_file or default_cache_file()
+        known = _read(self.cache_file)
         self._found: dict[Path, str] = {}
         self._wanted: list[tuple[Path, Future[tuple[int, int, str]]]] = []
         for file in files:
@@ -38,25 +38,25 @@ class Checksums:
             threading.Thread(target=_hash_all, args=(work,), daemon=True).start()
 
     def result(self) -> dict[str, str]:
-        """The sha256 of each file, by name; waits for the threads, and remembers what they found.
+        """Return the sha256 of each file, by name. This waits for the threads, and caches their results.
 
         Raises:
             OSError: a file cannot be read.
         """
         new = {file: future.result() for file, future in self._wanted}
         if new:
-            _remember(self.memory, {_key(file): entry for file, entry in new.items()})
+            _remember(self.cache_file, {_key(file): entry for file, entry in new.items()})
         digests = self._found | {file: entry[2] for file, entry in new.items()}
         return {file.name: digests[file] for file in self.files}
 
 
-def default_memory() -> Path:
-    """Where hashes are remembered for all runs of this user."""
+def default_cache_file() -> Path:
+    """Return the file that caches hashes for all runs of this user."""
     return Path(os.environ.get("FTLAB_CACHE") or "~/.cache/ftlab").expanduser() / "sha256.json"
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Names of files that differ, are gone or are new."""
+    """Return the names of files that differ, are missing or are new."""
     return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
@@ -68,7 +68,7 @@ def _hash_all(work: list[tuple[Path, Future[tuple[int, int, str]]]]) -> None:
 def _fulfil(future: Future[tuple[int, int, str]], call: Callable[[], tuple[int, int, str]]) -> None:
     try:
         future.set_result(call())
-    except BaseException as error:  # handed to who waits, whatever it is
+    except BaseException as error:  # passed on to the thread that waits
         future.set_exception(error)
 
 
@@ -86,19 +86,20 @@ def _key(file: Path) -> str:
     return str(file.resolve())
 
 
-def _read(memory: Path) -> Known:
-    """What is remembered; an absent or damaged file holds nothing."""
+def _read(cache_file: Path) -> Known:
+    """Return the cached hashes; none if the file is absent or damaged."""
     try:
-        return {str(path): (int(s), int(t), str(d)) for path, (s, t, d) in json.loads(memory.read_text()).items()}
+        return {str(path): (int(s), int(t), str(d)) for path, (s, t, d) in json.loads(cache_file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _remember(memory: Path, new: Known) -> None:
-    """Add to the file as a whole; where it cannot be written, the next run hashes again."""
-    aside = memory.with_name(f"{memory.name}.{os.getpid()}")
-    kept = {path: entry for path, entry in _read(memory).items() if Path(path).exists()}
+def _remember(cache_file: Path, new: Known) -> None:
+    """Add hashes to the cache file, which is replaced atomically. If it cannot be written, the next run hashes
+    again."""
+    temporary = cache_file.with_name(f"{cache_file.name}.{os.getpid()}")
+    kept = {path: entry for path, entry in _read(cache_file).items() if Path(path).exists()}
     with contextlib.suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(kept | new))
-        aside.replace(memory)
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(kept | new))
+        temporary.replace(cache_file)

@@ -1,4 +1,4 @@
-"""Scoring a model on a split: the loss of the gold answers, and the answers it writes itself, which the task judges."""
+"""Scoring a model on a split: the loss of the gold answers, and generated answers, which the task judges."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ from ftlab.generate import decoded, generate, greedy
 from ftlab.stages.stage import LoadedModel
 from ftlab.tasks import Judgement, Task
 
-# Prompts answered at a time where `eval.batch_size` is auto.
+# Prompts answered at a time if `eval.batch_size` is auto, on the slower path and on the fast path.
 PLAIN_BATCH = 32
 FAST_BATCH = {"cuda": 256, "cpu": 128}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`metrics` by key, `intervals` (95 %) of the rates among them, and the `answers` and `judgements`, one a row."""
+    """`metrics` by key, the `intervals` (95 %) of rates among them, and `answers` and `judgements`, one per row."""
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
@@ -36,21 +36,21 @@ class Scores:
 
 
 def score_answers(task: Task, prefix: str, answers: list[str], judgements: list[Judgement]) -> Scores:
-    """Judgements of answers as the task's metrics below `prefix` (eval, test)."""
+    """Return the scores of judged answers: the task's metrics, with the key prefix `prefix` (eval, test)."""
     return Scores(*task.score(prefix, judgements), answers, judgements)
 
 
 class Split:
-    """The rows of a split that are scored, tokenised once. `name` prefixes its metrics: eval or test. `fitted` are the
-    samples that the stage makes of those which `data.max_length` leaves, and counts of the others; `encoded` are the
-    rows that these consist of."""
+    """The scored rows of a split, tokenised once. `name` (eval or test) is the prefix of its metrics. `fitted` are the
+    stage's samples of the rows that fit `data.max_length`, with the numbers of the others; `encoded` are the rows of
+    these samples."""
 
     def __init__(self, name: str, rows: list[Example], tokenizer: PreTrainedTokenizerBase, cfg: ExperimentConfig):
         self.name, self.title = name, "validation" if name == "eval" else name
         self.task = tasks.get(cfg.data.task)
         self.rows = subset(rows, cfg.eval.max_rows, cfg.data.split_seed)
         tokens = self.task.render(self.rows, tokenizer, cfg.data)
-        self.prompts = [row.prompt for row in tokens]  # answered whole, whatever data.max_length
+        self.prompts = [row.prompt for row in tokens]  # never truncated to data.max_length
         self.stage = stages.get(cfg.trainer.stage)
         self.fitted = self.stage.encode(tokens, cfg)
         refuse_empty(self.fitted, tokens, cfg.data.max_length, self.title)
@@ -63,11 +63,11 @@ class Split:
         on_rows: Callable[[int], None],
         note: Callable[[str], None] = lambda line: None,
     ) -> Scores:
-        """Measure what the stage measures, and where it has the model answer, generate an answer to every row and judge
-        it.
+        """Compute the stage's metrics and, if the stage needs answers, generate an answer to every row and judge it.
 
-        `on_rows` hears how many rows have an answer, after each batch and again before each judgement; what it raises
-        ends the scoring. `note` is given a line where rows cannot be answered as configured.
+        `on_rows` is called with the number of answered rows, after each batch and again before each judgement; an
+        exception that it raises ends the scoring. `note` is called with a line if rows cannot be answered as
+        configured.
         """
         with ready(loaded.model, loaded.decoder, loaded.accelerator) as fast:
             found = self.stage.evaluate(replace(loaded, decoder=fast), self.fitted.rows, self.cfg)
@@ -82,8 +82,8 @@ class Split:
 
 @contextmanager
 def ready(model: nn.Module, decoder: Decoder | None, accelerator: Accelerator) -> Iterator[Decoder | None]:
-    """The model as `answer` takes it: its decoder with the adapters' present values, or None, in the precision of its
-    own forward pass, where it has none or would not say the most likely token each time."""
+    """Prepare the model for `answer`, and yield its decoder with the adapters' current values. If it has no decoder, or
+    its own generation settings change greedy decoding, yield None in the precision of the model's own forward pass."""
     fast = decoder if greedy(model) else None
     with scoring.ready(fast) if fast else accelerator.autocast():
         yield fast
@@ -98,8 +98,8 @@ def answer(
     on_rows: Callable[[int], None] = lambda done: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
-    """The model's answer to each prompt: by the fast path where there is a `decoder`, which the caller has made ready,
-    else by the model's own generation, in whatever precision the caller has set: see `ready`."""
+    """Return the model's answer to each prompt: from the fast path if there is a `decoder`, else from the model's own
+    generation. The caller has prepared the decoder or the precision: see `ready`."""
     size = None if cfg.batch_size == "auto" else int(cfg.batch_size)
     if decoder is None:
         return generate(
@@ -111,7 +111,7 @@ def answer(
             on_batch=on_rows,
             note=note,
         )
-    said = scoring.answers(
+    answers = scoring.answers(
         decoder,
         prompts,
         end=int(tokenizer.eos_token_id),
@@ -119,19 +119,19 @@ def answer(
         batch_size=size or FAST_BATCH[decoder.device.type],
         on_done=on_rows,
     )
-    return [decoded(tokenizer, ids) for ids in said]
+    return [decoded(tokenizer, ids) for ids in answers]
 
 
 def subset(rows: list[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most `limit` rows, drawn evenly from the whole split and kept in its order."""
+    """Return at most `limit` rows, sampled uniformly from the whole split and kept in its order."""
     if limit is None or limit >= len(rows):
         return rows
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
 def prediction_rows(split: Split, base: Scores | None, tuned: Scores | None) -> list[dict[str, Any]]:
-    """One row an example: `pred` is the tuned answer and the columns that the task records its judgement, `base_pred`
-    and `base_…` those of the base; null where there is none."""
+    """Return one row per example. `pred` is the tuned model's answer, followed by the task's columns of its judgement;
+    `base_pred` and `base_…` are those of the base. Values that do not exist are null."""
     return [
         {
             "id": row.id,
@@ -154,7 +154,7 @@ def _judgement(task: Task, scores: Scores | None, i: int, prefix: str) -> dict[s
 
 
 def scores_of_base(task: Task, rows: list[dict[str, Any]]) -> Scores | None:
-    """The base's answers and judgements from the rows of an interrupted run; None where a row lacks them."""
+    """Return the base's answers and judgements from the rows of an interrupted run; None if a row lacks them."""
     try:
         return Scores({}, {}, [row["base_pred"] for row in rows], [task.read(row, "base_") for row in rows])
     except KeyError:

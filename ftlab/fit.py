@@ -1,8 +1,8 @@
-"""Fitting a loaded model to samples: its trainable tensors, a step that suits the model, and the loop."""
+"""Training a loaded model on samples: its trainable tensors, the step that suits the model, and the loop."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,15 +35,15 @@ def fit(
     resume: Checkpoint | None,
     loss: Loss | None = None,
 ) -> Progress:
-    """Train the model's trainable tensors on samples, as `cfg.trainer` says, or go on from a checkpoint.
+    """Train the model's trainable tensors on samples with the settings of `cfg.trainer`, or resume from a checkpoint.
 
-    `loss(model, samples, device)` is summed over the samples' trained tokens; without one the samples are rows
-    (`Encoded`), and it is the cross entropy of their spans, which the fast step knows too.
+    `loss(model, samples, device)` returns the loss summed over the samples' trained tokens. Without it the samples are
+    rows (`Encoded`), and the loss is the cross entropy of their spans, which the fast step supports as well.
 
     Raises:
-        ConfigError: activation checkpointing of a model that cannot do it.
-        TrainingError: training cannot go on; the last good checkpoint stays.
-        Stopped: a signal came; the same call resumes.
+        ConfigError: the model does not support activation checkpointing, but the configuration requires it.
+        TrainingError: training cannot continue; the last good checkpoint is kept.
+        Stopped: a stop signal was received; the same call resumes.
     """
     trained = trainable_of(loaded.model, cfg)
     step = make_step(loaded, trained, samples, cfg, hooks, loss)
@@ -65,7 +65,7 @@ def fit(
         evaluate=hooks.evaluate,
         record=hooks.record,
     )
-    hooks.ranks.same(parameter.detach() for parameter in trained.parameters)
+    hooks.ranks.broadcast(parameter.detach() for parameter in trained.parameters)
     if not hooks.ranks.alone:
         hooks.note(f"{hooks.ranks.world} processes share the rows of each step")
     if resume:
@@ -76,11 +76,14 @@ def fit(
         try:
             return trainer.train(learner)
         finally:
-            hooks.setting(StepSetting(**asdict(step.setting), ran_out=step.chooser.ran_out))
+            used = step.setting
+            hooks.setting(
+                StepSetting(used.micro, used.keep_dequantized, used.checkpointed_fraction, step.chooser.had_oom)
+            )
 
 
 def trainable_of(model: nn.Module, cfg: ExperimentConfig) -> Trainable:
-    """What of the model is trained: its adapter, in one buffer where it can be, or all weights."""
+    """Return the tensors to train: the model's adapter, in one buffer if possible, or all weights."""
     tensors = trainable(model)
     flat = Flat(adapter_groups(model)) if cfg.lora.r and Flat.fits(list(tensors.values())) else None
     return Trainable(tensors, flat)
@@ -94,10 +97,10 @@ def make_step(
     hooks: Hooks,
     loss: Loss | None = None,
 ) -> Step:
-    """The fast step where it knows model and loss, else the plain one.
+    """Return the fast step if it supports the model and the loss, else the plain step.
 
     Raises:
-        ConfigError: activation checkpointing of a model that cannot do it.
+        ConfigError: the model does not support activation checkpointing, but the configuration requires it.
     """
     trainer = replace(cfg.trainer, global_batch_size=hooks.ranks.most(cfg.trainer.global_batch_size))
     dropout = cfg.lora.lora_dropout > 0
@@ -105,8 +108,8 @@ def make_step(
     limit = hooks.vram_limit_gib * GIB if hooks.vram_limit_gib else math.inf
     if loaded.decoder is not None and trained.flat is not None and loss is None:
         longest = max(sample.tokens for sample in samples)
-        in_parts = partial(need, logits=LOGITS_BYTES)
-        step: Step = FastStep(loaded.decoder, trainer, longest=longest, need=in_parts, limit=limit)
+        need_in_chunks = partial(need, logits=LOGITS_BYTES)
+        step: Step = FastStep(loaded.decoder, trainer, longest=longest, need=need_in_chunks, limit=limit)
     else:
         step = PlainStep(
             loaded.model,
@@ -123,31 +126,30 @@ def make_step(
 
 
 def _checkpointing(model: nn.Module, cfg: ExperimentConfig) -> Switch | None:
-    """What switches the model's activation checkpointing, where it has one."""
+    """Return the function that switches the model's activation checkpointing; None if the model does not support it."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if getattr(base, "supports_gradient_checkpointing", False):
         return partial(models.switch_activation_checkpointing, base)
     if cfg.trainer.activation_checkpointing is True:
         raise ConfigError(
-            f"trainer.activation_checkpointing=true: {type(base).__name__} cannot compute its layers twice; "
-            "leave it at auto"
+            f"trainer.activation_checkpointing=true: {type(base).__name__} does not support it; leave it at auto"
         )
     return None
 
 
 def _warn_of_cache(step: Step, cfg: ExperimentConfig, hooks: Hooks) -> None:
-    """One line where the configuration asks for dequantized weights kept in memory, and there is nothing to dequantize
-    or no way to keep it."""
-    if cfg.trainer.weight_cache is not True or step.keeps_unpacked:
+    """Warn if the configuration asks for dequantized weights kept in memory, but there is nothing to dequantize or the
+    step cannot keep it."""
+    if cfg.trainer.weight_cache is not True or step.can_keep_dequantized:
         return
-    why = "the slower path unpacks 4-bit weights at each product"
+    why = "the slower path dequantizes 4-bit weights at each product"
     if not cfg.quant.load_in_4bit:
         why = "the base has no 4-bit weights (quant=nf4 or quant=fp4 makes them)"
     hooks.warn(f"trainer.weight_cache=true changes nothing: {why}")
 
 
 def _warn_of_warmup(learner: Learner, hooks: Hooks) -> None:
-    """One line where the learning rate never reaches what the configuration says."""
+    """Warn if the learning rate never reaches `trainer.lr`."""
     trainer, steps = learner.cfg.trainer, learner.order.steps
     if 0 < steps <= trainer.warmup_steps:
         hooks.warn(

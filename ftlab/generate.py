@@ -17,7 +17,7 @@ NEUTRAL = {
     "num_return_sequences": 1,
     "guidance_scale": 1.0,
 }
-# Settings that do not touch what greedy decoding says, or that ftlab sets itself.
+# Settings that do not affect greedy decoding, or that ftlab sets itself.
 HARMLESS = {
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
     *("max_length", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
@@ -28,17 +28,18 @@ HARMLESS = {
     *("assistant_lookbehind", "target_lookbehind", "max_matching_ngram_size", "trust_remote_code"),
 }
 
-# Tokens of the longer prompt with which padding is tried, and the part of the effect of another last token that its
-# effect may have. Rounding in batches stays below 0.02 (LLM.int8), padding that is read as text is near 1.
-TRIED = 24
-READ = 0.1
+# Tokens of the longer prompt in the check of padding.
+PROBE_TOKENS = 24
+# Answers depend on padding if its effect is above this fraction of the effect of another last token. Rounding in
+# batches stays below 0.02 (LLM.int8); padding that is read as text comes near 1.
+PADDING_LIMIT = 0.1
 ALONE = "answers depend on padding ({}): prompts are answered one by one, whatever eval.batch_size says"
 
-_reads_padding: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()  # what was found, by base
+_reads_padding: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()  # results of the check, by base
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """Greedy decoding until the end-of-sequence token or `max_new_tokens`."""
+    """Return the settings of greedy decoding until the end-of-sequence token or `max_new_tokens`."""
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -59,16 +60,16 @@ def generate(
     on_batch: Callable[[int], None] = lambda done: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
-    """The model's answer to each prompt (token ids), in the order of the prompts, end marker removed.
+    """Return the model's answer to each prompt (token ids), in the order of the prompts, without the end token.
 
-    Prompts are sorted by length so that a batch pads little; padding is on the left and masked by length,
-    since the pad token may be the end marker. A model that reads padding all the same is answered prompt by prompt,
-    and `note` is given one line. A batch that does not fit on the GPU is halved. `on_batch` hears how many prompts are
-    done. The model's training mode is left as it was.
+    Prompts are sorted by length so that batches need little padding. Padding is on the left and masked by length, since
+    the pad token may be the end token. If answers depend on padding all the same, prompts are answered one by one, and
+    `note` is called with one line. A batch that does not fit on the GPU is halved. `on_batch` is called with the number
+    of answered prompts. The model's training mode does not change.
     """
     was_training = model.training
     model.eval()
-    if batch_size > 1 and _must_be_alone(model, tokenizer, prompts, note):
+    if batch_size > 1 and _needs_single_prompts(model, tokenizer, prompts, note):
         batch_size = 1
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, str] = {}
@@ -108,13 +109,13 @@ def _fitting(
     ]
 
 
-def _must_be_alone(
+def _needs_single_prompts(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], note: Callable[[str], None]
 ) -> bool:
-    """Whether the model's answers depend on padding; tried once for a base, and noted where it is so."""
-    longest = max(prompts, key=len, default=[])[:TRIED]
+    """Whether the model's answers depend on padding. This is checked once per base, and `note` is called if so."""
+    longest = max(prompts, key=len, default=[])[:PROBE_TOKENS]
     if len({len(prompt) for prompt in prompts}) < 2 or len(longest) < 2:
-        return False  # nothing is padded, or there is nothing to try with
+        return False  # no prompt is padded, or the prompts are too short to check
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if base not in _reads_padding:
         _reads_padding[base] = reads_padding(model, tokenizer, longest)
@@ -125,8 +126,8 @@ def _must_be_alone(
 
 @torch.inference_mode()
 def reads_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: list[int]) -> bool:
-    """Whether the logits after half of a prompt change when it stands, padded, beside the whole of it. What changes
-    must be rounding beside what another last token changes."""
+    """Whether padding changes logits: those after half of a prompt, alone and padded in a batch with the whole prompt.
+    The change must be as small as rounding, compared with the change from another last token."""
     half = prompt[: len(prompt) // 2]
     other = [*half[:-1], next(token for token in (*prompt, half[-1] + 1, 0) if token != half[-1])]
     settings = generation_config(tokenizer, 2)
@@ -140,7 +141,7 @@ def reads_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: 
     own = (changed[0][0] - alone[0][0]).abs().max()
     steps = min(len(alone), len(beside)) if alone[0][0].argmax() == beside[0][0].argmax() else 1
     apart = max((beside[step][0] - alone[step][0]).abs().max() for step in range(steps))
-    return bool(apart > READ * own)
+    return bool(apart > PADDING_LIMIT * own)
 
 
 def _batch(
@@ -158,8 +159,8 @@ def _written(
     settings: GenerationConfig,
     logits: bool = False,
 ) -> Any:
-    """What `model.generate` returns for prompts padded on the left: `sequences` [prompts, longest + new] and, where
-    asked for, `logits`, one [prompts, vocabulary] a new token."""
+    """Return the output of `model.generate` for prompts padded on the left: `sequences` [prompts, longest + new] and,
+    if requested, `logits`, one [prompts, vocabulary] per new token."""
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), int(tokenizer.pad_token_id), dtype=torch.long)
@@ -178,20 +179,21 @@ def _written(
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of an answer."""
+    """Return the text of an answer's token ids."""
     text: str = tokenizer.decode(ids, skip_special_tokens=True)
     return text
 
 
 def greedy(model: nn.Module) -> bool:
-    """Whether greedy decoding takes the most likely token each time until the end marker: the model's own generation
-    settings, which transformers mixes in, may shift scores or lengths (a penalty on repetition, suppressed tokens)."""
+    """Whether greedy decoding takes the most likely token each time until the end token. transformers applies the
+    model's own generation settings too, which may change scores or lengths (a repetition penalty, suppressed
+    tokens)."""
     own = getattr(model, "generation_config", None)
     return own is None or all(name in HARMLESS or name.startswith("_") for name in _changed(own))
 
 
 def _changed(settings: GenerationConfig) -> list[str]:
-    """Settings that are on: neither unset nor neutral."""
+    """Return the names of the settings that have an effect: neither unset nor neutral."""
     return [name for name, value in settings.to_dict().items() if value != NEUTRAL.get(name) and value not in UNSET]
 
 

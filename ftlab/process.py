@@ -1,4 +1,4 @@
-"""Processes of this host and of others: whether one still lives, and ending with the one that started this."""
+"""Processes of this host and of others: whether a process is alive, and ending this one when its parent has ended."""
 
 import os
 import signal
@@ -19,8 +19,8 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Process:
-    """A process, as others may know it: `started` tells it from a later one with the same pid (clock ticks since
-    boot; empty where the system does not say)."""
+    """The identity of a process. `started` (clock ticks since boot; empty if the system does not provide it)
+    distinguishes it from a later process with the same pid."""
 
     host: str
     pid: int
@@ -28,27 +28,27 @@ class Process:
 
     @classmethod
     def me(cls) -> "Process":
-        """This process."""
+        """Return the identity of this process."""
         return cls(this_host(), os.getpid(), _started(os.getpid()) or "")
 
     @classmethod
     def read(cls, node: Any) -> "Process | None":
-        """The counterpart of `record`; None where there is no such record."""
+        """Return the process of a record that `record` made; None if it is not such a record."""
         try:
             return cls(str(node["host"]), int(node["pid"]), str(node["started"]))
         except (KeyError, TypeError, ValueError):
             return None
 
     def record(self) -> dict[str, Any]:
-        """The process as JSON."""
+        """Return the process as a JSON object."""
         return asdict(self)
 
     def here(self) -> bool:
-        """Whether this process can see that one."""
+        """Whether the process is on this host, with the same space of pids."""
         return self.host == this_host()
 
     def dead(self) -> bool:
-        """Whether the process is known to be gone; that of another host never is."""
+        """Whether the process is known to have ended. For a process of another host this is never known."""
         if not self.here():
             return False
         if PROC.joinpath("self", "stat").exists():
@@ -56,7 +56,7 @@ class Process:
         return not psutil.pid_exists(self.pid)
 
     def frozen(self) -> bool:
-        """Whether the process is known to be stopped, as by SIGSTOP or a debugger, and will not go on by itself."""
+        """Whether the process is known to be stopped, as by SIGSTOP or a debugger, and will not continue by itself."""
         if not self.here() or self.dead():
             return False
         try:
@@ -67,13 +67,13 @@ class Process:
 
 @cache
 def this_host() -> str:
-    """The machine's name with its boot and its space of pids: containers may share a name, and see each other's
-    processes not at all."""
+    """Return the machine's name with the ids of its boot and of its pid namespace: containers may share a name without
+    seeing each other's processes."""
     return "/".join([socket.gethostname(), *_boot(), *_pid_space()])
 
 
 def end_with(parent: int, parent_now: Callable[[], int] = os.getppid) -> None:
-    """Stop as on SIGTERM once the parent is gone: a process that nobody looks after would hold its GPU unseen."""
+    """Send SIGTERM to this process once its parent has ended: an orphaned process would keep its GPU unnoticed."""
 
     def watch() -> None:
         while parent_now() == parent:
@@ -98,13 +98,13 @@ def _pid_space() -> list[str]:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began; None where it is gone or waits as a zombie for its parent.
+    """Return when a process began; None if it has ended or is a zombie.
 
-    Field 22 of /proc/PID/stat, which the clock does not move: psutil counts `create_time` from the time of boot, which
-    follows the clock.
+    This is field 22 of /proc/PID/stat, which changes of the system clock do not affect. psutil's `create_time` is
+    relative to the time of boot, which depends on the clock.
     """
     try:
-        # The name in brackets may hold spaces and brackets itself; the state follows.
+        # The name in brackets may contain spaces and brackets; the state follows it.
         fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None

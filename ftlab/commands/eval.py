@@ -20,9 +20,9 @@ from ftlab.composition import composed_tree, suggestions, typed_from_tree
 from ftlab.config import DataConfig, ExperimentConfig
 from ftlab.disk import write_atomic
 from ftlab.errors import InputError
+from ftlab.out_of_memory import explain_oom, oom_remedies
 from ftlab.redact import redact_tree
 from ftlab.run_dir import RunDir, differences, find_run, tree_of
-from ftlab.shortage import lighter, within_memory
 from ftlab.summary import Sources, finite
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     from ftlab.provenance import rows_record
     from ftlab.stages.stage import LoadedModel
     from ftlab.terminal import Terminal
-    from ftlab.train.loss import leaks
+    from ftlab.train.loss import rows_interact
 
     quiet()
     task = tasks.get(cfg.data.task)
@@ -143,9 +143,9 @@ def _evaluate(folder: RunDir, cfg: ExperimentConfig, split: str, arguments: dict
     for line in models.check_rows(model, tokenizer, rows, scored.prompts, cfg):
         terminal.note(line)
     with accelerator.autocast():
-        flat = not models.carries_state(model) and not leaks(model, scored.encoded, accelerator.device)
+        flat = not models.carries_state(model) and not rows_interact(model, scored.encoded, accelerator.device)
     loaded = LoadedModel(model, decoder, accelerator, flat)
-    memory = within_memory("evaluate", *lighter(cfg, "evaluate", trained=True))
+    memory = explain_oom("evaluate", *oom_remedies(cfg, "evaluate", trained=True))
     with terminal.phase("evaluate"), memory, terminal.progress(len(scored.rows), what="evaluate") as bar:
         scores = scored.score(loaded, lambda done: bar.update(done, {}), terminal.warn)
     before = _comparable(folder, name, rows_record(splits), len(scored.rows), terminal)

@@ -20,8 +20,8 @@ from ftlab.config import ExperimentConfig
 from ftlab.data.splits import Example
 from ftlab.data.table import Role
 from ftlab.errors import InputError
+from ftlab.out_of_memory import explain_oom
 from ftlab.run_dir import RunDir, find_run, tree_of
-from ftlab.shortage import within_memory
 from ftlab.tasks import Task
 
 SHOWN = 5  # number of questions that a warning names
@@ -91,7 +91,7 @@ def _answers(folder: RunDir, cfg: ExperimentConfig, task: Task, asked: list[Exam
         print(line, file=sys.stderr)
     fewer = f"a max_new_tokens below {cfg.eval.max_new_tokens}"
     progress = terminal.progress(len(prompts), what="predict")
-    with within_memory("predict", fewer), ready(model, decoder, accelerator) as fast, progress as bar:
+    with explain_oom("predict", fewer), ready(model, decoder, accelerator) as fast, progress as bar:
         note = partial(print, file=sys.stderr)
         return answer(model, fast, tokenizer, prompts, cfg.eval, lambda done: bar.update(done, {}), note=note)
 

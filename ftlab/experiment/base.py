@@ -15,7 +15,7 @@ from ftlab.experiment.records import Records
 from ftlab.fast.decoder import Decoder
 from ftlab.fast.recognise import fast_path
 from ftlab.stages.stage import LoadedModel
-from ftlab.train.loss import leaks
+from ftlab.train.loss import rows_interact
 from ftlab.weights import WeightsFolder
 
 
@@ -43,8 +43,8 @@ class Base:
         if recorded:
             recorded.id, recorded.revision, recorded.origin = cfg.model.id, self.located.revision, self.located.origin
         with run.accelerator.autocast():
-            models.check_runs(base, cfg.model.id, cfg.quant)
-            flat = not models.carries_state(base) and not leaks(base, prepared.train.encoded, device)
+            models.check_forward(base, cfg.model.id, cfg.quant)
+            flat = not models.carries_state(base) and not rows_interact(base, prepared.train.encoded, device)
         return LoadedModel(base, self._decoder(base), run.accelerator, flat)
 
     def record_files(self, resumed: bool = False) -> None:

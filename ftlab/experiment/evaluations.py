@@ -57,7 +57,7 @@ class Evaluations:
         with (
             records.meter.phase("eval"),
             records.clock("eval"),
-            records.within_memory("evaluate on validation"),
+            records.explain_oom("evaluate on validation"),
         ):
             scores = split.score(loaded, run.heed_stop, run.terminal.warn)
         records.log(scores.metrics, step)

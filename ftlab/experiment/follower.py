@@ -24,15 +24,15 @@ def follow(composition: Composition, ranks: Ranks) -> None:
         run = Run(composition, RunDir(composition.config.run_dir), terminal, ranks.stop, ranks=ranks)
         quiet()
         records, prepared = Records(run), prepared_by_all(run)
-        step = ranks.of_first(lambda: None)
+        step = ranks.broadcast_from_first(lambda: None)
         resumed = None if step is None else run.checkpoints.at(step)
         if step is not None and resumed is None:
             raise RunDirError(
                 f"run_dir={run.cfg.run_dir}: process {ranks.rank} cannot find the checkpoint of step {step}, from "
                 "which process 0 resumes. Choose a run_dir=DIR on a file system that all hosts share"
             )
-        with records.within_memory("load"):
+        with records.explain_oom("load"):
             base = Base(run, records)
             loaded = base.load(prepared)
-        with records.within_memory("train"):
+        with records.explain_oom("train"):
             train(run, records, Evaluations(run, records, prepared), base.adapt(loaded), prepared, resumed)

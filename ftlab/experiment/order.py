@@ -94,7 +94,7 @@ def _in_order(run: Run, records: Records) -> Outcome:
     records.begin(prepared)
     records.describe(prepared)
     resumed = run.checkpoints.newest()
-    run.ranks.of_first(lambda: resumed and resumed.step)
+    run.ranks.broadcast_from_first(lambda: resumed and resumed.step)
     records.open_tracker(resumed)
     evaluations = Evaluations(run, records, prepared)
     with records.phase("load"), run.at_once():
@@ -104,10 +104,10 @@ def _in_order(run: Run, records: Records) -> Outcome:
         base.record_files(resumed=True)
     base_scores = None if run.trial else evaluations.of_base(loaded, before_kept=base.record_files)
     base.record_files()
-    with records.within_memory("adapter"), run.at_once():
+    with records.explain_oom("adapter"), run.at_once():
         loaded = base.adapt(loaded)
     try:
-        with terminal.phase("train"), records.meter.phase("train"), records.within_memory("train"):
+        with terminal.phase("train"), records.meter.phase("train"), records.explain_oom("train"):
             validation = train(run, records, evaluations, loaded, prepared, resumed)
     except Pruned as reason:
         last, step = evaluations.newest()
@@ -119,7 +119,7 @@ def _in_order(run: Run, records: Records) -> Outcome:
     for scores in (validation, test):
         if scores:
             records.add_scores("tuned", scores)
-    with records.within_memory("save"):
+    with records.explain_oom("save"):
         result.save(loaded.model, prepared.tokenizer, base.located, run.folder, cfg, records.summary)
     if run.trial:
         best = records.summary.best_step if cfg.trainer.load_best else None
@@ -136,5 +136,5 @@ def prepared_by_all(run: Run) -> Prepared:
     """
     with run.ranks.first_before_others():
         prepared = prepare(run.cfg)
-    run.ranks.agree({"the data's sha256": prepared.splits.sha256})
+    run.ranks.check_same({"the data's sha256": prepared.splits.sha256})
     return prepared

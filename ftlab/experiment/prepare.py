@@ -62,7 +62,7 @@ def prepare(cfg: ExperimentConfig) -> Prepared:
     located = weights.find(cfg.model, what="tokenizer")
     tokenizer = models.load_tokenizer(located, cfg.model.trust_remote_code)
     bare = models.skeleton(located, cfg.model.trust_remote_code)
-    notes = models.settled(bare, cfg)
+    notes = models.check_settings(bare, cfg)
     models.check_adapter(bare, cfg.lora)
     tokens = task.render(splits.train, tokenizer, cfg.data)
     train = stages.get(cfg.trainer.stage).encode(tokens, cfg)

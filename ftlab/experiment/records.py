@@ -14,8 +14,8 @@ from ftlab.experiment.device import device_name, peak_flops
 from ftlab.experiment.interface import Outcome, Run
 from ftlab.experiment.prepare import Prepared
 from ftlab.memory.meter import Meter
+from ftlab.out_of_memory import explain_oom, oom_remedies
 from ftlab.run_report import report_pruned, report_run
-from ftlab.shortage import lighter, within_memory
 from ftlab.summary import BaseModel, Metrics, Objective, Summary
 from ftlab.tasks.task import rates
 from ftlab.terminal import Bar
@@ -100,12 +100,12 @@ class Records:
     def phase(self, name: str) -> Iterator[None]:
         """A part of the run with its seconds and its memory peaks."""
         kind = "eval" if name.startswith("evaluate") else name
-        with self.terminal.phase(name), self.meter.phase(kind), self.clock(kind), self.within_memory(name):
+        with self.terminal.phase(name), self.meter.phase(kind), self.clock(kind), self.explain_oom(name):
             yield
 
-    def within_memory(self, phase: str) -> AbstractContextManager[None]:
+    def explain_oom(self, phase: str) -> AbstractContextManager[None]:
         """A part of the run where GPU memory may run out: one message, with lighter settings."""
-        return within_memory(phase, *lighter(self.cfg, phase))
+        return explain_oom(phase, *oom_remedies(self.cfg, phase))
 
     @contextmanager
     def clock(self, kind: str) -> Iterator[None]:

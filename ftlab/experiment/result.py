@@ -15,8 +15,8 @@ from ftlab.disk import room_for
 from ftlab.fast.decoder import Decoder
 from ftlab.fast.recognise import fast_path
 from ftlab.generate import generation_config
+from ftlab.out_of_memory import explain_oom, oom_remedies
 from ftlab.run_dir import RunDir
-from ftlab.shortage import lighter, within_memory
 from ftlab.summary import Summary
 from ftlab.weights import WeightsFolder
 
@@ -72,10 +72,10 @@ def load_finished(
         WeightsError: the folder holds no result, or its base cannot be found.
         TrainingError: too little GPU memory.
     """
-    with within_memory("load", *lighter(cfg, "load", trained=True)):
+    with explain_oom("load", *oom_remedies(cfg, "load", trained=True)):
         tokenizer, model = models.load_result(run, cfg, accelerator.device)
         with accelerator.autocast():
-            models.check_runs(model, cfg.model.id, cfg.quant)
+            models.check_forward(model, cfg.model.id, cfg.quant)
         return tokenizer, model, *fast_path(model, accelerator.autocast)
 
 

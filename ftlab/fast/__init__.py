@@ -1,1 +1,1 @@
-"""The fast step and the fast evaluation: decoders of the Llama family over flat batches, out of autograd."""
+"""The fast step and the fast evaluation of decoders of the Llama family: flat batches, without autograd."""

@@ -1,12 +1,12 @@
 """bitsandbytes' 8-bit AdamW as one Triton kernel, on the same state.
 
-State and checkpoints stay bitsandbytes': codes (uint8), the largest magnitude of each block of 256 numbers, maps from
-code to value. The numbers are those of its CUDA kernel (kOptimizerStatic8bit2StateBlockwise) up to rounding, but for
-the bias corrections: its power function leaves updates off by up to 1e-4 of themselves in the first thousand steps,
-here they are exact.
+State and checkpoints have the format of bitsandbytes: codes (uint8), the largest magnitude of each block of 256
+numbers, and maps from code to value. The results are those of its CUDA kernel (kOptimizerStatic8bit2StateBlockwise) up
+to rounding, except for the bias corrections. Its power function makes updates wrong by up to a relative 1e-4 in the
+first thousand steps; here they are exact.
 
 Two things make it faster. A code is found by a table over the bits of a float instead of a search, and the host does
-not wait for the device after a step. Whoever reads paged state on the host gets it through `state_dict`, which waits.
+not wait for the device after a step. Paged state must be read on the host through `state_dict`, which waits.
 """
 
 # Triton has no types, and its kernels none that mypy could check; bitsandbytes has none either.
@@ -32,12 +32,13 @@ MOST_CELLS = 4096
 
 @dataclass(frozen=True)
 class CodeTable:
-    """Codes of the values in [-1, 1], by the highest bits of their magnitude.
+    """A lookup table from values in [-1, 1] to their codes, by the highest bits of the magnitude.
 
-    The magnitude's bits shifted right by `shift`, less `first` and not below 0, are its cell; `entries` [2 * cells]
-    (int32) holds those of positive values, then those of negative ones. An entry has the code of the cell's lower end
-    above its `shift` lowest bits, and there what carries into the code when the magnitude's own lowest bits are added
-    to it from the midpoint on. Codes of negative values are complemented, so that they too grow with the magnitude.
+    The cell of a magnitude is its bits shifted right by `shift`, minus `first`, and at least 0. `entries` [2 * cells]
+    (int32) holds the cells of positive values, then those of negative ones. The bits of an entry above the `shift`
+    lowest are the code of the cell's lower end. Its `shift` lowest bits are an offset: added to the lowest bits of a
+    magnitude, they carry into the code from the midpoint on. Codes of negative values are complemented, so that they
+    also grow with the magnitude.
     """
 
     entries: Tensor
@@ -46,15 +47,15 @@ class CodeTable:
 
     @property
     def cells(self) -> int:
-        """Of one sign."""
+        """The number of cells of one sign."""
         return self.entries.numel() // 2
 
 
 @lru_cache(maxsize=8)
 def table_of(values: Tensor) -> CodeTable | None:
-    """The table of a map [256] (float32), on its device; None where the map does not ascend or needs too large a one.
+    """Return the table of a map [256] (float32) on its device; None if the map does not ascend or needs a larger one.
 
-    A value gets the nearest code whose sign bit is its own, as bitsandbytes has it.
+    A value gets the nearest code with the same sign bit, as in bitsandbytes.
     """
     held = values.detach().cpu()
     if not bool((held.diff() > 0).all()):
@@ -73,8 +74,8 @@ def table_of(values: Tensor) -> CodeTable | None:
 
 
 def _signs(values: Tensor) -> list[tuple[int, Tensor]]:
-    """Of positive values, then of negative ones (complemented): the code next to 0, and the magnitudes as bits,
-    ascending, from which the code is the next one. A midpoint itself still belongs to the code below it."""
+    """Return for positive values, then for negative ones (complemented): the code next to 0, and the ascending
+    magnitudes, as bits, at which the next code begins. A midpoint itself still belongs to the code below it."""
     bits = ((values[:-1] + values[1:]) * 0.5).view(torch.int32).long()
     above, below = bits[bits >= 0] + 1, (bits[bits < 0] & 0x7FFFFFFF).flip(0)
     negatives = int(values.signbit().sum())
@@ -84,7 +85,7 @@ def _signs(values: Tensor) -> list[tuple[int, Tensor]]:
 
 
 def _entries(code: int, steps: Tensor, shift: int, first: int, cells: int) -> Tensor | None:
-    """One sign's entries; None where a cell has two of the `steps` (ascending bits) from which a code is the next."""
+    """Return one sign's entries, or None if a cell contains two of the `steps` (ascending bits) between codes."""
     begin = (first + torch.arange(cells)) << shift
     end = begin + (1 << shift)
     passed, after = torch.searchsorted(steps, begin, right=True), torch.searchsorted(steps, end)
@@ -151,10 +152,11 @@ def _update(
 
 
 def update_(p: Tensor, state: dict[str, Any], config: dict[str, Any]) -> None:
-    """One AdamW step of p [n], which `fits`, in bitsandbytes' `state` of it, whose "step" is this one's number already.
+    """Make one AdamW step of p [n], for which `fits` must hold, on bitsandbytes' `state` of it. `state["step"]` must
+    already be the number of this step.
 
-    `config` has lr, betas, eps and weight_decay. A gradient that is not finite leaves its number as it is and makes its
-    moments 0.
+    `config` has lr, betas, eps and weight_decay. Where a gradient is not finite, the number in p does not change and
+    its moments become 0.
     """
     first, second = table_of(state["qmap1"]), table_of(state["qmap2"])
     assert first is not None
@@ -170,25 +172,25 @@ def update_(p: Tensor, state: dict[str, Any], config: dict[str, Any]) -> None:
 
 
 def fits(p: Tensor, state: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Whether `update_` can step p: float32 without gaps, 8-bit state of blocks, maps that tables can hold."""
+    """Whether `update_` supports p: contiguous float32, block-wise 8-bit state, and maps that fit into tables."""
     return (
         "absmax1" in state
         and all(x is not None and x.dtype == torch.float32 and x.is_contiguous() for x in (p, p.grad))
-        and config.get("percentile_clipping", 100) >= 100  # which older versions of bitsandbytes have
+        and config.get("percentile_clipping", 100) >= 100  # only older versions of bitsandbytes have this setting
         and None not in (table_of(state["qmap1"]), table_of(state["qmap2"]))
     )
 
 
 @cache
 def fused(kind: Any) -> Any:
-    """bitsandbytes' AdamW8bit or PagedAdamW8bit, the class, on CUDA tensors: those that `fits` are stepped by the
-    kernel, and where the optimizer has no other the host does not wait for the device."""
+    """Return a subclass of bitsandbytes' AdamW8bit or PagedAdamW8bit (the class `kind`) for CUDA tensors. The kernel
+    updates those for which `fits` holds. If the optimizer has only one tensor, the host does not wait for the GPU."""
 
     class Fused(kind):  # type: ignore[misc]
         def step(self, closure: Any = None) -> Any:
             group, p = self.param_groups[0], self.param_groups[0]["params"][0]
             alone = [len(group["params"]) for group in self.param_groups] == [1]
-            # bitsandbytes itself makes the state, in the first step.
+            # In the first step bitsandbytes itself creates the state.
             if closure or not self.initialized or not alone or not self._fits(p, 0, 0):
                 return super().step(closure)
             self.prefetch_state(p)
@@ -204,12 +206,12 @@ def fused(kind: Any) -> Any:
             try:
                 with torch.cuda.device_of(p):
                     update_(p, state, self.get_config(gindex, pindex, group))
-            except RuntimeError:  # memory for the kernel ran out, say: nothing has changed, and it may be tried again
+            except RuntimeError:  # for example an OOM: nothing has changed, and the step may be tried again
                 state["step"] -= 1
                 raise
 
         def state_dict(self) -> dict[str, Any]:
-            if self.is_paged and torch.cuda.is_available():  # the host reads it as memory of its own
+            if self.is_paged and torch.cuda.is_available():  # the host reads paged state like its own memory
                 torch.cuda.synchronize()
             state: dict[str, Any] = super().state_dict()
             return state

@@ -1,4 +1,4 @@
-"""Attention inside the rows of a flat batch: torch's own varlen kernels on a GPU, row by row on a CPU."""
+"""Attention within the rows of a flat batch: torch's own varlen kernels on a GPU, row by row on a CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -11,16 +11,16 @@ CAUSAL = 1
 
 
 def inside(starts: Tensor, longest: int, dtype: torch.dtype) -> Attention:
-    """Attention inside rows of at most `longest` tokens; `starts` [rows + 1] are their first tokens and the end of the
-    batch."""
+    """Return the attention within rows of at most `longest` tokens. `starts` [rows + 1] are the rows' first positions
+    and the end of the batch."""
     if not starts.is_cuda:
         return ByRow(starts.diff().tolist())
     return (Efficient if dtype == torch.float32 else Varlen)(starts.int(), longest)
 
 
 class Varlen:
-    """FlashAttention-2 as torch ships it. `starts` [rows + 1] (int32) are the rows' first tokens and the end of the
-    batch; no row is longer than `longest`."""
+    """FlashAttention-2 as torch ships it. `starts` [rows + 1] (int32) are the rows' first positions and the end of the
+    batch. No row has more than `longest` tokens."""
 
     def __init__(self, starts: Tensor, longest: int) -> None:
         self.starts, self.longest = starts, longest
@@ -56,8 +56,8 @@ class Varlen:
 
 
 class Efficient:
-    """torch's memory-efficient attention, which takes float32. `starts` and `longest` as for `Varlen`; query heads that
-    share a key each get a copy of it."""
+    """torch's memory-efficient attention, which supports float32. `starts` and `longest` are those of `Varlen`. The key
+    and value of a group are copied for each of its query heads."""
 
     def __init__(self, starts: Tensor, longest: int) -> None:
         self.starts, self.longest = starts, longest
@@ -87,7 +87,7 @@ class Efficient:
         return query, key.repeat_interleave(times, dim=2), value.repeat_interleave(times, dim=2)
 
     def _rows(self, qkv: Tensor) -> tuple[Tensor, Tensor, int, int]:
-        longest = min(self.longest, len(qkv))  # more than all tokens is refused
+        longest = min(self.longest, len(qkv))  # the kernel refuses a length above the number of tokens
         return self.starts, self.starts, longest, longest
 
     def _options(self, shape: AttentionShape) -> dict[str, float | int]:
@@ -97,12 +97,12 @@ class Efficient:
 
 
 def _gathered(shape: AttentionShape, gradient: Tensor) -> Tensor:
-    """Of heads that share a key, the sum: [tokens, heads, head_dim] to [tokens, kv_heads, head_dim]."""
+    """Sum over the query heads that share a key: [tokens, heads, head_dim] to [tokens, kv_heads, head_dim]."""
     return gradient.reshape(-1, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim).sum(2)
 
 
 class ByRow:
-    """torch's own attention, one row after another. `lengths` are the rows' tokens."""
+    """torch's own attention, one row after another. `lengths` are the rows' numbers of tokens."""
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = lengths
@@ -127,7 +127,7 @@ class ByRow:
 
 
 def attend_row(shape: AttentionShape, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention of one row; all [1, heads or kv_heads, tokens, head_dim]."""
+    """Return the causal attention of one row. All tensors are [1, heads or kv_heads, tokens, head_dim]."""
     tokens = query.shape[2]
     many = shape.heads != shape.kv_heads
     if shape.window is None or tokens <= shape.window:

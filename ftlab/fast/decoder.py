@@ -1,9 +1,9 @@
-"""A decoder of the Llama family, run by hand over flat batches: [tokens, width], rows end to end, no padding.
+"""A decoder of the Llama family, forward and backward written by hand, over flat batches: [tokens, width], no padding.
 
-The modules of transformers stay the owners of the weights. Their architecture is recognised by its parts (Llama,
-Mistral, Qwen2, Qwen3, SmolLM, Gemma 3 text and what is built like them) and then verified: the logits of a short batch
-must be those of the model's own forward. Only adapters are trained, so the backward pass computes gradients of
-activations and of adapters, and keeps no more than these need.
+The modules of transformers keep owning the weights. Their architecture is recognised by its parts (Llama, Mistral,
+Qwen2, Qwen3, SmolLM, Gemma 3 text and models of the same structure) and then verified: on a short batch each layer must
+return what the model's own layer returns. Only adapters are trained, so the backward pass computes gradients of
+activations and of adapters, and saves no more than these need.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,22 +19,22 @@ from ftlab.fast.flat import Flat
 from ftlab.fast.frozen import Int8, Packed, Scratch, Unrecognised
 from ftlab.fast.linear import LinearGroup, packed
 from ftlab.fast.operands import Dropout
-from ftlab.fast.streams import Aside
+from ftlab.fast.streams import SideStream
 
-# Submodules that must be there, and those that may be there too, all of them or none.
+# Required submodules, and optional ones, of which either all or none are present.
 LAYER_PARTS = (
     {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
     {"pre_feedforward_layernorm", "post_feedforward_layernorm"},
 )
 ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"}
 MLP_PARTS = {"gate_proj", "up_proj", "down_proj"}, {"act_fn"}
-# Attention whose window stands in the configuration only. Others ignore one there: Llama does.
+# Attention classes that read their window from the configuration. Others ignore it there, as Llama does.
 WINDOWED = {"MistralAttention", "Ministral3Attention"}
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
-# Places of dropout in a layer: before attention, the output projection, the MLP, its last projection.
+# Dropout sites of a layer: before attention, the output projection, the MLP, and the MLP's last projection.
 SITES = 4
-# Logits of a batch larger than this are made and used in parts.
+# If the logits of a batch are larger than this, they are computed and used in chunks.
 LOGITS_BYTES = 1 << 28
 
 Attend = Callable[[int, Tensor], Tensor]
@@ -42,7 +42,8 @@ Attend = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Heads of one layer; `window` is how many tokens a token sees, itself included, or None for all before it."""
+    """Attention heads of one layer. `window` is the number of tokens that a token attends to, itself included; None
+    means all tokens before it."""
 
     heads: int
     kv_heads: int
@@ -52,31 +53,31 @@ class AttentionShape:
 
     @property
     def width(self) -> int:
-        """Columns of query, key and value together."""
+        """The number of columns of query, key and value together."""
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim], as views."""
+        """Return query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim], as views."""
         whole = qkv.view(qkv.shape[0], self.heads + 2 * self.kv_heads, self.head_dim)
         query, key, value = torch.split(whole, [self.heads, self.kv_heads, self.kv_heads], dim=1)
         return query, key, value
 
 
 class Attention(Protocol):
-    """Attention inside the rows of a flat batch."""
+    """Attention within the rows of a flat batch."""
 
     def forward(self, shape: AttentionShape, qkv: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The result [tokens, heads * head_dim] and what `backward` needs."""
+        """Return the result [tokens, heads * head_dim] and the tensors that `backward` needs."""
 
     def backward(
         self, shape: AttentionShape, do: Tensor, qkv: Tensor, o: Tensor, kept: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients at query, key and value, in their shapes."""
+        """Return the gradients of query, key and value, in their shapes."""
 
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMS norm; its weight counts from `offset`."""
+    """An RMS norm, which scales by `offset + weight`."""
 
     weight: Tensor
     eps: float
@@ -84,7 +85,7 @@ class Norm:
 
     @classmethod
     def of(cls, module: Any) -> "Norm":
-        """Raises Unrecognised where the module is no RMS norm."""
+        """Read the norm of a module; raise Unrecognised if the module is not an RMS norm."""
         name = type(module).__name__
         if not name.endswith("RMSNorm") or not hasattr(module, "weight"):
             raise Unrecognised(f"a {name} where an RMS norm is expected")
@@ -108,8 +109,8 @@ class Norm:
 
 @dataclass(frozen=True)
 class BatchContext:
-    """What the layers need to know of a flat batch: the rotation of each token (by kind of layer), how rows attend,
-    and the seed of its dropout masks (None: no dropout)."""
+    """What the layers need to know about a flat batch: the rotary embedding of each token (by layer type), the
+    attention within its rows, and the seed of its dropout masks (None: no dropout)."""
 
     rotations: dict[str, tuple[Tensor, Tensor]]  # cos and sin, each [tokens, head_dim], float32
     attention: Attention
@@ -118,9 +119,9 @@ class BatchContext:
 
 @dataclass
 class SavedActivations:
-    """What the backward pass of one layer needs of its forward pass."""
+    """What the backward pass of one layer needs from its forward pass."""
 
-    stream: Tensor  # the residual stream at the layer's entrance
+    stream: Tensor  # the residual stream at the layer's input
     rstd: Tensor
     xd: Tensor
     h_qkv: Tensor | None
@@ -130,7 +131,7 @@ class SavedActivations:
     attended: tuple[Tensor, ...]
     od: Tensor
     h_o: Tensor | None
-    after: tuple[Tensor, Tensor] | None  # input of the norm behind attention, where there is one
+    after: tuple[Tensor, Tensor] | None  # input and rstd of the norm after attention, if there is one
     middle: Tensor  # the residual stream before the MLP
     middle_rstd: Tensor
     md: Tensor
@@ -138,7 +139,7 @@ class SavedActivations:
     gu: Tensor
     inner: Tensor
     h_down: Tensor | None
-    last: tuple[Tensor, Tensor] | None  # input of the norm behind the MLP, where there is one
+    last: tuple[Tensor, Tensor] | None  # input and rstd of the norm after the MLP, if there is one
 
 
 class Layer:
@@ -166,7 +167,7 @@ class Layer:
         )
         self.norm = Norm.of(module.input_layernorm)
         post = Norm.of(module.post_attention_layernorm)
-        if hasattr(module, "pre_feedforward_layernorm"):  # Gemma: norms behind attention and MLP too
+        if hasattr(module, "pre_feedforward_layernorm"):  # Gemma also has norms after attention and after the MLP
             self.mlp_norm = Norm.of(module.pre_feedforward_layernorm)
             self.after_norm: Norm | None = post
             self.last_norm: Norm | None = Norm.of(module.post_feedforward_layernorm)
@@ -181,9 +182,9 @@ class Layer:
     def forward(
         self, delta: Tensor, stream: Tensor | None, batch: BatchContext
     ) -> tuple[Tensor, Tensor, SavedActivations]:
-        """What the layer adds to the residual stream, the stream it is added to, and what `backward` needs.
+        """Return what the layer adds to the residual stream, the stream before the addition, and what `backward` needs.
 
-        `delta` is what the layer before adds to `stream`, both [tokens, hidden].
+        `delta` is what the previous layer adds to `stream`; both are [tokens, hidden].
         """
         drops = self._drops(batch.seed)
         x, xd, stream, rstd = self.norm.forward(delta, stream, drops[0])
@@ -206,25 +207,24 @@ class Layer:
         return d, middle, saved
 
     def backward(
-        self, g: Tensor, saved: SavedActivations, batch: BatchContext, aside: Aside, *, wanted: bool
+        self, g: Tensor, saved: SavedActivations, batch: BatchContext, side: SideStream, *, wanted: bool
     ) -> Tensor:
-        """The gradient at the stream before the layer, for the gradient g behind it, both [tokens, hidden]."""
+        """Return the gradient of the layer's input [tokens, hidden], given the gradient g of its output."""
         drops = self._drops(batch.seed)
         dd = _before(self.last_norm, g, saved.last)
-        dinner = _present(self.down.backward(dd, saved.inner, saved.h_down, drops[3], aside))
+        dinner = _present(self.down.backward(dd, saved.inner, saved.h_down, drops[3], side))
         dgu = ops.gated_backward(dinner, saved.gu, self.act)
-        dm = _present(self.gate_up.backward(dgu, saved.md, saved.h_gu, drops[2], aside))
+        dm = _present(self.gate_up.backward(dgu, saved.md, saved.h_gu, drops[2], side))
         g = self.mlp_norm.backward(dm, saved.middle, saved.middle_rstd, g)
         da = _before(self.after_norm, g, saved.after)
-        do = _present(self.out.backward(da, saved.od, saved.h_o, drops[1], aside))
+        do = _present(self.out.backward(da, saved.od, saved.h_o, drops[1], side))
         dq, dk, dv = batch.attention.backward(self.attention, do, saved.qkv, saved.o, saved.attended)
         dqkv = self._head_norms_backward(ops.pack_rotated(dq, dk, dv, *batch.rotations[self.rope]), saved.raw)
-        dx = self.qkv.backward(dqkv, saved.xd, saved.h_qkv, drops[0], aside, wanted=wanted)
+        dx = self.qkv.backward(dqkv, saved.xd, saved.h_qkv, drops[0], side, wanted=wanted)
         return g if dx is None else self.norm.backward(dx, saved.stream, saved.rstd, g)
 
     def infer(self, delta: Tensor, stream: Tensor | None, rotations: dict[str, Any], attend: Attend) -> Any:
-        """`forward` without dropout and without keeping anything; `attend` is given the layer's number and its query,
-        key and value."""
+        """Run `forward` without dropout and saved activations; `attend` gets the layer's number and its qkv."""
         x, _, stream, _ = self.norm.forward(delta, stream)
         qkv, _ = self._head_norms(self.qkv.forward(x, x)[0])
         shape = self.attention
@@ -266,13 +266,13 @@ class Layer:
 
 
 class Decoder:
-    """The whole decoder: embedding, layers, last norm, output layer."""
+    """The whole decoder: embedding, layers, final norm, output layer."""
 
     def __init__(self, model: Any) -> None:
-        """Recognise a causal language model of transformers, or one inside PEFT.
+        """Read a causal language model of transformers, or one wrapped by PEFT.
 
         Raises:
-            Unrecognised: it has parts that are not known here.
+            Unrecognised: the model has parts that the fast path does not support.
         """
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         inner: Any = getattr(causal, "model", None)
@@ -300,7 +300,7 @@ class Decoder:
         self.vocab_size = self.head.width
         self.ropes = _ropes(self.rotary, [layer.rope for layer in self.layers])
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
-        self._former: list[Any] = []  # shorter tables, which captured graphs may still read
+        self._old_tables: list[Any] = []  # shorter tables, which captured graphs may still read
         _adapters_known(causal, self)
 
     @property
@@ -315,30 +315,30 @@ class Decoder:
 
     @property
     def capturable(self) -> bool:
-        """Whether a forward pass asks nothing of the host; LLM.int8() does, to find its outliers, unless merged."""
+        """Whether a CUDA graph can capture a forward pass. LLM.int8() layers wait for the host, unless merged."""
         return not any(isinstance(group.frozen, Int8) and not group.is_merged for group in self.groups)
 
     # --- training ----------------------------------------------------------------------------------------------
 
     def parameters(self) -> list[list[nn.Parameter]]:
-        """The adapters' tensors, in the groups that `Flat` must lay without a gap."""
+        """The adapters' tensors, in the groups that `Flat` must place without a gap."""
         return [group for linear in self.groups for group in linear.parameters()]
 
     def attach(self, flat: Flat, work: Tensor, grad: Tensor) -> None:
-        """Read adapters from `work` and write their gradients into `grad`."""
+        """Read adapters from the buffer `work` from now on, and write their gradients into the buffer `grad`."""
         for group in self.groups:
             group.attach(flat, work, grad)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """[tokens] to [tokens, hidden]."""
+        """Return the embeddings [tokens, hidden] of token ids [tokens]."""
         embedded: Tensor = self.embedding(input_ids)
         return embedded
 
     def forward(
         self, input_ids: Tensor, batch: BatchContext, checkpointed: int = 0
     ) -> tuple[Tensor, Tensor, list[SavedActivations | Tensor]]:
-        """What the last layer adds and the stream it is added to, both [tokens, hidden], and what each layer keeps for
-        `backward`: of the first `checkpointed` layers their entrance only."""
+        """Return what the last layer adds, the stream before that addition (both [tokens, hidden]), and what each layer
+        saved for `backward`. The first `checkpointed` layers save their input only and are recomputed there."""
         delta: Tensor = self.embed(input_ids)
         stream: Tensor | None = None
         kept: list[SavedActivations | Tensor] = []
@@ -349,26 +349,26 @@ class Decoder:
         return delta, stream, kept
 
     def backward(self, g: Tensor, kept: list[SavedActivations | Tensor], batch: BatchContext) -> None:
-        """Write every adapter's gradient, for the gradient g [tokens, hidden] behind the last layer. What is kept of a
-        layer is let go once it is used."""
-        aside = Aside(self.device)
+        """Write every adapter's gradient, given the gradient g [tokens, hidden] of the last layer's output. The saved
+        activations of a layer are freed once they are used."""
+        side = SideStream(self.device)
         try:
             for layer in reversed(self.layers):
                 saved = kept.pop()
                 if isinstance(saved, Tensor):
                     saved = layer.forward(saved, None, batch)[2]
-                g = layer.backward(g, saved, batch, aside, wanted=layer.number > 0)
-                aside.turn()
+                g = layer.backward(g, saved, batch, side, wanted=layer.number > 0)
+                side.end_layer()
         finally:
-            aside.join()
+            side.join()
 
     def loss_and_gradient(
         self, delta: Tensor, stream: Tensor, predict: Tensor, targets: Tensor, scale: Tensor, seed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The summed cross entropy (float32) at positions `predict` [scored], and `scale` times its gradient behind the
-        last layer, [tokens, hidden]. Targets of -100 count nothing.
+        """Return the summed cross entropy (float32) at positions `predict` [scored], and `scale` times its gradient at
+        the last layer's output, [tokens, hidden]. Targets of -100 are ignored.
 
-        Logits are made, used and dropped in parts; the output layer's adapter gets its gradient here.
+        Logits are computed, used and freed in chunks. The output layer's adapter gets its gradient here.
         """
         drop = self.head.drop(seed, SITES * len(self.layers))
         x, xd, picked, rstd = self.norm.forward(delta[predict], stream[predict], drop)
@@ -392,7 +392,7 @@ class Decoder:
     # --- inference ---------------------------------------------------------------------------------------------
 
     def hidden(self, input_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The last norm's output [tokens, hidden]; `attend(layer, qkv)` is given rotated queries and keys
+        """Return the final norm's output [tokens, hidden]. `attend(layer, qkv)` is called with rotated queries and keys
         [tokens, (heads + 2 kv_heads) * head_dim] and returns [tokens, heads * head_dim]."""
         rotations = self.rotations(positions)
         delta, stream = self.embed(input_ids), None
@@ -401,33 +401,33 @@ class Decoder:
         return self.norm.forward(delta, stream)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, hidden] to [n, vocabulary]."""
+        """Return the logits [n, vocabulary] of hidden states [n, hidden]."""
         return self.head.forward(hidden, hidden)[0]
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Every linear layer as one dense weight with its adapter merged, while the block runs."""
+        """Replace every linear layer by one dense weight with its adapter merged, while the block runs."""
         with ExitStack() as stack:
             for group in self.groups:
                 stack.enter_context(group.merged())
             yield
 
     def merged_bytes(self) -> int:
-        """Memory that `merged` takes."""
+        """The memory that `merged` takes, in bytes."""
         return sum(group.merged_bytes() for group in self.groups)
 
     def refresh(self) -> None:
-        """Take over the adapters' present values."""
+        """Copy the adapters' current values."""
         for group in self.groups:
             group.refresh()
 
     # --- rotary embedding and weights --------------------------------------------------------------------------
 
-    def reach(self, length: int) -> None:
-        """Prepare positions below `length`."""
+    def prepare_positions(self, length: int) -> None:
+        """Compute the rotary tables for all positions below `length`."""
         if self._tables and next(iter(self._tables.values()))[0].shape[0] >= length:
             return
-        self._former.append(dict(self._tables))
+        self._old_tables.append(dict(self._tables))
         positions = torch.arange(length, device=self.device)[None]
         like = torch.empty(0, dtype=torch.float32, device=self.device)
         for kind, arguments in self.ropes.items():
@@ -435,11 +435,11 @@ class Decoder:
             self._tables[kind] = cos[0].contiguous(), sin[0].contiguous()
 
     def rotations(self, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Cosine and sine [tokens, head_dim] of each token by kind of layer; `reach` comes before."""
+        """Return cosine and sine [tokens, head_dim] of each token, by layer type. Call `prepare_positions` before."""
         return {kind: (cos[positions], sin[positions]) for kind, (cos, sin) in self._tables.items()}
 
     def packed(self) -> list[Packed]:
-        """Weights that are unpacked before each product."""
+        """The 4-bit weights, which are dequantized before each product unless they are kept dequantized."""
         return packed(self.groups)
 
 
@@ -502,7 +502,7 @@ def _window(attention: Any, config: Any) -> int | None:
 
 
 def _ropes(rotary: Any, kinds: list[str]) -> dict[str, tuple[str, ...]]:
-    """Further arguments of the rotary embedding for each kind of layer; it must not depend on the batch's length."""
+    """Return the extra arguments of the rotary embedding by layer type; it must not depend on the batch's length."""
     types = rotary.rope_type
     by_kind = isinstance(types, dict)
     for rope in types.values() if by_kind else [types]:
@@ -512,11 +512,11 @@ def _ropes(rotary: Any, kinds: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _adapters_known(causal: nn.Module, decoder: "Decoder") -> None:
-    """Every trained tensor must be an adapter that this decoder computes with, and every such adapter be trained."""
+    """Check that the trained tensors are exactly the adapters that this decoder computes with."""
     adapters = [parameter for group in decoder.parameters() for parameter in group]
     if any(parameter.requires_grad for parameter in adapters) and not all(p.requires_grad for p in adapters):
         raise Unrecognised("adapters of which some are not trained")
     known = {id(parameter) for parameter in adapters}
     for name, parameter in causal.named_parameters():
         if parameter.requires_grad and id(parameter) not in known:
-            raise Unrecognised(f"{name}, which is trained and is no LoRA matrix")
+            raise Unrecognised(f"{name}, which is trained and is not a LoRA matrix")

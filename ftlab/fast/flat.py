@@ -1,19 +1,19 @@
-"""Trainable tensors laid end to end in one buffer, so that one launch serves them all."""
+"""Trainable tensors laid end to end in one buffer, so that one kernel launch processes them all."""
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-# bitsandbytes' 8-bit optimizers share a scale among this many numbers: no two tensors share one.
+# bitsandbytes' 8-bit optimizers use one scale for this many numbers. No two groups of tensors share a scale.
 BLOCK = 256
 
 
 class Flat:
     """Float32 parameters as views of one buffer, and their gradients as views of another.
 
-    `groups` lists the parameters in order; those of one group lie without a gap. `parameter` [numbers] is what an
-    optimizer steps; its gradient is `parameter.grad`. Where a gap is left, values and gradients stay 0.
+    `groups` lists the parameters in order; those of one group lie without a gap. `parameter` [numbers] is what the
+    optimizer updates; its gradient is `parameter.grad`. In the gaps, values and gradients stay 0.
     """
 
     def __init__(self, groups: list[list[nn.Parameter]]) -> None:
@@ -42,32 +42,32 @@ class Flat:
         return {(p.dtype, p.device) for p in parameters} == {(torch.float32, parameters[0].device)}
 
     def like(self, dtype: torch.dtype) -> Tensor:
-        """Another buffer of the same layout, zeros."""
+        """Return another buffer of the same layout, filled with zeros."""
         return torch.zeros(self.gradient.numel(), dtype=dtype, device=self.gradient.device)
 
     def view(self, buffer: Tensor, parameter: nn.Parameter) -> Tensor:
-        """The parameter's part of a buffer of this layout, in its shape."""
+        """Return the parameter's part of a buffer of this layout, in the parameter's shape."""
         start, shape = self._places[id(parameter)]
         return buffer[start : start + shape.numel()].view(shape)
 
     def stack(self, buffer: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-        """The parts of matrices of one group and equal width, one above the other: [rows of all, width]."""
+        """Return the parts of matrices of one group and equal width, stacked: [sum of rows, width]."""
         start, _ = self._places[id(parameters[0])]
         rows, width = sum(parameter.shape[0] for parameter in parameters), parameters[0].shape[1]
         return buffer[start : start + rows * width].view(rows, width)
 
     def release(self) -> None:
-        """Let go of the parameters, each with memory of its own again."""
+        """Detach the parameters from the buffer: each gets its own memory again."""
         for parameter in self.members:
             parameter.data = parameter.data.clone()
             parameter.grad = None
 
 
 class Trainable:
-    """Tensors that are trained together, by name: those of one adapter, or all of a model's.
+    """Tensors that are trained together, by name: those of one adapter, or all tensors of a model.
 
-    `parameters` are what an optimizer steps: the parameter of `flat` where the tensors share a buffer, else the tensors
-    themselves. `activate` has the model compute with these tensors, where it holds several adapters.
+    `parameters` are what the optimizer updates: the parameter of `flat` if the tensors share a buffer, else the tensors
+    themselves. `activate` makes the model compute with these tensors if it has several adapters.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Trainable:
         self.parameters = [flat.parameter] if flat else list(self.tensors.values())
 
     def clear(self) -> None:
-        """Begin with new gradients."""
+        """Clear the gradients."""
         if self.flat:
             self.flat.gradient.zero_()
             return

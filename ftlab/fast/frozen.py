@@ -1,4 +1,4 @@
-"""The frozen weight of linear layers that share their input, stacked so that one product serves them all."""
+"""The frozen weights of linear layers that share their input, stacked so that one product computes them all."""
 
 from typing import Any, Protocol
 
@@ -10,33 +10,34 @@ from ftlab.fast import ops
 
 
 class Unrecognised(Exception):
-    """A part of a model that the fast path does not know; its text says which."""
+    """A part of a model that the fast path does not support; the message names it."""
 
 
 class Frozen(Protocol):
-    """The stacked weight [out, in] of some linear layers, and their biases [out], None where none has one."""
+    """The stacked weight [out, in] of some linear layers, and their biases [out], or None if no layer has a bias."""
 
     bias: Tensor | None
 
     def product(self, x: Tensor) -> Tensor:
-        """x [tokens, in] times the weight, plus the bias: [tokens, out]."""
+        """Return x [tokens, in] times the weight, plus the bias: [tokens, out]."""
 
     def back(self, dy: Tensor) -> Tensor:
-        """The gradient [tokens, in] of `product` at its input, for the gradient dy [tokens, out] of its result."""
+        """Return the gradient [tokens, in] of the input of `product`, given the gradient dy [tokens, out]."""
 
     def dense(self) -> Tensor:
-        """The weight as it is multiplied with; may lie in a buffer that the next call of another layer overwrites."""
+        """Return the weight in the dtype of the product. It may lie in a buffer that the next call of another layer
+        overwrites."""
 
 
 class Scratch:
-    """One buffer a dtype that holds whichever 4-bit weight is being multiplied with."""
+    """One buffer for each dtype, which holds the 4-bit weight that is in use, dequantized."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._buffers: dict[torch.dtype, Tensor] = {}
 
     def room(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """[rows, columns], overwritten by the next caller."""
+        """Return a buffer [rows, columns], which the next caller overwrites."""
         size = rows * columns
         held = self._buffers.get(dtype)
         if held is None or held.numel() < size:
@@ -45,7 +46,7 @@ class Scratch:
 
 
 class Dense:
-    """Plain weights. Layers that are stacked keep their parameters as views of the stack, so it costs no memory."""
+    """Plain weights. The parameters of stacked layers become views of the stack, so that it costs no memory."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         self.weight = _stacked(layers)
@@ -62,7 +63,7 @@ class Dense:
 
 
 class Packed:
-    """4-bit weights (bitsandbytes), unpacked before each product, or once where `keep` has been called."""
+    """4-bit weights (bitsandbytes), dequantized before each product, or only once after `keep_dequantized`."""
 
     def __init__(self, layers: list[Any], scratch: Scratch) -> None:
         self.layers, self.scratch = layers, scratch
@@ -70,7 +71,7 @@ class Packed:
         self.rows = [layer.out_features for layer in layers]
         self.columns: int = layers[0].in_features
         self.bias = _bias(layers, self.dtype)
-        self.kept: Tensor | None = None
+        self.dequantized: Tensor | None = None
 
     def product(self, x: Tensor) -> Tensor:
         return _product(x, self.dense(), self.bias)
@@ -79,37 +80,37 @@ class Packed:
         return dy.to(self.dtype).mm(self.dense()).to(dy.dtype)
 
     def dense(self) -> Tensor:
-        if self.kept is not None:
-            return self.kept
-        return self._unpacked(self.scratch.room(sum(self.rows), self.columns, self.dtype))
+        if self.dequantized is not None:
+            return self.dequantized
+        return self._dequantize(self.scratch.room(sum(self.rows), self.columns, self.dtype))
 
-    def keep(self) -> None:
-        """Hold the unpacked weight from now on."""
+    def keep_dequantized(self) -> None:
+        """Keep the dequantized weight in memory from now on."""
         room = torch.empty(sum(self.rows), self.columns, dtype=self.dtype, device=self.scratch.device)
-        self.kept = self._unpacked(room)
+        self.dequantized = self._dequantize(room)
 
     def release(self) -> None:
-        """Unpack before each product again."""
-        self.kept = None
+        """Free the dequantized weight, and dequantize before each product again."""
+        self.dequantized = None
 
     @property
-    def kept_bytes(self) -> int:
-        """What `keep` takes."""
+    def dequantized_bytes(self) -> int:
+        """The memory that `keep_dequantized` takes, in bytes."""
         return int(sum(self.rows) * self.columns * self.dtype.itemsize)
 
-    def _unpacked(self, room: Tensor) -> Tensor:
+    def _dequantize(self, room: Tensor) -> Tensor:
         for layer, part in zip(self.layers, torch.split(room, self.rows), strict=True):
             ops.dequantise(layer.weight, part)
         return room
 
 
 class Int8:
-    """LLM.int8() layers (bitsandbytes): their own forward, which treats outliers apart; the gradient goes through the
-    unpacked weight, as theirs does."""
+    """LLM.int8() layers (bitsandbytes). The forward pass is their own, which treats outliers separately. The gradient
+    uses the dequantized weight, as in bitsandbytes."""
 
     def __init__(self, layers: list[Any], dtype: torch.dtype) -> None:
         self.layers, self.dtype = layers, dtype
-        self.bias = _bias(layers, dtype)  # which the layers add themselves; a merged copy of them does not
+        self.bias = _bias(layers, dtype)  # the layers add it themselves; a merged copy of them does not
 
     def product(self, x: Tensor) -> Tensor:
         return torch.cat([layer(x) for layer in self.layers], dim=1)
@@ -118,25 +119,25 @@ class Int8:
         return dy.mm(self.dense().to(dy.dtype))
 
     def dense(self) -> Tensor:
-        return torch.cat([self._unpacked(layer) for layer in self.layers])
+        return torch.cat([self._dequantize(layer) for layer in self.layers])
 
-    def _unpacked(self, layer: Any) -> Tensor:
+    def _dequantize(self, layer: Any) -> Tensor:
         weight = layer.weight
         packed = layer.state.CB if weight.CB is None else weight.CB
         scale = layer.state.SCB if weight.SCB is None else weight.SCB
-        unpacked: Tensor = packed.float() * (scale.float() / 127).unsqueeze(1)
-        return unpacked.to(self.dtype)
+        dequantized: Tensor = packed.float() * (scale.float() / 127).unsqueeze(1)
+        return dequantized.to(self.dtype)
 
 
 def frozen(layers: list[nn.Module], dtype: torch.dtype, scratch: Scratch) -> Frozen:
-    """The weights of `layers`, all of one kind; `dtype` is that of the activations.
+    """Return the weights of `layers`, which must be of one kind. `dtype` is that of the activations.
 
     Raises:
-        Unrecognised: another kind of layer, or several kinds together.
+        Unrecognised: a layer of an unsupported kind, or several kinds in one group.
     """
     kinds = {type(layer).__name__ for layer in layers}
     if len(kinds) > 1:
-        raise Unrecognised(f"{' and '.join(sorted(kinds))} side by side")
+        raise Unrecognised(f"{' and '.join(sorted(kinds))} in one group")
     kind = kinds.pop()
     if kind == "Linear":
         return Dense(layers)
@@ -188,8 +189,8 @@ def _bias(layers: list[Any], dtype: torch.dtype) -> Tensor | None:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that can be had: on a GPU what is free and what torch holds unused, within the fraction of the GPU that
-    torch may hold; on a CPU what the host has left."""
+    """Return the memory that can still be allocated, in bytes. On a GPU this is the free memory plus what torch holds
+    unused, within the fraction of the GPU that torch may use. On a CPU it is the host's available memory."""
     if device.type != "cuda":
         return float(psutil.virtual_memory().available)
     free, _ = torch.cuda.mem_get_info(device)

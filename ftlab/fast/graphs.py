@@ -1,4 +1,4 @@
-"""CUDA graphs of a step, one a batch shape: the host launches one graph instead of thousands of kernels."""
+"""CUDA graphs of a step, one per batch shape: the host launches one graph instead of thousands of kernels."""
 
 import warnings
 from collections import Counter
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from ftlab.fast.layout import Layout
 from ftlab.fast.streams import graph_stream
-from ftlab.shortage import out_of_memory
+from ftlab.out_of_memory import is_out_of_memory
 
-# Graphs at most: each takes some memory of the driver's, and time to capture.
+# The maximum number of graphs. Each takes some driver memory, and time to capture.
 MOST = 32
-# A shape that came so many times as often as the rarest one captured takes its place.
+# A shape replaces the rarest captured one if it has occurred this many times as often.
 OFTENER = 2
 
 Compute = Callable[[Tensor, Layout], Tensor]
 
 
 class Graphs:
-    """Runs `run(packed, layout)` on a GPU: a shape's first batch as it is, which compiles and loads its kernels, its
-    second by capturing, the others by replaying.
+    """Runs `run(packed, layout)` on a GPU. A shape's first batch runs without a graph, which compiles and loads its
+    kernels. The second one captures a graph, and later ones replay it.
 
-    All of it happens on one stream and in one pool of memory, graphs or not: no two batches run at once, so the largest
-    one's memory serves them all.
+    All batches, captured or not, use one stream and one memory pool. Since no two batches run at the same time, all of
+    them share the memory of the largest one.
     """
 
     def __init__(self, run: Compute, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class Graphs:
         return len(self._captured)
 
     def __call__(self, packed: Tensor, layout: Layout) -> Tensor:
-        """The loss of a batch; `packed` lies in pinned memory of the host."""
+        """Return the loss of a batch. `packed` lies in pinned memory of the host."""
         self.uses[layout] += 1
         if layout not in self._captured:
             if self.uses[layout] == 1 or not self._room(layout):
@@ -50,7 +50,7 @@ class Graphs:
         return loss.clone()
 
     def _room(self, layout: Layout) -> bool:
-        """Whether one more may be captured; the rarest makes room for a shape that comes much more often."""
+        """Whether one more graph may be captured. The rarest one is dropped for a shape that is much more frequent."""
         if len(self._captured) < MOST:
             return True
         rarest = min(self._captured, key=self.uses.__getitem__)
@@ -76,20 +76,20 @@ class Graphs:
             warnings.catch_warnings(),
             torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"),
         ):
-            warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # so is one whose memory ran out at once
+            warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # as after an immediate OOM
             try:
                 loss = self.run(static, layout)
-            except RuntimeError as error:  # raised once the capture has ended, else that fails in turn
-                if not out_of_memory(error):
+            except RuntimeError as error:  # raised after the capture has ended: ending it would fail otherwise
+                if not is_out_of_memory(error):
                     raise
                 failure = error.with_traceback(None)
         if loss is None:
-            raise failure or RuntimeError("a capture without result")
+            raise failure or RuntimeError("the CUDA graph capture returned no loss")
         return graph, static, loss
 
     def drop(self, *, forget: bool = False) -> None:
-        """Give their memory back; shapes seen before are captured when they come next, or run as they are first where
-        they are forgotten too."""
+        """Free all graphs and their memory. A known shape is captured at its next batch; with `forget`, its next batch
+        runs without a graph first."""
         self._captured.clear()
         if forget:
             self.uses.clear()

@@ -1,11 +1,11 @@
-"""The operations of `ftlab.fast.ops` as Triton kernels; shapes and meaning are given there.
+"""The operations of `ftlab.fast.ops` as Triton kernels. See there for shapes and meaning.
 
-Nothing here waits for the device, chooses by the data or tunes itself, so every function may be captured in a CUDA
-graph. Block sizes follow from widths. Offsets are 64 bits wide where tokens * width may pass 2^31. Functions whose
-name starts with an underscore run on the device, below each the one that launches it.
+No function waits for the device, depends on values of the data or autotunes, so every one may be captured in a CUDA
+graph. Block sizes depend on widths only. Offsets have 64 bits where tokens * width may exceed 2^31. Functions whose
+name starts with an underscore run on the device; each is followed by the function that launches it.
 
-Arithmetic is float32 between loading and storing; an element that several kernels hash for its dropout mask gets the
-same word as on a CPU (`operands.kept`).
+Arithmetic between loading and storing is float32. The hash of an element for its dropout mask is the same in all
+kernels and on a CPU (`operands.kept`).
 """
 
 # Triton has no types, and its kernels none that mypy could check.
@@ -23,19 +23,19 @@ from torch import Tensor
 
 from ftlab.fast.operands import Dropout, Member
 
-# A dropout's numbers change from place to place; without this each of them would compile a kernel anew.
+# These arguments of a dropout differ from site to site. Triton would compile a kernel for each of their values.
 DROPS = ["site", "threshold"]
 
 
 def _numbers(drop: Dropout | None, x: Tensor) -> tuple[bool, Tensor, int, int, float]:
-    """DROPS, seed, site, threshold, factor of a kernel; without dropout values that are not read."""
+    """Return a kernel's arguments DROP, seed, site, threshold and factor; without dropout they are not read."""
     if drop is None or drop.p == 0:
         return False, x, 0, 0, 1.0
     return True, drop.seed, drop.site, drop.threshold, drop.scale
 
 
 def _warps(elements: int) -> int:
-    """Sixteen elements a thread, two vector loads of bfloat16."""
+    """Return the number of warps for sixteen elements per thread, which are two vector loads of bfloat16."""
     return int(min(16, max(1, triton.next_power_of_2(elements) // 512)))
 
 
@@ -110,7 +110,7 @@ def _add_rms_norm(
 
 
 def _tile(width: int) -> tuple[int, int]:
-    """Rows a program, and columns: a whole row at least, 1,024 elements where rows are short."""
+    """Return rows and columns per program: at least one whole row, and 1,024 elements if rows are short."""
     block = triton.next_power_of_2(width)
     return max(1, 1024 // block), block
 
@@ -258,7 +258,7 @@ def _rotate(
 
 
 def _heads(heads: int, half: int) -> tuple[int, int]:
-    """Heads a program and columns of half a head, about 2,048 pairs."""
+    """Return heads per program and columns of half a head, about 2,048 pairs of elements."""
     block = triton.next_power_of_2(half)
     return min(triton.next_power_of_2(heads), max(1, 2048 // block)), block
 
@@ -314,7 +314,7 @@ def pack_rotated(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -
 
 
 def _whole_heads(x: Tensor) -> Tensor:
-    """x [T, heads, D], copied where a token's heads do not lie end to end."""
+    """Return x [T, heads, D], copied if the heads of a token do not lie end to end."""
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
@@ -368,7 +368,7 @@ def _lora_up(
             )  # fmt: skip
 
 
-TOGETHER = 3  # members a launch: q, k and v
+TOGETHER = 3  # members per launch: q, k and v
 
 
 def lora_up_(y: Tensor, h: Tensor, members: Sequence[Member], scale: float) -> None:
@@ -389,7 +389,7 @@ def _lora_up_of(y: Tensor, h: Tensor, members: Sequence[Member], scale: float) -
 
 
 def _product_tile(tokens: int, rank: int) -> tuple[int, int, int]:
-    """Tokens, columns and ranks of one tile of a product whose inner dimension is a rank."""
+    """Return the tokens, columns and ranks of one tile of a product whose inner dimension is a rank."""
     return (64 if tokens > 32 else 32), 128, min(64, max(16, triton.next_power_of_2(rank)))
 
 
@@ -502,8 +502,8 @@ def _dequantise(
 
 
 def dequantises(weight: Any) -> bool:
-    """Whether the kernel reads this weight: nf4 (bitsandbytes' fp4 table on CUDA is not its own `code`, to the last
-    bit), whole words of eight, blocks of a power of two."""
+    """Whether the kernel supports this weight: nf4, whole words of eight weights, and blocks of a power of two. fp4 is
+    not supported because the table that bitsandbytes uses on CUDA differs from its `code` in the last bit."""
     state = weight.quant_state
     if state.quant_type != "nf4":
         return False
@@ -515,8 +515,8 @@ def dequantises(weight: Any) -> bool:
 def dequantise(weight: Any, out: Tensor) -> None:
     state, words = weight.quant_state, out.numel() // 8
     packed = weight.data.view(-1).view(torch.int32)
-    second = state.state2 if state.nested else state  # values that are not read where scales are not nested
-    block = 512  # four words a thread: few enough registers for many warps, whose lookups hide each other's latency
+    second = state.state2 if state.nested else state  # these values are not read unless scales are nested
+    block = 512  # four words per thread: few registers allow many warps, whose lookups hide each other's latency
     _dequantise[(triton.cdiv(words, block),)](
         packed, state.code, state.absmax, second.absmax, second.code, state.offset if state.nested else state.code,
         out, words, (state.blocksize // 8).bit_length() - 1, second.blocksize.bit_length() - 1,

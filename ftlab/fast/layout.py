@@ -1,5 +1,4 @@
-"""Rows as one flat batch of a shape that comes again, packed into one tensor: one copy to the GPU, one CUDA graph a
-shape."""
+"""Rows as one flat batch of a recurring shape, packed into one tensor: one copy to the GPU, a CUDA graph per shape."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +8,12 @@ from torch import Tensor
 
 from ftlab.data.encode import Encoded
 
-IGNORED = -100  # target of a position that is not scored
+IGNORED = -100  # target of a position without loss
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of a flat batch, padding included. Padding is a row of its own behind the others."""
+    """Sizes of a flat batch, padding included. The padding is a separate row after the others."""
 
     tokens: int
     scored: int
@@ -22,7 +21,7 @@ class Layout:
 
     @classmethod
     def of(cls, rows: Sequence[Encoded], most_rows: int, *, padded: bool) -> "Layout":
-        """The shape for these rows; `padded` to one of few, for at most `most_rows` rows."""
+        """Return the layout of these rows; if `padded`, one of a few shapes that hold at most `most_rows` rows."""
         tokens = sum(row.tokens for row in rows)
         scored = sum(row.trained for row in rows)
         if not padded:
@@ -31,11 +30,11 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Numbers in the packed tensor."""
+        """The number of elements of the packed tensor."""
         return 2 * self.tokens + 2 * self.scored + self.rows + 3
 
     def pack(self, rows: Sequence[Encoded], trained: int, seed: int, *, pinned: bool) -> Tensor:
-        """All that a step needs of `rows`, int64 [size]: the loss is the mean over `trained` tokens."""
+        """Return all inputs of a step on `rows` as one int64 tensor [size]; the loss is divided by `trained` tokens."""
         ids: list[int] = []
         positions: list[int] = []
         predict: list[int] = []
@@ -59,20 +58,20 @@ class Layout:
         return torch.tensor(numbers, dtype=torch.int64, pin_memory=pinned)
 
     def parts(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """ids and positions [tokens], predict and targets [scored], starts [rows + 1], trained [1], seed [1]."""
+        """Return ids and positions [tokens], predict and targets [scored], starts [rows + 1], trained [1], seed [1]."""
         sizes = [self.tokens, self.tokens, self.scored, self.scored, self.rows + 1, 1, 1]
         ids, positions, predict, targets, starts, trained, seed = torch.split(packed, sizes)
         return ids, positions, predict, targets, starts, trained, seed
 
 
 def padded_sizes(tokens: int, scored: int) -> tuple[int, int]:
-    """So many tokens and scored positions with their padding."""
+    """Return the numbers of tokens and of scored positions after padding."""
     tokens = _up(tokens, bucket(tokens))
     return tokens, min(tokens, _up(scored, max(64, tokens // 8)))
 
 
 def bucket(tokens: int) -> int:
-    """Token counts are padded to a multiple of this: few shapes, and above 400 tokens a sixth of waste at most."""
+    """Return the multiple to which a token count is padded: few shapes, and above 400 tokens at most a sixth wasted."""
     return 64 if tokens <= 768 else 128 if tokens <= 2048 else 256 if tokens <= 4096 else 512
 
 

@@ -2,7 +2,7 @@
 
     y = x W^T + s * (dropout(x) A^T) B^T        W [out, in] frozen, A [r, in], B [out, r] trained
 
-The layers of a group (query, key and value; gate and up) share the input's dropout mask.
+The layers of a group (query, key and value; gate and up) share the dropout mask of their input.
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021).
 """
 
@@ -18,12 +18,12 @@ from ftlab.fast import ops
 from ftlab.fast.flat import Flat
 from ftlab.fast.frozen import Dense, Frozen, Packed, Scratch, Unrecognised, frozen
 from ftlab.fast.operands import Dropout
-from ftlab.fast.streams import Aside
+from ftlab.fast.streams import SideStream
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The LoRA adapter of one layer of a group, whose outputs are the columns `start` to `end` of the group's."""
+    """The LoRA adapter of one layer. The layer's outputs are the columns `start` to `end` of its group's output."""
 
     a: nn.Parameter
     b: nn.Parameter
@@ -32,7 +32,7 @@ class Adapter:
 
 
 class LinearGroup:
-    """Stacked linear layers. `x` is their input, `xd` the same after dropout, both [tokens, in]."""
+    """Stacked linear layers. `x` is their input and `xd` the input after dropout, both [tokens, in]."""
 
     def __init__(self, layers: list[nn.Module], dtype: torch.dtype, scratch: Scratch) -> None:
         bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
@@ -57,18 +57,18 @@ class LinearGroup:
         probability = float(getattr(layer.lora_dropout[name], "p", 0.0))
         scale = float(layer.scaling[name])
         if self.adapters and (probability, scale) != (self.dropout, self.scale):
-            raise Unrecognised("adapters of different dropout or scale side by side")
+            raise Unrecognised("adapters of different dropout or scale in one group")
         self.dropout, self.scale = probability, scale
         self.adapters.append(Adapter(layer.lora_A[name].weight, layer.lora_B[name].weight, start, end))
 
-    # --- where the adapters' numbers are read and their gradients written --------------------------------------
+    # --- where adapters are read and their gradients written ---------------------------------------------------
 
     def parameters(self) -> list[list[nn.Parameter]]:
-        """Trained tensors, in the groups that must lie without a gap."""
+        """Trained tensors, in the groups that must lie in the buffer without a gap."""
         return [[one.a for one in self.adapters], *([one.b] for one in self.adapters)] if self.adapters else []
 
     def attach(self, flat: Flat, work: Tensor, grad: Tensor) -> None:
-        """Read the adapters from `work` and write gradients into `grad`, buffers of `flat`'s layout."""
+        """Read the adapters from `work` and write gradients into `grad`. Both are buffers of `flat`'s layout."""
         if not self.adapters:
             return
         stack = [one.a for one in self.adapters]
@@ -77,7 +77,7 @@ class LinearGroup:
         self.db = [flat.view(grad, one.b) for one in self.adapters]
 
     def refresh(self) -> None:
-        """Take over the parameters' present values."""
+        """Copy the parameters' current values."""
         if self.adapters:
             torch.cat([one.a.detach().to(self.dtype) for one in self.adapters], out=self.a)
             for one, (_, _, _, _, b) in zip(self.adapters, self.members, strict=True):
@@ -99,11 +99,11 @@ class LinearGroup:
     # --- the layer ---------------------------------------------------------------------------------------------
 
     def drop(self, seed: Tensor | None, site: int) -> Dropout | None:
-        """The dropout of this group's input, at one place of the model; None where there is none."""
+        """Return the dropout of this group's input at one site of the model, or None if there is none."""
         return Dropout(self.dropout, seed, site) if seed is not None and self.adapters and self.dropout else None
 
     def forward(self, x: Tensor, xd: Tensor) -> tuple[Tensor, Tensor | None]:
-        """y [tokens, out], and the adapters' inner values [tokens, r of all], which `backward` needs."""
+        """Return y [tokens, out], and the inner activations of all adapters [tokens, sum of ranks] for `backward`."""
         if self._merged is not None:
             return nn.functional.linear(x, self._merged, self._merged_bias), None
         y = self.frozen.product(x)
@@ -114,13 +114,13 @@ class LinearGroup:
         return y, h
 
     def backward(
-        self, dy: Tensor, xd: Tensor, h: Tensor | None, drop: Dropout | None, aside: Aside, *, wanted: bool = True
+        self, dy: Tensor, xd: Tensor, h: Tensor | None, drop: Dropout | None, side: SideStream, *, wanted: bool = True
     ) -> Tensor | None:
-        """The gradient at x where it is `wanted`; the adapters' gradients are written, beside the main stream."""
+        """Return the gradient of x if it is `wanted`. The adapters' gradients are written on the side stream."""
         if h is None:
             return self.frozen.back(dy) if wanted else None
         dh = self.inner_gradient(dy, h)
-        aside(lambda: self.adapter_gradients(dy, xd, h, dh), dy, xd, h, dh)
+        side(lambda: self.adapter_gradients(dy, xd, h, dh), dy, xd, h, dh)
         if not wanted:
             return None
         dx = self.frozen.back(dy)
@@ -128,7 +128,7 @@ class LinearGroup:
         return dx
 
     def inner_gradient(self, dy: Tensor, h: Tensor) -> Tensor:
-        """The gradient at h, [tokens, r of all]."""
+        """Return the gradient of h, [tokens, sum of ranks]."""
         dh = torch.empty_like(h)
         for start, end, first, last, b in self.members:
             part = dh[:, first:last]
@@ -143,24 +143,24 @@ class LinearGroup:
         torch.addmm(self.da, dh.t(), xd, beta=kept, out=self.da)
 
     def pass_back_(self, dx: Tensor, dh: Tensor, drop: Dropout | None) -> None:
-        """Add to dx [tokens, in] what reaches it through the adapters."""
+        """Add the part of the input gradient that passes through the adapters to dx [tokens, in]."""
         ops.lora_dx_(dx, dh, self.a, drop)
 
     # --- merged ------------------------------------------------------------------------------------------------
 
     @property
     def is_merged(self) -> bool:
-        """Whether this happens inside `merged`."""
+        """Whether this is called inside `merged`."""
         return self._merged is not None
 
     def merged_bytes(self) -> int:
-        """Memory that merging takes."""
+        """The memory that merging takes, in bytes."""
         shares = isinstance(self.frozen, Dense) and not self.adapters
         return 0 if shares else self.width * self.columns * self.dtype.itemsize
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """One dense weight with the adapters in it, while the block runs."""
+        """Use one dense weight with the adapters merged into it, while the block runs."""
         self.refresh()
         bias = self.frozen.bias
         self._merged, self._merged_bias = self._sum(), None if bias is None else bias.to(self.dtype)
@@ -182,15 +182,15 @@ class LinearGroup:
 
 
 def plain_lora(layer: Any) -> None:
-    """A PEFT layer must be plain LoRA or rsLoRA with one active adapter.
+    """Check that a PEFT layer is plain LoRA or rsLoRA with one active adapter.
 
     Raises:
-        Unrecognised: it is another.
+        Unrecognised: it is another kind of adapter.
     """
     if not hasattr(layer, "lora_A") or len(layer.active_adapters) != 1:
         raise Unrecognised(f"an adapter of kind {type(layer).__name__}")
     if layer.merged:
-        raise Unrecognised("an adapter that is merged already")
+        raise Unrecognised("an adapter that is already merged")
     name = layer.active_adapters[0]
     if name not in layer.lora_A or layer.disable_adapters:
         raise Unrecognised("an adapter that is switched off")
@@ -201,5 +201,5 @@ def plain_lora(layer: Any) -> None:
 
 
 def packed(groups: list[LinearGroup]) -> list[Packed]:
-    """Those weights that are unpacked before each product."""
+    """Return the 4-bit weights of these groups."""
     return [group.frozen for group in groups if isinstance(group.frozen, Packed)]

@@ -1,4 +1,4 @@
-"""What operations are told beside tensors: dropout masks, and the members of stacked projections."""
+"""Operands of the operations that are not tensors: dropout masks, and the members of stacked projections."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ MIX_1, MIX_2 = 0x85EBCA6B, 0xC2B2AE35  # the multipliers of murmur3's 32-bit fin
 WORD = 0xFFFFFFFF
 
 Member = tuple[int, int, int, int, Tensor]
-"""Columns of y from, to; columns of h from, to; and B [to - from of y, to - from of h]."""
+"""First and end column in y; first and end column in h; and B [columns in y, columns in h]."""
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """A dropout mask by hashing: element i (row-major, modulo 2^32) of place `site` falls out with probability `p`.
+    """A dropout mask by hashing: element i (row-major, modulo 2^32) at site `site` is dropped with probability `p`.
 
-    `seed` is an int64 tensor [1] on the device that is renewed for every micro-batch, so that the replay of a CUDA
-    graph draws new masks. The masks are the same on every device, bit for bit. What is kept is divided by 1 - p.
+    `seed` is an int64 tensor [1] on the device. It changes for every micro-batch, so that the replay of a CUDA graph
+    draws new masks. The masks are the same on every device, bit for bit. Elements that are kept are divided by 1 - p.
     """
 
     p: float
@@ -28,7 +28,7 @@ class Dropout:
 
     @property
     def threshold(self) -> int:
-        """Hashes below it are dropped."""
+        """Elements with a hash below this number are dropped."""
         return int(self.p * 2**32)
 
     @property
@@ -37,7 +37,7 @@ class Dropout:
 
 
 def kept(shape: Sequence[int], drop: Dropout) -> Tensor:
-    """The mask of a tensor of this shape: True where an element is kept."""
+    """Return the mask of a tensor of this shape: True for elements that are kept."""
     first, second = _keys(int(drop.seed), drop.site)
     count = torch.Size(shape).numel()
     x = torch.arange(count, dtype=torch.int32, device=drop.seed.device)
@@ -45,12 +45,12 @@ def kept(shape: Sequence[int], drop: Dropout) -> Tensor:
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_signed(MIX_1))
     x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF)).bitwise_xor_(_signed(second)).mul_(_signed(MIX_2))
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
-    # Unsigned order of signed words: both sides with the highest bit flipped.
+    # Compare signed words in unsigned order by flipping the highest bit of both sides.
     return (x.bitwise_xor_(-(2**31)) >= drop.threshold - 2**31).view(*shape)
 
 
 def _keys(seed: int, site: int) -> tuple[int, int]:
-    """Two words that every bit of seed and site changes; between two sites or seeds no mask is another one's shift."""
+    """Return two words that depend on every bit of seed and site: no mask is a shifted copy of another one's."""
     low, high = seed & WORD, (seed >> 32) & WORD
     first = _mix(low ^ _mix((site * GOLDEN + high) & WORD))
     return first, _mix((first + GOLDEN) & WORD)

@@ -1,8 +1,8 @@
-"""Operations on flat tensors, forward and backward by hand, out of autograd.
+"""Operations on flat tensors, with hand-written forward and backward passes, without autograd.
 
-T is the number of tokens of a flat batch. Tensors are contiguous in their last dimension; a function whose name ends
-in an underscore writes into its first argument. On a CPU this is plain torch; on CUDA the same functions of
-`ftlab.fast.kernels` run instead, where Triton is installed. Nothing but `Dropout`'s masks depends on a random state.
+T is the number of tokens of a flat batch. Tensors are contiguous in their last dimension. A function whose name ends
+in an underscore writes into its first argument. On a CPU this is plain torch. On CUDA the functions of the same name in
+`ftlab.fast.kernels` run instead if Triton is installed. Only `Dropout`'s masks are random.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ IGNORED = -100
 
 
 def dropout(x: Tensor, drop: Dropout | None) -> Tensor:
-    """x [T, width] with elements dropped; x itself where `drop` is None or its p is 0."""
+    """Return x [T, width] with elements dropped; x itself if `drop` is None or its p is 0."""
     if drop is None or drop.p == 0:
         return x
     if kernels := _kernels(x):
@@ -33,10 +33,10 @@ def dropout(x: Tensor, drop: Dropout | None) -> Tensor:
 def add_rms_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset: float, drop: Dropout | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, dropout(y), stream, rstd) of stream = x + residual [T, width] and y = rms_norm(stream) * (offset + weight).
+    """Return y, dropout(y), stream, rstd: stream = x + residual [T, width], y = rms_norm(stream) * (offset + weight).
 
-    With offset 0 the normalised value is rounded before the product, as LlamaRMSNorm does; with another it is not,
-    as in Gemma3RMSNorm. rstd is float32 [T]; stream is x itself where `residual` is None.
+    With offset 0 the normalised value is rounded before the product, as in LlamaRMSNorm; with another offset it is not,
+    as in Gemma3RMSNorm. rstd is float32 [T]. stream is x itself if `residual` is None.
     """
     if kernels := _kernels(x):
         normed: tuple[Tensor, Tensor, Tensor, Tensor] = kernels.add_rms_norm(x, residual, weight, eps, offset, drop)
@@ -54,7 +54,7 @@ def add_rms_norm(
 def add_rms_norm_backward(
     dy: Tensor, stream: Tensor, rstd: Tensor, weight: Tensor, offset: float, dstream: Tensor | None
 ) -> Tensor:
-    """The gradient [T, width] at the norm's input, plus `dstream`; the weight is frozen."""
+    """Return the gradient [T, width] of the norm's input, plus `dstream`. The weight is frozen."""
     if kernels := _kernels(dy):
         dx: Tensor = kernels.add_rms_norm_backward(dy, stream, rstd, weight, offset, dstream)
         return dx
@@ -65,7 +65,7 @@ def add_rms_norm_backward(
 
 
 def gated(gu: Tensor, act: str, drop: Dropout | None) -> tuple[Tensor, Tensor]:
-    """(y, dropout(y)) of y = act(gate) * up [T, I] for gu = gate | up [T, 2 * I]; act is "silu" or "gelu_tanh"."""
+    """Return (y, dropout(y)) with y = act(gate) * up [T, I] for gu = gate | up [T, 2 * I]; act: "silu", "gelu_tanh"."""
     if kernels := _kernels(gu):
         both: tuple[Tensor, Tensor] = kernels.gated(gu, act, drop)
         return both
@@ -75,7 +75,7 @@ def gated(gu: Tensor, act: str, drop: Dropout | None) -> tuple[Tensor, Tensor]:
 
 
 def gated_backward(dy: Tensor, gu: Tensor, act: str) -> Tensor:
-    """The gradient [T, 2 * I] at gu. It may be written over gu."""
+    """Return the gradient [T, 2 * I] of gu. It may overwrite gu."""
     if kernels := _kernels(gu):
         dgu: Tensor = kernels.gated_backward(dy, gu, act)
         return dgu
@@ -85,7 +85,8 @@ def gated_backward(dy: Tensor, gu: Tensor, act: str) -> Tensor:
 
 
 def _act(gate: Tensor, act: str) -> tuple[Tensor, Tensor]:
-    """The activation and its derivative. Both are gate * sigmoid(inner), inner = gate or twice gelu's tanh argument."""
+    """Return the activation and its derivative. Both activations are gate * sigmoid(inner), where inner is the gate
+    itself (silu) or twice the argument of gelu's tanh."""
     if act == "silu":
         inner, dinner = gate, torch.ones_like(gate)
     else:
@@ -101,9 +102,9 @@ CUBIC = 0.044715
 
 
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, head_dim: int) -> None:
-    """Rotary embedding, in place, of the first `heads` heads of qkv [T, n * head_dim].
+    """Apply the rotary embedding in place to the first `heads` heads of qkv [T, n * head_dim].
 
-    cos and sin are float32 [T, head_dim] with doubled halves (rotate_half); the result is rounded once.
+    cos and sin are float32 [T, head_dim] with two equal halves (rotate_half). The result is rounded once.
     """
     if kernels := _kernels(qkv):
         kernels.rotate_(qkv, cos, sin, heads, head_dim)
@@ -113,14 +114,14 @@ def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, head_dim: int) ->
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [T, heads, head_dim] turned by the angles of cos and sin, in float32."""
+    """Return x [T, heads, head_dim] rotated by the angles of cos and sin, in float32."""
     x = x.float()
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None]
 
 
 def pack_rotated(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The gradient [T, (H + 2 * KV) * D] through `rotate_`, laid out as qkv, of dq [T, H, D] and dk, dv [T, KV, D]."""
+    """Return the gradient [T, (H + 2 * KV) * D] of qkv before `rotate_`, from dq [T, H, D] and dk, dv [T, KV, D]."""
     if kernels := _kernels(dq):
         packed: Tensor = kernels.pack_rotated(dq, dk, dv, cos, sin)
         return packed
@@ -129,7 +130,7 @@ def pack_rotated(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -
 
 
 def lora_up_(y: Tensor, h: Tensor, members: Sequence[Member], scale: float) -> None:
-    """y[:, from:to] += scale * h[:, from:to] @ B.T for every member of the stack; y [T, out], h [T, R]."""
+    """Add scale * h[:, from:to] @ B.T to y[:, from:to] for every member of the stack; y [T, out], h [T, R]."""
     if kernels := _kernels(y):
         kernels.lora_up_(y, h, members, scale)
         return
@@ -138,7 +139,7 @@ def lora_up_(y: Tensor, h: Tensor, members: Sequence[Member], scale: float) -> N
 
 
 def lora_dx_(dx: Tensor, dh: Tensor, a: Tensor, drop: Dropout | None) -> None:
-    """dx [T, in] += dropout's mask / (1 - p) * (dh [T, R] @ a [R, in])."""
+    """Add dropout's mask / (1 - p) * (dh [T, R] @ a [R, in]) to dx [T, in]."""
     if drop is None or drop.p == 0:
         dx.addmm_(dh, a)
     elif kernels := _kernels(dx):
@@ -148,7 +149,7 @@ def lora_dx_(dx: Tensor, dh: Tensor, a: Tensor, drop: Dropout | None) -> None:
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
-    """Sum of the cross entropies of logits [S, V] at int64 targets [S], a float32 scalar; rows of -100 count nothing.
+    """Return the summed cross entropy (float32) of logits [S, V] at int64 targets [S]. Targets of -100 are ignored.
 
     The logits are overwritten with the gradient of the loss, times `scale`. Arithmetic is float32.
     """
@@ -168,9 +169,10 @@ def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | float) -> Te
 
 
 def dequantise(weight: Any, out: Tensor) -> None:
-    """A bitsandbytes 4-bit weight (`Params4bit`: nf4, fp4) into out [rows, columns], bit for bit as bitsandbytes does.
+    """Dequantize a 4-bit weight of bitsandbytes (`Params4bit`: nf4, fp4) into out [rows, columns]. The result is the
+    same as that of bitsandbytes, bit for bit.
 
-    `out` is contiguous and float32, bfloat16 or float16; it may be a block of rows of a bigger tensor.
+    `out` is contiguous and float32, bfloat16 or float16. It may be a block of rows of a bigger tensor.
     """
     state = weight.quant_state
     if (kernels := _kernels(out)) and kernels.dequantises(weight):
@@ -184,11 +186,11 @@ def dequantise(weight: Any, out: Tensor) -> None:
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float, window: int | None) -> Tensor:
-    """Attention [B, H, D] of one new token a row, q [B, H, D], to the cache k, v [B, S, KV, D].
+    """Return the attention [B, H, D] of one new token for each row, q [B, H, D], to the KV cache k, v [B, S, KV, D].
 
-    Row b sees its first lengths[b] positions (int32 [B], the new token's included), or the last `window` of these;
-    a row of length 0 gives zeros. Heads are grouped: head h reads the cache's head h // (H / KV). float32 softmax.
-    Positions that are not seen have no effect where they are finite; on CUDA they are not read.
+    Row b attends to its first lengths[b] positions (int32 [B], the new token's included), or to the last `window` of
+    these. A row of length 0 gives zeros. Heads are grouped: head h reads the cache's head h // (H / KV). The softmax is
+    float32. Masked positions have no effect if they are finite; on CUDA they are not read.
     """
     if kernels := _kernels(q):
         decoded: Tensor = kernels.decode_attention(q, k, v, lengths, scale, window)
@@ -199,7 +201,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: fl
     if window is not None:
         seen &= at >= lengths[:, None] - window
     k, v = (part[:, :longest].transpose(1, 2) for part in (k, v))
-    # The heads that read one head of the cache stand as one head's rows, which reads it once for all of them.
+    # The query heads that share a head of the cache become the rows of one head, so that the cache is read once.
     grouped = q.reshape(len(q), k.shape[1], -1, q.shape[-1])
     attended = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen[:, None, None], scale=scale)
     return attended.reshape(q.shape).masked_fill_((lengths == 0)[:, None, None], 0)
@@ -208,7 +210,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: fl
 def store_kv_(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, positions: Tensor) -> None:
     """Write the K and V of each row of qkv [B, (H + 2 * KV) * D] into the caches [rows, S, KV, D].
 
-    slots and positions are int64 [B]: the cache's row, and the position in it.
+    slots and positions are int64 [B]: the row of the cache, and the position in it.
     """
     if kernels := _kernels(qkv):
         kernels.store_kv_(qkv, k_cache, v_cache, slots, positions)
@@ -219,12 +221,12 @@ def store_kv_(qkv: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, posi
 
 
 def on_gpu() -> bool:
-    """Whether the operations run on CUDA as kernels, which a CUDA graph can hold."""
+    """Whether the operations can run as Triton kernels, which a CUDA graph can capture."""
     return _triton() is not None
 
 
 def _kernels(x: Tensor) -> ModuleType | None:
-    """The Triton side, for a tensor on CUDA."""
+    """The module of Triton kernels, for a tensor on CUDA."""
     return _triton() if x.is_cuda else None
 
 

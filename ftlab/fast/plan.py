@@ -1,4 +1,4 @@
-"""How a step's rows go through the model, so that it is fast and fits: micro-batches, unpacked weights, checkpoints."""
+"""The setting of a step, chosen to be fast and to fit: micro-batches, dequantized weights, activation checkpointing."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,77 +10,78 @@ import torch
 from ftlab.config import TrainerConfig
 from ftlab.data.encode import Sample
 from ftlab.fast.frozen import free_bytes
-from ftlab.shortage import out_of_memory
+from ftlab.out_of_memory import is_out_of_memory
 
-# What a micro-batch costs beside its tokens, in tokens: its small products and launches, and unpacking all 4-bit
-# weights twice. Measured on an H100 at 7B (bench/gpu.py); both grow with the model as its tokens do.
+# The fixed cost of a micro-batch, in tokens: its small products and launches, and dequantizing all 4-bit weights twice.
+# Measured on an H100 at 7B (bench/gpu.py). Both grow with the model in the same way as the cost of a token.
 EACH = 150
-UNPACKING = 130
-# Parts of the layers that may be computed a second time in the backward pass instead of being kept.
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Without a GPU nothing is gained by longer flat batches.
+DEQUANTIZING = 130
+# The fractions of the layers that may be checkpointed: they are recomputed in the backward pass instead of saved.
+CHECKPOINTED_FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# On a CPU longer flat batches are no faster.
 CPU_BATCH_TOKENS = 4096
-# Memory that nobody accounts for: kernels' workspaces, fragments, graphs.
+# Memory that no estimate contains: workspaces of kernels, fragmentation, graphs.
 MARGIN = 0.05
 MARGIN_BYTES = 1 << 29
 
 GIB = 1 << 30
-# Bytes that a micro-batch of so many tokens, so many of them scored, needs with this share of layers computed twice.
+# Bytes that a micro-batch needs, given its tokens, its scored tokens, and the fraction of checkpointed layers.
 Need = Callable[[int, int, float], float]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """`micro` rows at a time; `cached`: weights are held unpacked; the `share` of layers that keep their entrance only
-    and are computed again in the backward pass."""
+    """The rows of a micro-batch, whether dequantized weights are kept in memory, and the fraction of the layers under
+    activation checkpointing: these save only their input and are recomputed in the backward pass."""
 
     micro: int
-    cached: bool
-    share: float
+    keep_dequantized: bool
+    checkpointed_fraction: float
 
     def __str__(self) -> str:
         return self.overrides(packed=True)
 
     def overrides(self, *, packed: bool) -> str:
-        """As overrides of the configuration; unpacked weights are spoken of where some are `packed`."""
-        cache = f"trainer.weight_cache={str(self.cached).lower()}, " * packed
-        part = f" for {self.share:.0%} of the layers" * (0 < self.share < 1)
-        checkpointing = "true" if self.share else "false"
+        """Return the setting as overrides of the configuration, with `trainer.weight_cache` if weights are `packed`."""
+        cache = f"trainer.weight_cache={str(self.keep_dequantized).lower()}, " * packed
+        part = f" for {self.checkpointed_fraction:.0%} of the layers" * (0 < self.checkpointed_fraction < 1)
+        checkpointing = "true" if self.checkpointed_fraction else "false"
         return f"trainer.micro_batch_size={self.micro}, {cache}trainer.activation_checkpointing={checkpointing}{part}"
 
-    def twice(self, layers: int) -> int:
-        """How many of so many layers are computed twice."""
-        return round(self.share * layers)
+    def checkpointed_layers(self, layers: int) -> int:
+        """Return how many of `layers` layers are checkpointed."""
+        return round(self.checkpointed_fraction * layers)
 
     def described(self, layers: int, *, packed: bool) -> list[str]:
-        """What a person reads of it."""
-        parts = [f"{self.micro} rows at a time"]
+        """Return the parts of the setting's description for the user."""
+        parts = [f"{self.micro} rows per micro-batch"]
         if packed:
-            parts.append("weights held unpacked" if self.cached else "weights unpacked before each product")
-        if self.share:
-            some = f"{self.twice(layers)} of {layers}" if self.share < 1 else "all"
-            parts.append(f"{some} layers computed twice")
+            kept, anew = "dequantized weights kept in memory", "weights dequantized before each product"
+            parts.append(kept if self.keep_dequantized else anew)
+        if self.checkpointed_fraction:
+            some = f"{self.checkpointed_layers(layers)} of {layers}" if self.checkpointed_fraction < 1 else "all"
+            parts.append(f"activation checkpointing of {some} layers")
         return parts
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What may be chosen; a list of one where the configuration decides."""
+    """The values that may be chosen; a list of one value where the configuration fixes it."""
 
     micros: list[int]
-    cached: list[bool]
-    shares: list[float]
+    keep_dequantized: list[bool]
+    fractions: list[float]
 
     def settings(self) -> list[Setting]:
-        """All combinations."""
-        return [Setting(m, c, s) for m in self.micros for c in self.cached for s in self.shares]
+        """Return all combinations."""
+        return [Setting(m, c, s) for m in self.micros for c in self.keep_dequantized for s in self.fractions]
 
 
 class Planner:
     """Chooses the fastest setting whose estimated memory fits.
 
-    `tokens(micro)` are those of the largest micro-batch; `need(setting)` is its memory in bytes beside what lies on the
-    GPU already; `free` is what is free, in bytes.
+    `tokens(micro)` is the number of tokens of the largest micro-batch. `need(setting)` is the memory that it needs in
+    addition to what is already allocated, and `free` is the free memory, both in bytes.
     """
 
     def __init__(
@@ -90,30 +91,32 @@ class Planner:
         self.free = self.budget = free
 
     def best(self) -> Setting | None:
-        """The fastest that fits; None where none does."""
+        """Return the fastest setting that fits, or None."""
         fitting = [setting for setting in self.choices.settings() if self.need(setting) <= self.budget]
         return min(fitting, key=self.cost, default=None)
 
     def smallest(self) -> Setting:
-        """The one that needs the least."""
+        """Return the setting that needs the least memory."""
         return min(self.choices.settings(), key=self.need)
 
     def cost(self, setting: Setting) -> tuple[float, Any]:
-        """Time of a step, counted in tokens that pass forward and backward; a second forward pass is half of one."""
-        each = self.tokens(setting.micro) * (1 + 0.5 * setting.share) + EACH + (0 if setting.cached else UNPACKING)
+        """Return the time of a step, in units of one token's forward and backward pass; recomputing counts half a unit.
+        Of equally fast settings the one with larger micro-batches comes first."""
+        fixed = EACH + (0 if setting.keep_dequantized else DEQUANTIZING)
+        each = self.tokens(setting.micro) * (1 + 0.5 * setting.checkpointed_fraction) + fixed
         return self.rows / setting.micro * each, -setting.micro
 
-    def too_much(self, setting: Setting) -> None:
-        """The setting ran out of memory: what is estimated to need as much does not fit either."""
+    def rule_out(self, setting: Setting) -> None:
+        """Exclude a setting that ran out of memory, and all settings that are estimated to need as much."""
         self.budget = min(self.budget, 0.999 * self.need(setting))
 
 
 class Chooser:
-    """Settles how a step's rows go through the model, and on lighter ways after memory ran out, for any kind of step.
+    """Chooses the setting of a step, and a lighter one after an out-of-memory error (OOM). It serves any kind of step.
 
-    `need` is the memory of a micro-batch and `settle` takes a setting over. `shares` are the parts of the layers that
-    the step can compute twice; `together` is false where rows must go one by one. `limit` are the bytes that torch may
-    hold altogether.
+    `need` returns the memory of a micro-batch, and `apply` puts a setting into effect. `fractions` are the fractions of
+    the layers that the step can checkpoint. `together` is false where rows must go through the model one by one.
+    `limit` is the number of bytes that torch may hold in total.
     """
 
     def __init__(
@@ -121,26 +124,26 @@ class Chooser:
         cfg: TrainerConfig,
         device: torch.device,
         need: Need,
-        settle: Callable[[Setting], None],
+        apply: Callable[[Setting], None],
         *,
-        shares: Sequence[float],
+        fractions: Sequence[float],
         together: bool = True,
         limit: float = math.inf,
     ) -> None:
-        self.cfg, self.device, self.need, self.settle = cfg, device, need, settle
-        self.shares, self.together, self.limit = shares, together, limit
+        self.cfg, self.device, self.need, self.apply = cfg, device, need, apply
+        self.fractions, self.together, self.limit = fractions, together, limit
         self.cuda = device.type == "cuda"
         self.packed = False
         self.longest = 0  # tokens of the longest row
         self.planner: Planner | None = None
-        self.ran_out = False
+        self.had_oom = False
 
     def choose(self, longest: Sequence[Sample], *, copy: float | None = None, coming: float = 0.0) -> None:
-        """Settle for the fastest setting whose estimated memory is free, for the `longest` rows that a step can have,
-        in ascending order.
+        """Apply the fastest setting whose estimated memory is free.
 
-        `copy` are the bytes that unpacked weights take beside what is held already, None where none are packed;
-        `coming` those of gradients that will be held at every step and are not yet.
+        `longest` are the longest rows that a step can have, in ascending order of length. `copy` is the number of bytes
+        that keeping dequantized weights would add, None if no weights are packed. `coming` is the size in bytes of the
+        gradients that every step will hold but that are not allocated yet.
         """
         self.packed, self.longest = copy is not None, longest[-1].tokens
         choices = self._choices(self.longest)
@@ -148,46 +151,48 @@ class Chooser:
         tokens = {m: sum(row.tokens for row in longest[-m:]) for m in choices.micros}
 
         def need(setting: Setting) -> float:
-            batch = self.need(tokens[setting.micro], scored[setting.micro], setting.share)
-            return batch + (copy or 0.0) * setting.cached
+            batch = self.need(tokens[setting.micro], scored[setting.micro], setting.checkpointed_fraction)
+            return batch + (copy or 0.0) * setting.keep_dequantized
 
         free = self._free() - coming
         self.planner = Planner(choices, self.cfg.global_batch_size, tokens.__getitem__, need, free)
-        if self._settle_best() is None:
-            self.settle(self.planner.smallest())
+        if self._apply_best() is None:
+            self.apply(self.planner.smallest())
 
     def lighten(self, setting: Setting) -> str | None:
-        """Settle for less than `setting`, with which memory ran out; what was settled for, as overrides, or None where
-        nothing that needs less may be chosen."""
+        """Apply a lighter setting than `setting`, which ran out of memory. Return it as overrides, or None if the
+        configuration allows no lighter one."""
         if self.planner is None:
             return None
-        self._too_much(setting)
-        return self._settle_best()
+        self._on_oom(setting)
+        return self._apply_best()
 
-    def shortage(self) -> str:
-        """Why not even the leanest setting fits, in figures, and what would; nothing where nothing was chosen."""
+    def oom_report(self) -> str:
+        """Return why even the leanest setting does not fit, and which row length would; empty before a choice."""
         if self.planner is None or not self.cuda:
             return ""
         least = self.planner.smallest()
         need, free, tokens = self.planner.need(least), max(self.planner.free, 0.0), self.planner.tokens(least.micro)
         lengths = range(self.longest // 8 * 8 - 8, 7, -8)
-        fits = next((length for length in lengths if self.need(length, length, least.share) <= free), None)
+        fits = next(
+            (length for length in lengths if self.need(length, length, least.checkpointed_fraction) <= free), None
+        )
         remedy = f"data.max_length={fits} would fit" if fits else "no data.max_length would fit"
         limit = f" of sweep.vram_limit_gib={self.limit / GIB:g}" * math.isfinite(self.limit)
         return (
-            f"{self._held() / GIB:.1f} GiB are held, {free / GIB:.1f} GiB{limit} were left for a batch; the least "
-            f"possible, {least.overrides(packed=self.packed)} ({tokens:,} tokens), needs about {need / GIB:.1f} GiB; "
-            f"{remedy}. "
+            f"{self._held() / GIB:.1f} GiB are allocated, {free / GIB:.1f} GiB{limit} were left for a batch; the "
+            f"leanest setting, {least.overrides(packed=self.packed)} ({tokens:,} tokens), needs about "
+            f"{need / GIB:.1f} GiB; {remedy}. "
         )
 
     def remedies(self, setting: Setting) -> list[str]:
-        """Overrides that allow lighter settings than the configuration does."""
+        """Return the overrides that would allow lighter settings than the configuration does."""
         cfg, ways = self.cfg, []
         if cfg.micro_batch_size != "auto" and setting.micro > 1:
             ways.append("trainer.micro_batch_size=auto")
-        if cfg.weight_cache is True and setting.cached:
+        if cfg.weight_cache is True and setting.keep_dequantized:
             ways.append("trainer.weight_cache=auto")
-        if cfg.activation_checkpointing is False and max(self.shares):
+        if cfg.activation_checkpointing is False and max(self.fractions):
             ways.append("trainer.activation_checkpointing=auto")
         return ways
 
@@ -201,28 +206,28 @@ class Chooser:
         elif not self.cuda:
             micros = [max(m for m in micros if m <= max(1, CPU_BATCH_TOKENS // longest))]
         caches = [True, False] if cfg.weight_cache == "auto" else [bool(cfg.weight_cache)]
-        shares = list(self.shares) if self.cuda else [0.0]
+        fractions = list(self.fractions) if self.cuda else [0.0]
         if cfg.activation_checkpointing != "auto":
-            shares = [1.0 if cfg.activation_checkpointing else 0.0]
-        return Choices(micros, caches if self.packed else [False], shares)
+            fractions = [1.0 if cfg.activation_checkpointing else 0.0]
+        return Choices(micros, caches if self.packed else [False], fractions)
 
-    def _settle_best(self) -> str | None:
-        """The fastest setting that fits, tried; None where none does."""
+    def _apply_best(self) -> str | None:
+        """Apply the fastest setting that fits and return it as overrides; return None if none fits."""
         while self.planner is not None and (setting := self.planner.best()):
             try:
-                self.settle(setting)
+                self.apply(setting)
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                self._too_much(setting)
+                self._on_oom(setting)
                 continue
             return setting.overrides(packed=self.packed)
         return None
 
-    def _too_much(self, setting: Setting) -> None:
-        self.ran_out = True
+    def _on_oom(self, setting: Setting) -> None:
+        self.had_oom = True
         if self.planner is not None:
-            self.planner.too_much(setting)
+            self.planner.rule_out(setting)
 
     def _free(self) -> float:
         return min(available(self.device), self.limit - self._held())
@@ -232,5 +237,5 @@ class Chooser:
 
 
 def available(device: torch.device) -> float:
-    """Bytes of the GPU that a batch may count on, what torch holds unused included, or of the host."""
+    """Return the bytes that a batch may use: on a GPU including what torch holds unused, on a CPU those of the host."""
     return free_bytes(device) * (1 - MARGIN) - MARGIN_BYTES

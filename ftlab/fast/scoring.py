@@ -1,4 +1,4 @@
-"""What an evaluation asks of a decoder: the loss of given answers, and answers of its own."""
+"""Evaluation with a decoder: the loss of given answers, and generated answers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,17 +14,18 @@ from ftlab.fast.frozen import free_bytes
 from ftlab.fast.generator import Generator
 from ftlab.fast.layout import Layout
 
-# Rows of this many tokens go through the model together.
+# Tokens of the rows that go through the model together.
 TOKENS = 8192
-# Fewer where memory is short, down to about this.
+# After an OOM fewer tokens go through the model, down to about this number.
 LEAST_TOKENS = 512
-# Of the GPU's free memory a merged copy of the weights may take this part; the cache of keys and values needs the rest.
+# A merged copy of the weights may take this fraction of the GPU's free memory; the KV cache needs the rest.
 MERGED_SHARE = 0.6
 
 
 @contextmanager
 def ready(decoder: Decoder) -> Iterator[None]:
-    """The decoder with the adapters' present values: merged into a copy of the weights, where memory allows."""
+    """Prepare the decoder for evaluation with the adapters' current values. If memory allows, they are merged into a
+    copy of the weights."""
     decoder.refresh()
     with ExitStack() as stack:
         if decoder.merged_bytes() <= MERGED_SHARE * free_bytes(decoder.device):
@@ -44,15 +45,15 @@ def answers(
     batch_size: int,
     on_done: Callable[[int], None],
 ) -> list[list[int]]:
-    """Token ids that the decoder says to each prompt; see `Generator`."""
+    """Return the token ids that the decoder generates for each prompt; see `Generator`."""
     generator = Generator(decoder, end=end, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return generator.run(prompts, on_done)
 
 
 @torch.no_grad()
 def mean_loss(decoder: Decoder, rows: Sequence[Encoded]) -> float:
-    """Mean cross entropy over the trained tokens of `rows`."""
-    decoder.reach(max(row.tokens for row in rows))
+    """Return the mean cross entropy over the trained tokens of `rows`, in nats."""
+    decoder.prepare_positions(max(row.tokens for row in rows))
     tokens = TOKENS
     while True:
         try:

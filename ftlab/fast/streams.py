@@ -1,4 +1,4 @@
-"""Work beside the main stream of a GPU."""
+"""CUDA streams beside the main one."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,21 +9,21 @@ import torch
 
 @cache
 def side_stream(device: torch.device) -> Any:
-    """One stream for all of it: cuBLAS keeps a workspace for every stream that it has seen."""
+    """Return the second stream of a device. There is only one, since cuBLAS keeps a workspace for every stream."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @cache
 def graph_stream(device: torch.device) -> Any:
-    """The stream on which batches run that are, or will be, CUDA graphs."""
+    """Return the stream of batches that run as CUDA graphs or will be captured."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-class Aside:
-    """Runs what nothing of the same layer waits for beside the main stream; on a CPU, at once.
+class SideStream:
+    """Runs work on a second CUDA stream if nothing in the same layer depends on it; on a CPU, immediately.
 
-    Small products do not fill a GPU, so two at a time cost little more than one. What the work reads is held until the
-    main stream has waited for it, else its memory could be given away too early.
+    Small matrix products do not fill a GPU, so two at a time cost little more than one. The tensors that the work reads
+    are kept alive until the main stream has waited for it. Otherwise their memory could be reused too early.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class Aside:
         self._before: tuple[Any, list[Any]] | None = None
 
     def __call__(self, work: Callable[[], None], *reads: Any) -> None:
-        """Run `work`, which reads these tensors."""
+        """Run `work`, which reads the tensors `reads`."""
         if not self.cuda:
             work()
             return
@@ -42,19 +42,19 @@ class Aside:
             work()
         self._held.append(reads)
 
-    def turn(self) -> None:
-        """A layer is done: from here on the main stream has waited for the work of the layer before."""
-        self._settle()
-        if self._held:  # else the side stream may not be part of a capture, which then must not wait for it
+    def end_layer(self) -> None:
+        """Mark the end of a layer: the main stream now waits for the work of the layer before it."""
+        self._wait()
+        if self._held:  # a graph capture must not wait for a side stream that is not part of it
             self._before = side_stream(self.device).record_event(), self._held
             self._held = []
 
     def join(self) -> None:
-        """From here on the main stream has waited for all of it."""
-        self.turn()
-        self._settle()
+        """Let the main stream wait for all of the work."""
+        self.end_layer()
+        self._wait()
 
-    def _settle(self) -> None:
+    def _wait(self) -> None:
         if self._before is not None:
             torch.cuda.current_stream(self.device).wait_event(self._before[0])
         self._before = None

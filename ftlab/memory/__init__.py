@@ -1,1 +1,1 @@
-"""GPU memory: measured while a run goes on, and forecast before it."""
+"""GPU memory: measured during a run, and estimated before it."""

@@ -1,4 +1,4 @@
-"""GPU memory measured phase by phase."""
+"""GPU memory measured by phase."""
 
 import os
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ KINDS = ("allocated", "reserved", "nvml")
 
 
 class Meter:
-    """Peak memory of each phase in GiB: what tensors held (allocated), what torch took from the driver
-    (reserved), and what the driver counts for this process (NVML, sampled, includes the CUDA context).
+    """The peak memory of each phase in GiB: memory of tensors (allocated), memory that torch took from the driver
+    (reserved), and what the driver reports for this process (NVML; sampled, includes the CUDA context).
 
-    Phases nest: an evaluation inside training does not count towards training's peak. Without a GPU every
-    reading is empty.
+    Phases can be nested: an evaluation during training does not count towards training's peak. Without a GPU all
+    readings are empty.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count towards `name` until the block ends."""
+        """Count memory towards the phase `name` until the block ends."""
         self._fold()
         self._active.append(name)
         try:
@@ -36,7 +36,7 @@ class Meter:
             self._active.pop()
 
     def metrics(self) -> dict[str, float]:
-        """The running phase's peaks under the tracker's keys; empty without a GPU."""
+        """Return the current phase's peaks by metric key; empty without a GPU."""
         self._fold()
         peaks = self.peaks.get(self._active[-1], {}) if self._active else {}
         keys = {
@@ -47,7 +47,7 @@ class Meter:
         return {keys[kind]: value for kind, value in peaks.items()}
 
     def _fold(self) -> None:
-        """Add the peaks since the last reset to the running phase, and reset."""
+        """Merge the peaks since the last reset into the current phase, and reset them."""
         if self.device.type != "cuda":
             return
         if self._active:
@@ -63,8 +63,8 @@ class Meter:
 
 
 def nvml_gib(device: torch.device) -> float:
-    """What the driver counts for this process, or for the whole GPU where it does not tell processes apart
-    (inside most containers); 0 without nvidia-ml-py."""
+    """Return the memory that the driver reports for this process, in GiB. If it does not distinguish processes, as in
+    most containers, this is the memory of the whole GPU. Without nvidia-ml-py it is 0."""
     with suppress(Exception):
         import pynvml
 

@@ -1,4 +1,4 @@
-"""Tokenizer, base, quantisation and adapters: what an experiment needs of a model."""
+"""The model of an experiment: tokenizer, base, quantisation and adapters."""
 
 from ftlab.models.adapters import (
     adapts_tied_weights,
@@ -8,9 +8,9 @@ from ftlab.models.adapters import (
     planned_parameters,
 )
 from ftlab.models.bases import Bases, base_key, leaves_base
-from ftlab.models.compatibility import carries_state, check_rows, settled
+from ftlab.models.compatibility import carries_state, check_rows, check_settings
 from ftlab.models.load import (
-    check_runs,
+    check_forward,
     count,
     load_base,
     load_tokenizer,
@@ -28,8 +28,9 @@ __all__ = [
     "base_key",
     "carries_state",
     "check_adapter",
+    "check_forward",
     "check_rows",
-    "check_runs",
+    "check_settings",
     "count",
     "find_targets",
     "leaves_base",
@@ -41,7 +42,6 @@ __all__ = [
     "quantization_config",
     "save_beside",
     "save_result",
-    "settled",
     "skeleton",
     "switch_activation_checkpointing",
 ]

@@ -1,4 +1,4 @@
-"""Adapters: made, checked before weights load, loaded and saved, by PEFT."""
+"""Adapters of PEFT: creating them, checking them before weights load, and loading them."""
 
 import difflib
 import json
@@ -19,15 +19,15 @@ from ftlab.models.load import count
 from ftlab.models.targets import Targets, find_targets
 from ftlab.weights import readable
 
-MOST_RANK = 65_536  # of an adapter: a rank beyond the hidden size of any model adds nothing
-NAMES = ("target_modules", "target_parameters", "modules_to_save")  # sets of names in PEFT's configuration
+MOST_RANK = 65_536  # the largest rank of an adapter: above the hidden size of a model, a rank adds nothing
+NAMES = ("target_modules", "target_parameters", "modules_to_save")  # the sets of names in PEFT's configuration
 
 
 def peft_config(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
-    """PEFT's configuration with every target set resolved to this model's names.
+    """Return PEFT's configuration, with named target sets resolved to this model's names.
 
     Raises:
-        ConfigError: names this model does not have, or settings that its experts do not take.
+        ConfigError: the model does not have a name, or its experts do not support a setting.
     """
     targets = find_targets(model, lora.target_modules)
     _check_experts(targets, lora)
@@ -35,7 +35,7 @@ def peft_config(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
         if not any(full.rpartition(".")[2] == name for full, _ in model.named_modules()):
             children = sorted({full.rpartition(".")[2] for full, _ in model.named_modules() if full})
             near = difflib.get_close_matches(name, children, n=3, cutoff=0.3)
-            raise ConfigError(f"lora.modules_to_save={name} is no module of this model; nearest: {', '.join(near)}")
+            raise ConfigError(f"lora.modules_to_save={name} is not a module of this model; nearest: {', '.join(near)}")
     return PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -53,14 +53,15 @@ def peft_config(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
 
 
 def _check_experts(targets: Targets, lora: LoraConfig) -> None:
-    """PEFT adds an adapter of experts to their weights: there is no input of its own to drop from or to normalise."""
+    """Refuse settings that experts do not support. PEFT adds their adapter to the weights, so that the adapter has no
+    input of its own for dropout or DoRA."""
     asked = {
         "lora_dropout": (lora.lora_dropout, lora.lora_dropout == 0, 0),
         "use_dora": (lora.use_dora, not lora.use_dora, False),
         "init_lora_weights": (lora.init_lora_weights, lora.init_lora_weights in (True, "gaussian"), True),
     }
     problems = [
-        f"lora.{name}={value}: experts ({', '.join(targets.parameters)}) take plain LoRA only: "
+        f"lora.{name}={value}: experts ({', '.join(targets.parameters)}) support plain LoRA only: "
         f"set lora.{name}={plain}, or leave the experts out with lora.target_modules=attention"
         for name, (value, fits, plain) in asked.items()
         if not fits
@@ -70,10 +71,10 @@ def _check_experts(targets: Targets, lora: LoraConfig) -> None:
 
 
 def add_adapter(base: PreTrainedModel, lora: LoraConfig) -> PeftModel:
-    """Wrap the base in a fresh adapter, or in the one of `lora.init_from`. Seed torch before the call.
+    """Add a new adapter to the base, or the one of `lora.init_from`. Seed torch before the call.
 
     Raises:
-        ConfigError: module names this model does not have, or an adapter of another shape.
+        ConfigError: the model does not have a module name, or the adapter of `lora.init_from` has another shape.
     """
     if lora.init_from:
         return load_adapter(base, adapter_folder(lora.init_from), trainable=True, like=lora)
@@ -88,7 +89,7 @@ def check_adapter(skeleton: PreTrainedModel, lora: LoraConfig) -> None:
     """Check the adapter's settings against an architecture, before any weights load.
 
     Raises:
-        ConfigError: names this architecture does not have, or an `init_from` that does not fit.
+        ConfigError: the architecture does not have a name, or the adapter of `lora.init_from` does not fit.
     """
     if not lora.r:
         return
@@ -99,7 +100,8 @@ def check_adapter(skeleton: PreTrainedModel, lora: LoraConfig) -> None:
 
 
 def planned_parameters(skeleton: PreTrainedModel, lora: LoraConfig) -> tuple[int, int]:
-    """Trainable and all parameters of the model that `lora` makes of an architecture on the meta device."""
+    """Return the numbers of trainable and of all parameters after adding the adapter to an architecture on the meta
+    device."""
     if not lora.r:
         return count(skeleton)
     config = peft_config(skeleton, lora)
@@ -108,17 +110,18 @@ def planned_parameters(skeleton: PreTrainedModel, lora: LoraConfig) -> tuple[int
 
 
 def _initial_state(model: PeftModel) -> str:
-    """PiSSA moves part of the base into the adapter; a plain adapter needs its start to subtract: its folder."""
+    """Save the adapter's initial weights, and return their folder. PiSSA moves part of the base into the adapter; to
+    convert it to a plain adapter, PEFT subtracts the initial weights."""
     folder = tempfile.mkdtemp(prefix="ftlab-pissa-")
     initial = model.peft_config["default"].init_lora_weights
-    model.peft_config["default"].init_lora_weights = True  # PEFT refuses to save a start that would split again
+    model.peft_config["default"].init_lora_weights = True  # PEFT refuses to save an adapter that would be split again
     model.save_pretrained(folder, save_embedding_layers=False)
     model.peft_config["default"].init_lora_weights = initial
     return folder
 
 
 def adapter_folder(text: str) -> Path:
-    """The adapter in a run folder, or the folder itself where it is one.
+    """Return the adapter's folder: the one in a run folder, or the folder itself.
 
     Raises:
         ConfigError: there is no adapter.
@@ -127,22 +130,22 @@ def adapter_folder(text: str) -> Path:
     for candidate in (folder / "adapter", folder):
         if (candidate / "adapter_config.json").is_file():
             return candidate
-    raise ConfigError(f"lora.init_from={text} holds no adapter (adapter_config.json): name a run or adapter folder")
+    raise ConfigError(f"lora.init_from={text} has no adapter (adapter_config.json): name a run or adapter folder")
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: LoraConfig | None = None) -> PeftModel:
-    """Put the adapter of `folder` on `base`; `like` must describe the same adapter.
+    """Add the adapter in `folder` to `base`; `like` must describe the same adapter.
 
     Raises:
-        ConfigError: `like` asks for another adapter than the folder holds.
-        WeightsError: the adapter was made for another base, or its file is not readable.
+        ConfigError: `like` describes another adapter than the one in the folder.
+        WeightsError: the adapter was made for another base, or its file cannot be read.
     """
     config = _adapter_config(folder)
     if like is not None:
         _check_like(config, peft_config(base, like), folder)
         config.lora_dropout = like.lora_dropout
     config.megatron_config = None  # with it, PEFT imports whatever module the file names
-    config.base_model_name_or_path = None  # PEFT would warn of a base that lies elsewhere; shapes are checked below
+    config.base_model_name_or_path = None  # PEFT would warn if the base has another path; shapes are checked below
     config.inference_mode = not trainable
     config.init_lora_weights = True
     with readable(f"{folder}: its adapter_model.safetensors cannot be read"):
@@ -164,10 +167,10 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool, like: 
 
 
 def _adapter_config(folder: Path) -> PeftLoraConfig:
-    """The settings of the LoRA adapter in a folder.
+    """Return the settings of the LoRA adapter in a folder.
 
     Raises:
-        WeightsError: they cannot be read, or are of another kind of adapter.
+        WeightsError: they cannot be read, or belong to another kind of adapter.
     """
     file = folder / "adapter_config.json"
     with readable(f"{file} describes no adapter"):
@@ -176,7 +179,7 @@ def _adapter_config(folder: Path) -> PeftLoraConfig:
         config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, PeftLoraConfig):
         raise WeightsError(
-            f"{file}: peft_type={config.peft_type} is no LoRA adapter, which ftlab trains and reads alone"
+            f"{file}: peft_type={config.peft_type} is not a LoRA adapter; ftlab supports LoRA adapters only"
         )
     if not isinstance(config.r, int) or not 0 < config.r <= MOST_RANK:
         raise WeightsError(f"{file}: r={config.r} must be a whole number from 1 to {MOST_RANK}: copy the adapter again")
@@ -200,7 +203,7 @@ def _check_like(saved: PeftLoraConfig, asked: PeftLoraConfig, folder: Path) -> N
 
 
 def adapts_tied_weights(base: PreTrainedModel, model: nn.Module) -> bool:
-    """Whether an adapter sits on the embedding or the output layer while both share their weights."""
+    """Whether the embedding or the output layer has an adapter while the two share their weights."""
     if not isinstance(model, PeftModel) or not base.config.tie_word_embeddings:
         return False
     config = model.peft_config["default"]

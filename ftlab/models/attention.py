@@ -1,20 +1,20 @@
-"""The attention implementation that an architecture has."""
+"""The attention implementation that an architecture supports."""
 
 from transformers import PreTrainedModel
 
 from ftlab.errors import ConfigError, first_line
 
-# What a class of transformers says of itself, by the beginning of the implementation's name.
+# The attributes by which a class of transformers declares support, by the beginning of the implementation's name.
 SUPPORT = {"sdpa": "_supports_sdpa", "flash_attention": "_supports_flash_attn", "flex_attention": "_supports_flex_attn"}
 
 
 def attention_of(bare: PreTrainedModel, asked: str) -> str:
-    """`asked`, or where the architecture of `bare` does not have it, torch's attention or the plain one ("eager").
+    """Return `asked`; if the architecture of `bare` does not support it, torch's attention or the plain one ("eager").
 
     Raises:
-        ConfigError: an implementation that nothing has, or that this machine cannot run.
+        ConfigError: the implementation does not exist, or this machine cannot run it.
     """
-    if "/" in asked:  # a kernel of the Hub
+    if "/" in asked:  # a kernel from the Hub
         return asked
     try:
         bare.get_correct_attn_implementation(asked, is_init_check=True)

@@ -1,4 +1,4 @@
-"""The last base of a process, kept for the next experiment on it."""
+"""The base-model cache of a process: the last base stays loaded for the next experiment."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -16,31 +16,31 @@ from ftlab.weights import WeightsFolder
 
 
 class Bases:
-    """Keeps the last base between the experiments of one process, so that the next one on it need not load it.
+    """A cache of one base model between the experiments of a process, so that the next experiment need not load it.
 
-    A base is checked out by one experiment at a time and checked in only clean: its adapter unloaded, its modules,
-    hooks and flags those of the load, and every tensor the same bit for bit, by sums over the bits. At any doubt it is
-    dropped.
+    One experiment at a time checks the base out. It is checked in only if it is unchanged: its adapter is unloaded, its
+    modules, hooks and flags are those after loading, and every tensor is the same bit for bit, by sums over the bits.
+    Otherwise it is dropped.
     """
 
     def __init__(self) -> None:
         self._key = ""
         self._base: PreTrainedModel | None = None
         self._state: list[tuple[Any, ...]] = []
-        self._hooks: Any = None  # those with which a base passes gradients to its input
+        self._hooks: Any = None  # the hooks by which a base passes gradients to its input
 
     def checkout(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-        """The base kept under `key`, or what `load` returns; a base of another key is dropped before."""
+        """Return the cached base if its key is `key`. Otherwise drop it, and return the base that `load` loads."""
         if self._base is None or self._key != key:
             self.drop()
             base = load()
             self._state, self._hooks = _state(base), getattr(base, "_require_grads_hooks", None)
-            self._key, self._base = key, base  # last: a time limit or a signal may end this at any line
+            self._key, self._base = key, base  # last, since a time limit or a signal may interrupt this at any line
         base, self._base = self._base, None
         return base
 
     def checkin(self, model: nn.Module) -> bool:
-        """Keep the base of a model that is no longer needed; whether it was clean."""
+        """Return the base of a model to the cache, unless it has changed; return whether it was cached."""
         base: Any = model.unload() if isinstance(model, PeftModel) else model
         if getattr(base, "_require_grads_hooks", None) is not self._hooks:  # PEFT added its own
             base.disable_input_require_grads()
@@ -50,12 +50,12 @@ class Bases:
         return self._base is not None
 
     def held_gib(self) -> float:
-        """GPU memory of the base that is kept."""
+        """Return the GPU memory of the cached base, in GiB."""
         tensors = dict(_tensors(self._base)).values() if self._base is not None else ()
         return sum(tensor.nbytes for tensor in tensors if tensor.is_cuda) / (1 << 30)
 
     def drop(self) -> None:
-        """Free the base that is kept."""
+        """Free the cached base."""
         self._base = None
         gc.collect()
         if torch.cuda.is_available():
@@ -63,18 +63,18 @@ class Bases:
 
 
 def base_key(located: WeightsFolder, model: ModelConfig, quant: QuantConfig, *more: object) -> str:
-    """All that decides which tensors a load puts where."""
+    """Return the cache key: everything that determines the loaded tensors and their device."""
     return repr((str(located.folder), located.revision, asdict(model) | {"name": ""}, asdict(quant), *more))
 
 
 def leaves_base(lora: LoraConfig) -> bool:
-    """Whether training with this adapter leaves every weight of the base as it is."""
+    """Whether training with this adapter does not change the base's weights."""
     pissa = str(lora.init_lora_weights).startswith("pissa")
     return bool(lora.r) and not pissa and not lora.modules_to_save and lora.bias == "none"
 
 
 def _state(base: nn.Module) -> list[tuple[Any, ...]]:
-    """Modules with their hooks, and tensors with their flags and the sums of their bits."""
+    """Return the modules with their numbers of hooks, and the tensors with their flags and sums of bits."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     modules = [
         (name, type(module), *(len(getattr(module, kind)) for kind in kinds)) for name, module in base.named_modules()
@@ -85,14 +85,12 @@ def _state(base: nn.Module) -> list[tuple[Any, ...]]:
         (name, tensor.dtype, tuple(tensor.shape), tensor.requires_grad, total)
         for (name, tensor), total in zip(named, sums, strict=True)
     ]
-    return [
-        *modules,
-        *sorted(tensors, key=itemgetter(0)),
-    ]  # an adapter on a parameter leaves it behind the others of its module
+    # Sorted, since an adapter on a parameter moves it behind the other parameters of its module.
+    return [*modules, *sorted(tensors, key=itemgetter(0))]
 
 
 def _tensors(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, buffers, and the scales that belong to quantised weights."""
+    """Yield parameters, buffers, and the scales of quantised weights."""
     yield from base.named_buffers()
     for name, parameter in base.named_parameters():
         yield name, parameter
@@ -104,7 +102,7 @@ def _tensors(base: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _sum_of_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor's 8-byte words: any one bit that differs changes it. It needs no memory of its own."""
+    """Return the sum of a tensor's 8-byte words, which any single changed bit changes. This needs no extra memory."""
     data = tensor.data.contiguous()
     if data.data_ptr() % 8 or data.storage_offset() * data.element_size() % 8:
         data = data.clone()

@@ -1,4 +1,4 @@
-"""What an architecture makes of a configuration, known from its names and shapes before its weights are read."""
+"""Checks whether an architecture supports a configuration, by its names and shapes, before its weights are read."""
 
 from collections.abc import Iterator
 
@@ -11,27 +11,28 @@ from ftlab.models.attention import attention_of
 from ftlab.models.load import kind, stored_kind
 from ftlab.models.targets import Targets, find_targets, is_linear, uncalled
 
-MOST = 0.9  # of the layers' weights: below it a line says what share is quantised, or has adapters
-SHOWN = 3  # names in a line
-# Tables of absolute positions, by the last part of their names: embeddings, and GPT-J's sinusoids.
+# If less than this share of the layers' weights is quantised, or has adapters, a line says so.
+MOST = 0.9
+SHOWN = 3  # names shown in a line
+# The last parts of the names of position tables: embeddings, and GPT-J's sinusoids.
 POSITIONS = ("wpe", "position_embeddings", "embed_positions", "position_embedding", "embed_position", "pos_emb")
 
 
-def settled(bare: PreTrainedModel, cfg: ExperimentConfig) -> list[str]:
-    """A line on each thing that is not done as the configuration says, or only to a part of the model.
+def check_settings(bare: PreTrainedModel, cfg: ExperimentConfig) -> list[str]:
+    """Return one line for each setting that does not apply as configured, or applies to a part of the model only.
 
     Raises:
-        ConfigError: an attention implementation that cannot be used, targets that this architecture does not have, or
-            all weights to be trained where they are stored quantised.
+        ConfigError: an attention implementation cannot be used, the architecture does not have the targets, or all
+            weights are to be trained but they are stored quantised.
     """
     asked, used = cfg.model.attn_implementation, attention_of(bare, cfg.model.attn_implementation)
     notes = []
     if used != asked:
-        notes.append(f"model.attn_implementation={asked}: {type(bare).__name__} does not have it, so {used} is used")
+        notes.append(f"model.attn_implementation={asked}: {type(bare).__name__} does not support it; {used} is used")
     stored = stored_kind(bare)
     if stored and not cfg.lora.r:
         raise ConfigError(
-            f"lora=none trains all weights, and those of model.id={cfg.model.id} are stored quantised ({stored}): "
+            f"lora=none trains all weights, but those of model.id={cfg.model.id} are stored quantised ({stored}): "
             "choose lora=r16, or weights that are not quantised"
         )
     if stored and stored != kind(cfg.quant):
@@ -51,13 +52,13 @@ def check_rows(
     prompts: list[list[int]],
     cfg: ExperimentConfig,
 ) -> list[str]:
-    """Refuse token ids beyond the embedding, and rows or answers beyond absolute positions; a line on tokens that could
-    not be used. A pad token beyond the embedding is replaced. `rows` are all that is trained on and whose loss is
-    measured, `prompts` all that is answered.
+    """Check token ids against the embedding, and lengths against absolute positions; return one line for tokens that
+    cannot be used. A pad token beyond the embedding is replaced. `rows` are the token ids of all rows that are trained
+    on or whose loss is measured, `prompts` those of all prompts to answer.
 
     Raises:
-        WeightsError: ids beyond the embedding.
-        ConfigError: rows longer than the model has positions.
+        WeightsError: a token id is beyond the embedding.
+        ConfigError: a row, or a prompt with its answer, is longer than the model has positions.
     """
     _check_positions(bare, rows, prompts, cfg)
     return list(_check_ids(bare, tokenizer, [*rows, *prompts], cfg.model.id))
@@ -80,8 +81,8 @@ def _check_ids(
         tokenizer.pad_token = tokenizer.eos_token  # harmless: padding is masked by length
     elif len(tokenizer) > embedded:
         yield (
-            f"the tokenizer has {len(tokenizer)} tokens and the embedding {embedded} rows: the other tokens cannot be "
-            "used (no row of the data has one)"
+            f"the tokenizer has {len(tokenizer)} tokens but the embedding {embedded} rows: the tokens beyond them "
+            "cannot be used (no row of the data has one)"
         )
 
 
@@ -110,7 +111,7 @@ def _check_positions(
 
 
 def positions(model: nn.Module) -> int | None:
-    """How many tokens a model with a table of absolute positions can take; None for one without."""
+    """Return the number of positions of a model with absolute positions; None for a model without them."""
     tables = [
         (name, module.num_embeddings - int(getattr(module, "offset", 0)))
         for name, module in model.named_modules()
@@ -121,8 +122,8 @@ def positions(model: nn.Module) -> int | None:
 
 
 def carries_state(model: nn.Module) -> bool:
-    """Whether layers other than attention run along the sequence, by convolution or recurrence: rows laid end to end
-    then see each other, however little."""
+    """Whether the model has convolution or recurrence along the sequence: rows laid end to end then influence each
+    other, however little."""
     return any(isinstance(module, nn.Conv1d) or hasattr(module, "A_log") for module in model.modules())
 
 
@@ -149,7 +150,7 @@ def _adapted(bare: PreTrainedModel, targets: Targets, asked: object) -> Iterator
 
 
 def _share(bare: PreTrainedModel, chosen: set[str]) -> tuple[float, str]:
-    """Which part of the layers' weights is chosen, and the names of the largest others."""
+    """Return which share of the layers' weights is chosen, and the names of the largest ones that are not."""
     ends = {id(module.weight) for module in bare.modules() if isinstance(module, nn.Embedding)}
     head = bare.get_output_embeddings()
     ends |= {id(parameter) for parameter in head.parameters()} if head is not None else set()

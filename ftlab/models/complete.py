@@ -1,6 +1,6 @@
-"""Whether weight files hold exactly the tensors that config.json describes.
+"""Checks that weight files contain exactly the tensors that config.json describes.
 
-transformers fills a tensor that is missing or of another shape with random values, and drops one that has no place.
+transformers fills a tensor that is missing or of another shape with random values, and ignores an unexpected one.
 """
 
 import re
@@ -16,8 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ftlab.errors import WeightsError
 
-# What older checkpoints store and newer architectures compute themselves: rotary tables, causal masks, positions. Left
-# out on purpose, as is what a class of transformers says that it ignores, and tied weights.
+# Tensors that older checkpoints store but newer architectures compute: rotary tables, causal masks, positions. They may
+# be missing or unexpected, as may tied weights and tensors that a class of transformers declares as ignored.
 COMPUTED = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention|self_attention)\.(masked_)?bias"
     r"|causal_mask|position_ids)$"
@@ -27,7 +27,7 @@ SHOWN = 3  # names in a message
 
 
 def check_complete(base: PreTrainedModel, loading: dict[str, Any], model_id: str) -> None:
-    """Refuse a base of which a tensor is random or a stored one unused. `loading` is transformers'
+    """Refuse a base if one of its tensors is random, or a stored tensor is unused. `loading` is transformers'
     `output_loading_info`.
 
     Raises:
@@ -52,8 +52,8 @@ def check_complete(base: PreTrainedModel, loading: dict[str, Any], model_id: str
 
 
 def check_class(config: PretrainedConfig, folder: Path) -> None:
-    """Refuse a configuration whose `model_type` is another than that of the class that wrote the weights: tensors of
-    two families may have the same names and shapes, and mean something else.
+    """Refuse a configuration whose `model_type` is not that of the class that wrote the weights: tensors of two
+    families may have the same names and shapes but different meanings.
 
     Raises:
         WeightsError: names both.
@@ -69,8 +69,8 @@ def check_class(config: PretrainedConfig, folder: Path) -> None:
 
 
 def absent_experts(folder: Path) -> str:
-    """Tensors of experts, stored one by one, that other experts of the same layer have; transformers, which joins
-    them, cannot say which. An empty text where there are none."""
+    """Return the names of missing tensors of experts that are stored one by one: those that other experts of the same
+    layer have. transformers, which stacks them, does not report them. The text is empty if none is missing."""
     numbers: dict[tuple[str, str], set[str]] = {}
     layers: dict[str, set[str]] = {}
     for file in folder.glob("*.safetensors"):
@@ -98,7 +98,7 @@ def _shape(item: tuple[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
 
 
 def _quantised_shapes(base: nn.Module) -> Iterator[tuple[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
-    """Quantised layers whose weight is of another shape than the layer: transformers does not compare these."""
+    """Yield the quantised layers whose weight does not have the layer's shape: transformers does not compare these."""
     for name, module in base.named_modules():
         weight: Any = getattr(module, "weight", None)
         if not isinstance(module, nn.Linear) or not type(module).__module__.startswith("bitsandbytes"):

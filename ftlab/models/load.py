@@ -26,16 +26,17 @@ from ftlab.models.complete import absent_experts, check_class, check_complete
 from ftlab.models.targets import linear_names, uncalled
 from ftlab.weights import WeightsFolder, own_code, readable
 
-# transformers and PEFT ask on stdin whether a model's code may run, where nobody said so; so they never do.
+# Without permission in the configuration, transformers and PEFT would ask on stdin whether a model's code may run. With
+# a time-out of 0 they never ask.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 @contextmanager
 def _code_refused(located: WeightsFolder) -> Iterator[None]:
-    """A model that brings code of its own, where none may run: which files, and how to allow them.
+    """Refuse a model that needs its own Python code, with the files' names and how to allow them.
 
     Raises:
-        WeightsError: always where transformers asks for permission.
+        WeightsError: transformers asks for permission to run the code.
     """
     try:
         yield
@@ -46,10 +47,11 @@ def _code_refused(located: WeightsFolder) -> Iterator[None]:
 
 
 def load_tokenizer(located: WeightsFolder, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, with a pad token. Its eos token must exist: without it nothing can stop.
+    """Load the tokenizer of a folder, and set a pad token if there is none. It must have an end-of-sequence token:
+    without it, generation could not stop.
 
     Raises:
-        WeightsError: no tokenizer, or one without an end-of-sequence token.
+        WeightsError: there is no usable tokenizer, or it has no end-of-sequence token.
     """
     place = f"{located.folder}: its tokenizer files, or the config.json that names their class, cannot be used"
     with readable(place), _code_refused(located):
@@ -66,10 +68,10 @@ def load_tokenizer(located: WeightsFolder, trust_remote_code: bool) -> PreTraine
 
 @contextmanager
 def _absent_named(folder: Path) -> Iterator[None]:
-    """Where loading fails since tensors of experts are absent, the error names them.
+    """If loading fails because tensors of experts are missing, name them in the error.
 
     Raises:
-        ValueError: which are absent.
+        ValueError: names the missing tensors.
     """
     try:
         yield
@@ -83,15 +85,15 @@ def _absent_named(folder: Path) -> Iterator[None]:
 def load_base(
     located: WeightsFolder, model: ModelConfig, quant: QuantConfig, *, device: torch.device, full: bool
 ) -> PreTrainedModel:
-    """The base weights on `device`, quantised as asked and frozen unless `full`.
+    """Load the base weights on `device`, quantised as `quant` says, and frozen unless `full`.
 
-    Full fine-tuning holds float32 weights (an update of bfloat16 weights rounds away); `model.dtype` is
-    then the dtype of the arithmetic only.
+    Full fine-tuning uses float32 weights, since small updates of bfloat16 weights would be lost by rounding.
+    `model.dtype` is then only the dtype of the arithmetic.
 
     Raises:
-        WeightsError: files that cannot be read, are of no decoder architecture, hold other tensors than config.json
-            describes, or are larger than all memory.
-        ConfigError: an attention implementation that cannot be used.
+        WeightsError: files cannot be read, do not belong to a decoder, do not contain the tensors that config.json
+            describes, or are larger than the machine's memory.
+        ConfigError: the attention implementation cannot be used.
     """
     bare = skeleton(located, model.trust_remote_code)
     arguments: dict[str, Any] = {
@@ -121,7 +123,7 @@ def load_base(
     if "device_map" not in arguments:
         base = base.to(device)
     _keep_weights_trainable(base)
-    if hasattr(base.config, "rescale_every"):  # RWKV would halve weights in place for evaluations, adapters not
+    if hasattr(base.config, "rescale_every"):  # RWKV would halve weights in place for evaluations, but not adapters
         base.config.rescale_every = 0
     base.requires_grad_(full)
     base.config.use_cache = False
@@ -129,11 +131,11 @@ def load_base(
 
 
 def _check_memory(bare: PreTrainedModel, model_id: str, dtype: torch.dtype, quant: QuantConfig) -> None:
-    """Refuse weights that are larger than all memory: the system would kill the process in their midst, without a
-    word. A GPU's allocator says by itself that it has no room.
+    """Refuse weights that are larger than the machine's memory: the system would kill the process while it loads,
+    without a message. On a GPU the allocator raises an error by itself.
 
     Raises:
-        WeightsError: the bytes needed and those of the machine.
+        WeightsError: names the bytes needed and the bytes of memory.
     """
     each = 0.5 if quant.load_in_4bit else 1 if quant.load_in_8bit else dtype.itemsize
     needed = each * sum(parameter.numel() for parameter in bare.parameters())
@@ -146,8 +148,8 @@ def _check_memory(bare: PreTrainedModel, model_id: str, dtype: torch.dtype, quan
 
 
 def switch_activation_checkpointing(base: PreTrainedModel, on: bool) -> None:
-    """Whether training keeps layer inputs only and computes the rest again in the backward pass (newer transformers'
-    name first)."""
+    """Switch activation checkpointing on or off. Newer versions of transformers have another name for it than older
+    ones."""
     name = "activation_checkpointing" if hasattr(base, "activation_checkpointing_enable") else "gradient_checkpointing"
     if on:
         getattr(base, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
@@ -156,22 +158,22 @@ def switch_activation_checkpointing(base: PreTrainedModel, on: bool) -> None:
 
 
 def _keep_weights_trainable(base: nn.Module) -> None:
-    """On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward pass in eval mode, for
-    good, and has no gradient for the packed form: training after an evaluation would go on without one."""
+    """Keep bitsandbytes from repacking 4-bit weights. On CPUs with AVX512-BF16 it does so permanently at the first
+    forward pass in eval mode, and the packed form has no gradient: training after an evaluation would have none."""
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (torch types attributes as modules)
 
 
-def check_runs(model: nn.Module, model_id: str, quant: QuantConfig) -> None:
-    """Refuse a model whose forward pass fails, with the reason: libraries do not know every pair of architecture and
-    quantisation. Call it in the precision in which the model runs.
+def check_forward(model: nn.Module, model_id: str, quant: QuantConfig) -> None:
+    """Refuse a model whose forward pass fails: libraries do not support every pair of architecture and quantisation.
+    Call this in the precision in which the model runs.
 
-    So is one that predicts NaN, and one whose tokens see later ones, as an encoder's do: it would learn to copy what it
-    sees.
+    A model that predicts NaN is refused too, and one whose tokens attend to later ones, as in an encoder: it would
+    learn to copy them.
 
     Raises:
-        WeightsError: names the model and the quantisation.
+        WeightsError: names the model, and the quantisation or the flaw.
     """
     ids = torch.arange(8, device=next(model.parameters()).device).reshape(2, 4)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
@@ -198,32 +200,32 @@ def check_runs(model: nn.Module, model_id: str, quant: QuantConfig) -> None:
 
 
 def _flaw(base: nn.Module, first: torch.Tensor, second: torch.Tensor) -> str | None:
-    """What is wrong with predictions (logits) for rows of which only the last token differs."""
+    """Return what is wrong with the model's logits for two batches that differ in each row's last token only."""
     if first.isnan().any():
         return (
             f"{type(base).__name__} predicts NaN: copy or download its weights again, or choose model.dtype=bfloat16 "
-            "or float32 where they are made for these"
+            "or float32 if they are made for these"
         )
     first, second = first[:, :-1].float(), second[:, :-1].float()
-    spread = first.std(dim=1).mean()  # from token to token: rounding stays far below
+    spread = first.std(dim=1).mean()  # the spread between tokens; rounding stays far below it
     if (first - second).abs().mean() > 0.1 * spread:
         return (
-            f"the tokens of {type(base).__name__} see those after them, as in an encoder, so it cannot learn to write "
+            f"the tokens of {type(base).__name__} attend to later ones, as in an encoder, so it cannot learn to write "
             "answers: choose a decoder, or set is_decoder=true in its config.json if it is one"
         )
     return None
 
 
 def kind(quant: QuantConfig) -> str:
-    """The option of the group `quant`."""
+    """Return the option of the group `quant` for these settings."""
     if quant.load_in_4bit:
         return quant.bnb_4bit_quant_type
     return "int8" if quant.load_in_8bit else "none"
 
 
 def stored_kind(bare: PreTrainedModel) -> str | None:
-    """How the weights are quantised in their files, as an option of the group `quant` or another library's name; None
-    where they are not."""
+    """Return how the weights are quantised in their files, as an option of the group `quant` or as another method's
+    name; None if they are not."""
     stored = getattr(bare.config, "quantization_config", None)
     if not stored:
         return None
@@ -234,8 +236,8 @@ def stored_kind(bare: PreTrainedModel) -> str | None:
 
 
 def quantization_config(quant: QuantConfig, spared: Sequence[str] = ()) -> BitsAndBytesConfig | None:
-    """transformers' quantisation settings, or None where both flags are off. Layers `spared` stay as they are, beside
-    those that transformers spares itself."""
+    """Return transformers' quantisation settings, or None if both flags are off. The layers `spared` are not quantised,
+    in addition to those that transformers leaves out itself."""
     if not (quant.load_in_4bit or quant.load_in_8bit):
         return None
     return BitsAndBytesConfig(
@@ -250,10 +252,10 @@ def quantization_config(quant: QuantConfig, spared: Sequence[str] = ()) -> BitsA
 
 
 def skeleton(located: WeightsFolder, trust_remote_code: bool) -> PreTrainedModel:
-    """The architecture without weights (meta device): names and shapes, no memory.
+    """Return the architecture without weights (on the meta device): names and shapes, no memory.
 
     Raises:
-        WeightsError: config.json describes no decoder that transformers knows.
+        WeightsError: config.json does not describe a decoder that transformers supports.
     """
     place = f"{located.folder}: config.json describes no usable decoder"
     with readable(place), _code_refused(located):
@@ -264,7 +266,7 @@ def skeleton(located: WeightsFolder, trust_remote_code: bool) -> PreTrainedModel
 
 
 def count(model: nn.Module) -> tuple[int, int]:
-    """Trainable and all parameters; a packed 4-bit weight counts every number that it stands for."""
+    """Return the numbers of trainable and of all parameters. A packed 4-bit weight counts with all its numbers."""
     trainable = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)

@@ -1,4 +1,4 @@
-"""The folder of a result: adapter or weights, and all that prediction needs beside them."""
+"""The folder of a result: adapter or weights, and the other files that prediction needs."""
 
 import json
 import shutil
@@ -25,9 +25,9 @@ def save_result(model: nn.Module, folder: Path, base_id: str) -> None:
         return
     initial = getattr(model, "ftlab_initial", None)
     extra = {"path_initial_model_for_weight_conversion": initial} if initial else {}
-    # Only the trained one, whatever other adapters hang on the model.
+    # Save only the trained adapter, whatever other adapters the model has.
     model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"], **extra)
-    # Written last: PEFT would look a Hub id up while it saves.
+    # The Hub id is written last: with it PEFT would access the Hub while it saves.
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_id}
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -35,7 +35,7 @@ def save_result(model: nn.Module, folder: Path, base_id: str) -> None:
 
 
 def _open_up(folder: Path, written: str) -> None:
-    """Give weight files, which safetensors writes for their owner only, the mode that the umask gives to others."""
+    """Give weight files the same mode as the file `written`: safetensors makes them readable for their owner only."""
     for file in folder.glob("*.safetensors"):
         shutil.copymode(folder / written, file)
 
@@ -47,8 +47,7 @@ def save_beside(
     generation: GenerationConfig,
     card: str,
 ) -> None:
-    """Tokenizer, prompt template, generation settings and model card: all that prediction needs beside the
-    weights."""
+    """Write tokenizer, prompt template, generation settings and model card next to the weights."""
     tokenizer.save_pretrained(str(folder))
     generation.save_pretrained(str(folder))
     (folder / "prompt.json").write_text(json.dumps(prompt, indent=2) + "\n", encoding="utf-8")
@@ -56,7 +55,7 @@ def save_beside(
 
 
 def load_result(run: Path, cfg: ExperimentConfig, device: torch.device) -> tuple[PreTrainedTokenizerBase, nn.Module]:
-    """Tokenizer and tuned model of a finished run.
+    """Load the tokenizer and the tuned model of a finished run.
 
     Raises:
         WeightsError: the folder holds no result, or its base cannot be found.
@@ -64,7 +63,7 @@ def load_result(run: Path, cfg: ExperimentConfig, device: torch.device) -> tuple
     full = cfg.lora.r == 0
     result = run / ("model" if full else "adapter")
     if not result.is_dir():
-        raise WeightsError(f"run={run} holds no {result.name}/: the run has not finished (the same command resumes it)")
+        raise WeightsError(f"run={run} has no {result.name}/: the run has not finished (the same command resumes it)")
     beside = WeightsFolder(result, "folder", None, "the run's own")
     tokenizer = load_tokenizer(beside, cfg.model.trust_remote_code)
     located = beside if full else find(cfg.model)

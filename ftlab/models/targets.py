@@ -1,9 +1,9 @@
-"""Which layers of an architecture `lora.target_modules` names, and which of them can have an adapter.
+"""The layers of an architecture that `lora.target_modules` names, and whether they can have an adapter.
 
-Experts of newer transformers are no linear layers but parameters [experts, out, in] of one module; PEFT adapts these by
-`target_parameters`. Two kinds of linear layers are left out of a set and refused in a list: those whose weights a
-state-space layer hands to its kernel without calling the layer, and those whose names PEFT takes for experts' of older
-transformers.
+Experts of newer versions of transformers are not linear layers but parameters [experts, out, in] of one module. PEFT
+adapts these by `target_parameters`. Two kinds of linear layers are left out of a named set, and refused in a list:
+those whose weights a state-space layer passes to its kernel without calling the layer, and those whose names PEFT
+mistakes for experts of older versions of transformers.
 """
 
 import difflib
@@ -31,7 +31,7 @@ Names = dict[str, list[str]]  # a short name, with the full names that end in it
 
 @dataclass(frozen=True)
 class Targets:
-    """What an adapter is put on, by names as PEFT takes them, and a line on each kind of layer that is left out."""
+    """The modules and parameters to adapt, by names for PEFT, and one line for each kind of layer that is left out."""
 
     modules: list[str]
     parameters: list[str] = field(default_factory=list)
@@ -39,11 +39,11 @@ class Targets:
 
 
 def find_targets(model: PreTrainedModel, targets: Any) -> Targets:
-    """A named set resolved on this model, or a list of which every entry exists.
+    """Resolve a named set on this model, or check that every entry of a list exists.
 
     Raises:
-        ConfigError: an entry that names no linear layer and no experts, or none that can have an adapter; a set that
-            this architecture does not have.
+        ConfigError: an entry names neither linear layers nor experts, or only layers that cannot have an adapter; or
+            the architecture has no layer of the set.
     """
     linears, experts = linear_names(model), expert_names(model)
     barred = dict(_barred(model, linears))
@@ -65,7 +65,7 @@ def find_targets(model: PreTrainedModel, targets: Any) -> Targets:
 
 
 def linear_names(model: nn.Module) -> Names:
-    """Short names of the linear layers, each with the full names that end in it, in the model's order."""
+    """Return the short names of the linear layers, each with the full names that end in it, in the model's order."""
     found: Names = {}
     for full, module in model.named_modules():
         if full and is_linear(module):
@@ -78,7 +78,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def expert_names(model: nn.Module) -> Names:
-    """Short names (`experts.down_proj`) of the experts that are parameters of three dimensions, with the full names."""
+    """Return the short names (`experts.down_proj`) of experts that are 3-dimensional parameters, with full names."""
     found: Names = {}
     for module_name, module in model.named_modules():
         holder = module_name.rpartition(".")[2]
@@ -93,8 +93,8 @@ def _is_head(model: nn.Module, names: list[str], head: nn.Module | None) -> bool
 
 
 def _members(targets: str, name: str, free: list[str], full: list[str]) -> list[str]:
-    """The name where all layers so called (`full`) are in the set; where some are (GPT-2's attention and MLP both have
-    a `c_proj`), the name together with the module that holds it."""
+    """Return the layers of a name that are in the set: the name if all of them (`full`) are, else each name with its
+    parent module. GPT-2's attention and MLP, for example, both have a `c_proj`."""
     members = [layer for layer in free if _in_set(targets, name, layer)]
     if members and len(members) == len(full):
         return [name]
@@ -117,20 +117,20 @@ def _in_set(targets: str, name: str, full: str) -> bool:
 
 
 def _barred(model: PreTrainedModel, linears: Names) -> Iterator[tuple[str, str]]:
-    """Full names of linear layers that cannot have an adapter, each with the reason."""
+    """Yield the full names of linear layers that cannot have an adapter, each with the reason."""
     for name, full in linears.items():
         renamed = _renamed_by_peft(model, name)
         for layer in full:
             if renamed:
-                yield layer, "PEFT mistakes them for experts, which were so called"
+                yield layer, "PEFT mistakes them for experts, which had this name in older versions of transformers"
             elif uncalled(model, layer):
                 holder = model.get_submodule(layer.rpartition(".")[0])
                 yield layer, f"{type(holder).__name__} uses the weights without calling the layer"
 
 
 def uncalled(model: nn.Module, layer: str) -> bool:
-    """Whether a state-space layer hands the weight of its linear layer `layer` to a kernel, which then sees neither an
-    adapter nor that the weight is quantised. Its own code tells."""
+    """Whether a state-space layer passes the weight of its linear layer `layer` to a kernel, which would ignore an
+    adapter and quantisation. The source of its class shows this."""
     parent, _, name = layer.rpartition(".")
     holder = model.get_submodule(parent)
     one: Any = type(holder)  # mypy takes a class for one without a hash
@@ -139,7 +139,7 @@ def uncalled(model: nn.Module, layer: str) -> bool:
 
 @cache
 def _reads_weight(holder: type[nn.Module], name: str) -> bool:
-    """Whether a class's own code passes the weight of its layer `name` on."""
+    """Whether a class's own code reads the weight of its layer `name`."""
     own = [one for one in holder.__mro__ if not one.__module__.startswith(("torch", "builtins"))]
     try:
         source = "".join(map(inspect.getsource, own))
@@ -149,7 +149,7 @@ def _reads_weight(holder: type[nn.Module], name: str) -> bool:
 
 
 def _renamed_by_peft(model: PreTrainedModel, name: str) -> bool:
-    """PEFT translates names of layers that were experts in older transformers, and so misses layers still so called."""
+    """Whether PEFT renames a layer because experts of older versions of transformers had its name."""
     config = PeftLoraConfig(target_modules=[name])
     try:
         convert_peft_config_for_transformers(config, model, None)
@@ -196,4 +196,4 @@ def _ends(full: str, target: str) -> bool:
 def _unknown(target: str, known: list[str]) -> str:
     near = difflib.get_close_matches(target, known, n=1, cutoff=0.3)
     hint = f" (nearest: {near[0]})" if near else ""
-    return f"lora.target_modules={target} is no linear layer of this model{hint}; it has: {', '.join(known)}"
+    return f"lora.target_modules={target} is not a linear layer of this model{hint}; it has: {', '.join(known)}"

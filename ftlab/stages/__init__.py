@@ -1,5 +1,5 @@
-"""Ways to train: each module here with an attribute STAGE is one, as is each entry point of the group `ftlab.stages`;
-`trainer.stage` names it."""
+"""Training stages, such as supervised fine-tuning: each module here with an attribute STAGE, and each entry point of
+the group `ftlab.stages`. `trainer.stage` names one of them."""
 
 from typing import Any
 

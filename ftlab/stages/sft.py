@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sft:
-    """Cross entropy of the trained spans, by the fast step where the model is known to it."""
+    """Trains on the cross entropy of the trained spans, with the fast step if it supports the model."""
 
     name: str = "sft"
     needs: str = "completion"

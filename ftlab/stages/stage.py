@@ -1,6 +1,7 @@
-"""What a stage is: a way to train, above the loop. `ftlab/stages/sft.py` is the first; docs/extending.md shows another.
+"""The interface of a training stage, such as supervised fine-tuning (`ftlab/stages/sft.py`). docs/extending.md shows
+another one.
 
-Stages are looked up without torch, so this module and they import it inside functions or for types only.
+Stages are looked up without torch, so this module and the stages import it only inside functions or for types.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device. `decoder` are its layers for the fast path, where that knows them; `flat` says whether
-    rows of one batch do not see each other."""
+    """A model on its device. `decoder` is the model on the fast path, or None if that does not support it. `flat` says
+    that rows of one flat batch do not influence each other."""
 
     model: "nn.Module"
     decoder: "Decoder | None"
@@ -37,36 +38,37 @@ class LoadedModel:
 
 
 class Hooks(Protocol):
-    """What a stage is given of the run that it trains in, and through which it reports."""
+    """The run's side of a stage: what a stage uses of the run, and the callbacks by which it reports to it."""
 
     stop: "StopSignal"
     ranks: "Ranks"
     checkpoints: "Checkpoints"
-    trace: Path  # where a torch trace of steps is written (`trainer.profile`)
-    vram_limit_gib: float | None  # what torch may hold of the GPU; None: all that is free
+    trace: Path  # the file of a torch trace of steps (`trainer.profile`)
+    vram_limit_gib: float | None  # GPU memory that torch may hold, in GiB; None: all that is free
 
     def evaluate(self, step: int) -> "Scores":
-        """Score the model on validation, after so many optimizer steps; may end the training by an exception."""
+        """Score the model on validation after `step` optimizer steps. An exception that it raises ends the training."""
 
     def record(self, metrics: "Metrics", step: int) -> None:
-        """Put metrics of training on record."""
+        """Record metrics of training."""
 
     def note(self, line: str) -> None:
-        """Tell the user something."""
+        """Show a line to the user."""
 
     def warn(self, line: str) -> None:
-        """Tell the user of something that is likely not wanted."""
+        """Show a warning to the user."""
 
     def training(self, steps: int, done: int, epochs: float) -> AbstractContextManager[None]:
-        """The block trains: so many steps in all, which see each sample so often, `done` of them before."""
+        """Return a context for the training: `steps` steps in total, of which `done` were made before, over `epochs`
+        epochs."""
 
     def setting(self, setting: "StepSetting") -> None:
-        """Put on record how rows went through the model."""
+        """Record the setting of the steps."""
 
 
 class Stage(Protocol):
-    """A way to train. `needs` is the kind of rows that it makes its samples of, which the task must be able to give;
-    `metrics` are those of its own evaluation; `answers` says whether an evaluation also has the model answer, which the
+    """A way to train. `needs` is the kind of rows from which it makes samples, which the task must provide.
+    `metrics` are those of its own evaluation. `answers` says whether an evaluation also generates answers, which the
     task judges. A stage with settings of its own has a dataclass `options` of them, which are set by
     `trainer.options.NAME=VALUE`; it reads them by `ftlab.options.settings(self.options, cfg.trainer.options)`."""
 
@@ -76,10 +78,11 @@ class Stage(Protocol):
     answers: bool
 
     def encode(self, tokens: "Sequence[Tokens]", cfg: "ExperimentConfig") -> "EncodedSet[Any]":
-        """The samples that rows as tokens make, those of one split; what does not fit `data.max_length` is counted."""
+        """Return the samples of one split's tokenised rows, and the number of rows that do not fit
+        `data.max_length`."""
 
     def evaluate(self, loaded: LoadedModel, samples: "Sequence[Sample]", cfg: "ExperimentConfig") -> dict[str, float]:
-        """The stage's metrics by name. `loaded.decoder` is there only where it can be asked as it is. A stage calls
+        """Return the stage's metrics by name. `loaded.decoder` is None unless it is ready for use. A stage calls
         `loaded.model` in evaluation mode and inside `loaded.accelerator.autocast()`."""
 
     def fit(
@@ -90,9 +93,9 @@ class Stage(Protocol):
         hooks: Hooks,
         resume: "Checkpoint | None",
     ) -> "Progress":
-        """Train the model's trainable tensors, or go on from a checkpoint, and leave the best ones in the model.
+        """Train the model's trainable tensors, or resume from a checkpoint, and leave the best ones in the model.
 
         Raises:
-            TrainingError: training cannot go on; the last good checkpoint stays.
-            Stopped: a signal came; the same call resumes.
+            TrainingError: training cannot continue; the last good checkpoint is kept.
+            Stopped: a stop signal was received; the same call resumes.
         """

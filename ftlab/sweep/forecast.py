@@ -75,7 +75,7 @@ def features_of(cfg: ExperimentConfig, setting: Setting) -> tuple[object, ...]:
     trainer, lora = cfg.trainer, cfg.lora
     return (
         cfg.model.id,
-        setting.share > 0,
+        setting.checkpointed_fraction > 0,
         lora.r == 0,
         cfg.model.dtype,
         cfg.quant,

@@ -1,10 +1,10 @@
-"""Pretrain the embedded base model: it reads schemas and writes SQL, but never saw which query answers a question.
+"""Pretrain the embedded base model: it knows schemas and SQL, but has never seen which query answers a question.
 
     python -m ftlab.tiny.pretrain --data shared/data/sql_create_context/train.jsonl.gz --out /tmp/tiny
 
-Documents are English questions, schemas, schemas with a query, and copy practice on all of them. A question and a query
-never stand in one document, and every document is a training row of its own (no packing), so that connecting the two
-is left for fine-tuning: the base scores near zero and LoRA has something to show. ``check`` asserts this.
+Documents are English questions, schemas, schemas with a query, and copying exercises on all of them. No document
+contains both a question and a query, and every document is a training row of its own (no packing). The base therefore
+scores near zero, and connecting questions with queries is left to fine-tuning. ``check`` asserts this.
 
 Sources: the ``train`` schemas of ``ftlab.data.sql_synth`` and the WikiSQL rows (BSD-3-Clause, (c) 2017 Salesforce
 Research) of the ``--data`` file; its Spider-derived rows (CC-BY-SA-4.0) are left out.
@@ -31,9 +31,9 @@ from ftlab.data import sql_synth
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 MAX_TOKENS = 320
-"""Longer documents are left out."""
+"""Documents with more tokens are left out."""
 SHARDS = 16
-"""Documents are written in so many parts, by as many processes as there are cores."""
+"""The number of parts in which documents are generated, by one process per core."""
 
 # Every linear layer's in_features is a multiple of 64, the block of bitsandbytes' NF4.
 SHAPE = {
@@ -51,19 +51,20 @@ Section = tuple[str, str]
 
 @dataclass(frozen=True)
 class Document:
-    """One pretraining text, in the sections of the fine-tuning prompt: ``### Schema:``, ``### Question:``, ..."""
+    """One pretraining text, with the sections of the fine-tuning prompt: ``### Schema:``, ``### Question:``, ..."""
 
     kind: str
     sections: tuple[Section, ...]
 
     @property
     def text(self) -> str:
-        """The sections as the model reads them."""
+        """The text of the document, as the model reads it."""
         return "\n\n".join(f"### {name}:\n{body}" for name, body in self.sections)
 
 
 def wikisql_rows(path: Path) -> list[PretrainRow]:
-    """The ``wikisql-converted`` rows of a gzip'd JSON Lines file; the licence of the others must not be inherited."""
+    """Return the ``wikisql-converted`` rows of a gzipped JSON Lines file. The licence of the other rows must not apply
+    to the model."""
     if not path.exists():
         raise SystemExit(
             f"--data {path}: no such file. It is train.jsonl.gz in the sql-create-context format with a `source` "
@@ -76,13 +77,13 @@ def wikisql_rows(path: Path) -> list[PretrainRow]:
 
 
 def documents(wikisql: Sequence[PretrainRow], count: int, seed: int) -> Iterator[Document]:
-    """``count`` documents of all kinds, shuffled. A row gives either its question or its query, never both."""
+    """Yield ``count`` documents of random kinds. A document contains a row's question or its query, never both."""
     rng = Random(f"documents/{seed}")
     synth = sql_synth.generate("train", count // 2, seed=1000 + seed)
     words = _Words.of(wikisql)
     for _ in range(count):
         row = rng.choice(synth if rng.random() < 0.7 else wikisql)
-        # Invented names in familiar sentences teach to copy what is there instead of remembering it.
+        # Invented names in familiar sentences teach the model to copy names instead of memorising them.
         yield rng.choice(KINDS)(words.renamed(row, rng) if rng.random() < 0.9 else row, words, rng)
 
 
@@ -91,7 +92,7 @@ def _shard(wikisql: Sequence[PretrainRow], count: int, seed: int) -> list[Docume
 
 
 class HeldOut:
-    """What no document may hold: rows of test files, and all of the validation and test schemas."""
+    """Texts that no document may contain: rows of test files, and all validation and test schemas."""
 
     def __init__(self, rows: Sequence[PretrainRow]) -> None:
         held = [schema for split in ("validation", "test") for schema in sql_synth.schemas(split)]
@@ -109,7 +110,7 @@ class HeldOut:
 
 
 def check(texts: Sequence[Document], held_out: HeldOut) -> None:
-    """Assert what the model card promises, for these documents."""
+    """Assert for these documents what the model card says about the data."""
     for document in texts:
         names = {name for name, _ in document.sections}
         assert not names >= {"Question", "SQL"}, f"a question with a query: {document.text}"
@@ -122,7 +123,7 @@ def check(texts: Sequence[Document], held_out: HeldOut) -> None:
 
 @dataclass(frozen=True)
 class _Words:
-    """Words and literal values found in the WikiSQL rows, to rename with."""
+    """Words and literal values of the WikiSQL rows, which serve as new names."""
 
     words: tuple[str, ...]
     values: tuple[str, ...]
@@ -134,12 +135,13 @@ class _Words:
         return cls(tuple(sorted(words)), tuple(sorted(value for value in values if len(value) < 25)))
 
     def invented(self, rng: Random) -> str:
-        """A word, or the halves of two: endlessly many, so that no name can be learnt by heart."""
+        """Return a word, or one made of the halves of two: too many to memorise."""
         a, b = rng.choice(self.words), rng.choice(self.words)
         return _stem(a if rng.random() < 0.4 else a[: len(a) // 2 + 1] + b[len(b) // 2 :])
 
     def renamed(self, row: PretrainRow, rng: Random) -> PretrainRow:
-        """``row`` with most words of its table and column names and all its text values replaced, alike everywhere."""
+        """Return ``row`` with most words of its table and column names and all its text values replaced
+        consistently."""
         parts = {_stem(word) for name in _names(row["context"]) for word in name.lower().split("_")}
         stems = sorted(parts - {"id", ""})
         names = {stem: self.invented(rng) for stem in stems if rng.random() < 0.8}
@@ -181,7 +183,8 @@ def _query(row: PretrainRow, words: _Words, rng: Random) -> Document:
 
 
 def _links(row: PretrainRow, words: _Words, rng: Random) -> Document:
-    """Words and values in one section, the same as SQL spells them in the next: ``net worth`` -> ``Net_Worth``."""
+    """A document with words and values in one section, and their SQL spelling in the next: ``net worth`` ->
+    ``Net_Worth``."""
     names = _names(row["context"])
     pairs = [(_said(name, rng), name) for name in rng.sample(names, min(len(names), rng.randint(1, 4)))]
     for _ in range(rng.randint(0, 2)):
@@ -194,7 +197,8 @@ def _links(row: PretrainRow, words: _Words, rng: Random) -> Document:
 
 
 def _bag(row: PretrainRow, words: _Words, rng: Random) -> Document:
-    """A query after the names and values it uses, shuffled: no wording, no order, no operator, no key of a join."""
+    """A document with a query after the names and values that it uses, shuffled: without wording, order, operators and
+    join keys."""
     joined = set(re.findall(r"\w+", " ".join(re.findall(r" ON T1\.\w+ = T2\.\w+", row["answer"]))))
     used = set(re.findall(r"\w+", re.sub(r'"[^"]*"', "", row["answer"]))) - joined
     bag = [_said(name, rng) for name in dict.fromkeys(_names(row["context"])) if name in used]
@@ -205,11 +209,11 @@ def _bag(row: PretrainRow, words: _Words, rng: Random) -> Document:
 
 
 KINDS = (_question, _question, _schema, _query, _query, _links, _links, _bag, _bag)
-"""Makers of documents; one named twice makes twice as many."""
+"""Functions that make documents. One that is listed twice makes twice as many."""
 
 
 def _said(name: str, rng: Random) -> str:
-    """A name as people say it: small letters, spaces, now and then one instead of many."""
+    """Return a name as people say it: lower case, spaces, sometimes the other grammatical number."""
     said = name.replace("_", " ").lower()
     if rng.random() < 0.6:
         return said
@@ -226,7 +230,7 @@ def _stem(word: str) -> str:
 
 
 def _names(context: str) -> list[str]:
-    """Tables and columns of a schema, in order."""
+    """Return the names of tables and columns of a schema, in order."""
     return re.findall(r"(?<=CREATE TABLE )\w+|\w+(?= VARCHAR| INTEGER)", context)
 
 
@@ -236,15 +240,15 @@ _KEYWORDS = (
     "CREATE TABLE|VARCHAR|INTEGER|SELECT DISTINCT|SELECT|FROM|WHERE NOT|WHERE|AS T1 JOIN|AS T2 ON|AND|OR|ORDER BY|"
     "GROUP BY|HAVING|DESC LIMIT|DESC|LIMIT|LIKE|BETWEEN|INTERSECT|EXCEPT|UNION|IN|AS"
 )
-# A word is the same token after a space, a dot, a bracket or a quote: what is copied is spelt alike everywhere. So a
-# space stands alone, unless it belongs to a keyword of SQL or to punctuation; a digit always stands alone.
+# A word has the same tokens after a space, a dot, a bracket or a quote, so that it can be copied token by token. A
+# space is therefore a token of its own, unless it belongs to a keyword of SQL or to punctuation. A digit always is.
 _PIECES = (
     rf" ?\b(?:{_KEYWORDS})\b ?|### \w+:\n|\n\n|[0-9]|[A-Z]?[a-z]+|[A-Z]+|, |; |\. | [=<>]+ | \(|\s|[^\sA-Za-z0-9]+?"
 )
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; ``tokenizer(text)`` puts BOS first, nothing puts EOS last."""
+    """Train a byte-level BPE tokenizer. ``tokenizer(text)`` adds BOS at the start, but no EOS at the end."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(_PIECES), "isolated"),
@@ -271,7 +275,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def batches(rows: list[list[int]], size: int, pad: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless ``(input_ids, labels)``, both ``(size, longest)`` int64, right-padded; rows of like length together."""
+    """Yield ``(input_ids, labels)`` without end, both ``(size, longest)`` int64, right-padded, of similar lengths."""
     rng = Random(f"batches/{seed}")
     while True:
         rng.shuffle(rows)
@@ -285,7 +289,7 @@ def batches(rows: list[list[int]], size: int, pad: int, seed: int) -> Iterator[t
 
 
 def train(model: LlamaForCausalLM, rows: list[list[int]], steps: int, batch: int, lr: float, seed: int) -> None:
-    """AdamW with a warm-up of 5 % and a cosine to zero; bf16 autocast on a GPU."""
+    """Train with AdamW, 5 % warm-up and cosine decay to zero; with bf16 autocast on a GPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     decay = [p for p in model.parameters() if p.dim() > 1]
@@ -300,7 +304,8 @@ def train(model: LlamaForCausalLM, rows: list[list[int]], steps: int, batch: int
     stream = batches(rows, batch, model.config.pad_token_id, seed)
     for step, (ids, labels) in zip(range(1, steps + 1), stream, strict=False):
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            # Padding is on the right and causal attention never looks there: no mask, and the fast kernel.
+            # Padding is on the right, where causal attention never looks: no mask is needed, and the fast kernel is
+            # used.
             loss = model(input_ids=ids.to(device, non_blocking=True), labels=labels.to(device, non_blocking=True)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -334,7 +339,7 @@ def main() -> None:
     shards = [(wikisql, options.documents // SHARDS, options.seed * SHARDS + i) for i in range(SHARDS)]
     with multiprocessing.Pool() as pool:
         made = [document for shard in pool.starmap(_shard, shards) for document in shard]
-    # Invented names meet held-out ones by chance now and then: such documents are left out.
+    # Invented names sometimes equal held-out ones by chance. Such documents are left out.
     texts = [document for document in made if document not in held_out]
     check(texts, held_out)
     for kind, count in sorted(Counter(document.kind for document in texts).items()):

@@ -1,11 +1,12 @@
-"""Attention inside the rows of a flat batch, without a mask over the whole of it: torch's own varlen FlashAttention on
+"""Attention within the rows of a flat batch, without a mask over the whole batch: torch's own varlen FlashAttention on
 a GPU, row by row on a CPU.
 
-transformers keeps rows apart by a boolean mask [tokens, tokens], whose cost grows with the square of the batch. Both of
-its registries' `sdpa` are replaced here. The mask's becomes a description of the rows (`RowMask`), which travels to the
-layers in the mask's place, also into the recomputation of a checkpointed layer, and turns into the mask itself as soon
-as anything but our attention computes with it. The attention's goes by rows where it finds such a description and can.
-Everything else, as generation, passes through.
+transformers separates rows by a boolean mask [tokens, tokens], whose cost grows with the square of the batch's length.
+This module replaces the entry `sdpa` of transformers' two registries. The mask function returns a description of the
+rows (`RowMask`) instead of the mask. It is passed to the layers as the mask would be, also when a checkpointed layer is
+recomputed, and turns into the mask itself as soon as anything but our attention computes with it. The attention
+function computes row by row if it gets such a description and supports the case. All other calls, such as those of
+generation, are unchanged.
 """
 
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# What FlashAttention takes: heads of a multiple of so many numbers, and of at most so many; GPUs from here on.
+# What FlashAttention supports: the head size is a multiple of HEAD_MULTIPLE and at most HEAD_MOST; the minimum compute
+# capability of the GPU.
 HEAD_MULTIPLE, HEAD_MOST, CAPABILITY = 8, 256, (8, 0)
-# Arguments of `sdpa` that change what is computed and that attention by rows does not know.
+# Arguments of `sdpa` that change the result and that attention by rows does not support.
 UNKNOWN = ("position_bias", "softcap", "s_aux", "cache")
 
 _lengths: ContextVar[list[int] | None] = ContextVar("lengths of the rows in the flat batch", default=None)
@@ -31,7 +33,7 @@ _lengths: ContextVar[list[int] | None] = ContextVar("lengths of the rows in the 
 
 @contextmanager
 def rows_of(lengths: list[int]) -> Iterator[None]:
-    """Forward passes in the block are of a flat batch of rows of these lengths (tokens)."""
+    """Declare that forward passes in the block are of a flat batch whose rows have these lengths, in tokens."""
     token = _lengths.set(lengths)
     try:
         yield
@@ -40,15 +42,15 @@ def rows_of(lengths: list[int]) -> Iterator[None]:
 
 
 class RowMask(Tensor):
-    """The mask [1, 1, tokens, tokens] of causal attention inside rows of these `lengths`, no further back than `window`
-    tokens. It takes one byte: whatever torch is asked to compute with it is computed with `whole`."""
+    """The mask [1, 1, tokens, tokens] of causal attention within rows of these `lengths`, limited to a sliding window
+    of `window` tokens. It takes one byte of memory. Any torch function that is called with it gets `whole` instead."""
 
     lengths: list[int]
     window: int | None
 
     @staticmethod
     def of(lengths: list[int], window: int | None, device: torch.device) -> "RowMask":
-        """The mask, not made yet."""
+        """Return the mask without computing its values."""
         tokens = sum(lengths)
         mask = torch.zeros((), dtype=torch.bool, device=device).expand(1, 1, tokens, tokens).as_subclass(RowMask)
         mask.lengths, mask.window = lengths, None if window is None or window >= max(lengths) else window
@@ -56,13 +58,13 @@ class RowMask(Tensor):
 
     @cached_property
     def starts(self) -> Tensor:
-        """The rows' first tokens, and the end of the batch: [rows + 1], int32."""
+        """The first positions of the rows, and the end of the batch: [rows + 1], int32."""
         lengths = torch.tensor([0, *self.lengths], dtype=torch.int32)
         return lengths.cumsum(0, dtype=torch.int32).to(self.device, non_blocking=True)
 
     @cached_property
     def whole(self) -> Tensor:
-        """The mask as a tensor like any other; True where a token is seen."""
+        """The mask as a plain tensor; True where a token is attended to."""
         rows = torch.arange(len(self.lengths), device=self.device)
         row = rows.repeat_interleave(torch.tensor(self.lengths, device=self.device))
         place = torch.arange(sum(self.lengths), device=self.device)
@@ -83,7 +85,7 @@ class RowMask(Tensor):
 
 
 def mask_of_rows(*args: Any, config: Any = None, **kwargs: Any) -> Tensor | None:
-    """transformers' `sdpa_mask`, a `RowMask` where the mask is that of a flat batch's rows."""
+    """Replace transformers' `sdpa_mask`: return a `RowMask` if the mask only separates the rows of a flat batch."""
     lengths = _lengths.get()
     if args or lengths is None or not _is_of_rows(lengths, config, **kwargs):
         mask: Tensor | None = sdpa_mask(*args, config=config, **kwargs)
@@ -103,8 +105,8 @@ def _is_of_rows(
     use_vmap: bool = False,
     **_: Any,
 ) -> bool:
-    """Whether rows, and a window as the configuration has one, are all that the mask is of: no other function of
-    places (which transformers maps), no padding, no chunks. One row alone needs no mask of ours."""
+    """Whether the mask consists only of the rows and of the configuration's sliding window: no other mask function
+    (which transformers would map), no padding, no chunks. A single row needs no `RowMask`."""
     flat = batch_size == 1 and q_length == kv_length == sum(lengths) and len(lengths) > 1
     window = local_size is None or local_size == getattr(config, "sliding_window", None)
     return flat and window and attention_mask is None and not use_vmap
@@ -113,25 +115,25 @@ def _is_of_rows(
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """`sdpa` of query, key, value [1, heads, tokens, head size]; the result is [1, tokens, heads, head size]."""
+    """Replace `sdpa` for query, key, value [1, heads, tokens, head size]; return [1, tokens, heads, head size]."""
     if not isinstance(attention_mask, RowMask):
         return _sdpa(module, query, key, value, attention_mask, **kwargs)
     if any(kwargs.get(name) is not None for name in UNKNOWN) or query.shape[2] != attention_mask.shape[2]:
         return _sdpa(module, query, key, value, attention_mask.whole, **kwargs)
-    if flash_takes(query, value):
+    if flash_supports(query, value):
         return _flash(query, key, value, attention_mask, **kwargs), None
     if query.device.type == "cpu":
         return _by_row(module, query, key, value, attention_mask, **kwargs)
     return _sdpa(module, query, key, value, attention_mask.whole, **kwargs)
 
 
-def flash_takes(query: Tensor, value: Tensor) -> bool:
-    """Whether FlashAttention takes such heads, in such numbers, on such a GPU."""
+def flash_supports(query: Tensor, value: Tensor) -> bool:
+    """Whether FlashAttention supports this head size, this dtype and this GPU."""
     if query.device.type != "cuda" or torch.cuda.get_device_capability(query.device) < CAPABILITY:
         return False
     size = query.shape[-1]
     heads = size == value.shape[-1] and size % HEAD_MULTIPLE == 0 and size <= HEAD_MOST
-    return heads and _computed_in(query) in (torch.bfloat16, torch.float16)
+    return heads and _compute_dtype(query) in (torch.bfloat16, torch.float16)
 
 
 def _flash(
@@ -145,7 +147,7 @@ def _flash(
     **_: Any,
 ) -> Tensor:
     longest = max(mask.lengths)
-    dtype = _computed_in(query)
+    dtype = _compute_dtype(query)
     query, key, value = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
     window = {} if mask.window is None else {"window_size_left": mask.window - 1, "window_size_right": 0}
     found = torch.ops.aten._flash_attention_forward(
@@ -165,13 +167,13 @@ def _by_row(
 
 
 def _window(length: int, mask: RowMask) -> Tensor | None:
-    """The mask of one row, which a row no longer than the window does without."""
+    """Return the mask of one row of this length; None if the row is no longer than the window."""
     alone = RowMask.of([length], mask.window, mask.device)
     return None if alone.window is None else alone.whole
 
 
-def _computed_in(part: Tensor) -> torch.dtype:
-    """The dtype that autocast would give to torch's own attention; the kernel itself it leaves alone."""
+def _compute_dtype(part: Tensor) -> torch.dtype:
+    """Return the dtype that autocast would use for torch's own attention. It does not apply to the kernel itself."""
     kind = part.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else part.dtype
 

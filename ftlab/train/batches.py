@@ -1,6 +1,6 @@
-"""Which rows make a step, and how rows become one flat batch without padding.
+"""The rows of each step, and rows as one flat batch without padding.
 
-Order is a function of (rows, seed, step) alone, so a resumed run continues at any step without state.
+The order is a function of (rows, seed, step) only, so a resumed run continues at any step without saved state.
 """
 
 import math
@@ -19,12 +19,12 @@ S = TypeVar("S", bound=Sample)
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Rows of every optimizer step: shuffled epochs one after another, cut into global batches."""
+    """The rows of every optimizer step: shuffled epochs one after another, cut into global batches."""
 
     rows: int
     global_batch_size: int
     steps: int
-    total_rows: int | None  # where epochs end inside a batch, the last batch is shorter
+    total_rows: int | None  # if epochs end within a batch, the last batch is shorter
     seed: int
 
     @classmethod
@@ -36,11 +36,11 @@ class RowOrder:
 
     @property
     def epochs(self) -> float:
-        """How often each row is seen."""
+        """How often each row is trained on."""
         return (self.total_rows or self.steps * self.global_batch_size) / self.rows
 
     def indices(self, step: int) -> list[int]:
-        """Row numbers of optimizer step `step` (0-based)."""
+        """Return the row numbers of optimizer step `step` (0-based)."""
         start = step * self.global_batch_size
         end = start + self.global_batch_size
         if self.total_rows is not None:
@@ -50,7 +50,7 @@ class RowOrder:
 
 @lru_cache(maxsize=2)
 def shuffled(rows: int, seed: int, epoch: int) -> list[int]:
-    """The order in which an epoch sees the rows."""
+    """Return the order of the rows in an epoch."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order: list[int] = torch.randperm(rows, generator=generator).tolist()
     return order
@@ -58,9 +58,9 @@ def shuffled(rows: int, seed: int, epoch: int) -> list[int]:
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """Rows laid end to end. `input_ids` and `position_ids` are [1, tokens]; positions restart with each row,
-    which is what keeps attention inside a row (transformers, with attention_mask=None and use_cache=False).
-    `predict` [trained] are the positions whose output is scored, `targets` [trained] the tokens they should give.
+    """Rows laid end to end. `input_ids` and `position_ids` are [1, tokens]. Positions restart with each row, which
+    keeps attention within a row (transformers, with attention_mask=None and use_cache=False).
+    `predict` [trained] are the positions whose output is scored, and `targets` [trained] their expected tokens.
     """
 
     input_ids: Tensor
@@ -75,7 +75,7 @@ class FlatBatch:
 
 
 def lay_flat(rows: Sequence[Encoded], device: torch.device) -> FlatBatch:
-    """Lay rows end to end; no token of one row predicts a token of another."""
+    """Lay rows end to end. No token of one row predicts a token of another row."""
     ids: list[int] = []
     positions: list[int] = []
     predict: list[int] = []
@@ -92,16 +92,16 @@ def lay_flat(rows: Sequence[Encoded], device: torch.device) -> FlatBatch:
 
 
 def micro_batches(rows: Sequence[S], size: int) -> Iterator[Sequence[S]]:
-    """Parts of a global batch that go through the model together."""
+    """Yield the micro-batches of a global batch."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
 def tokens_of(samples: Iterable[Sample]) -> int:
-    """Tokens of all samples together."""
+    """Return the number of tokens of all samples."""
     return sum(sample.tokens for sample in samples)
 
 
 def trained_of(samples: Iterable[Sample]) -> int:
-    """Tokens of the samples that carry loss."""
+    """Return the number of the samples' tokens that carry loss."""
     return sum(sample.trained for sample in samples)

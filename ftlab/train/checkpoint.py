@@ -1,9 +1,9 @@
 """Checkpoints that are complete or absent.
 
-A checkpoint is written into a folder aside, every file fsynced and listed with its sha256 in manifest.json,
-and the folder renamed last. Older ones go only then, so that from the first one on a whole one is on disk at every
-moment. Reading verifies the manifest: a damaged checkpoint is passed over with one warning that names the file, and
-the one before it is used.
+A checkpoint is written into a temporary folder. Every file is fsynced and listed with its sha256 in manifest.json, and
+the folder is renamed last. Older checkpoints are removed only after that, so that after the first one a complete
+checkpoint is on disk at every moment. Reading verifies the manifest: a damaged checkpoint is skipped with one warning
+that names the file, and the previous one is used.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from ftlab import disk
 from ftlab.errors import TrainingError, first_line
 
-Tensors = Mapping[str, nn.Parameter]  # what is trained, by name
+Tensors = Mapping[str, nn.Parameter]  # the trained tensors by name
 NAME = re.compile(r"step-(\d+)")
-REPLACED = ".replaced"  # ends the name of a checkpoint while another of the same step takes its place
+REPLACED = ".replaced"  # suffix of a checkpoint's name while another one of the same step replaces it
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,22 @@ class Checkpoint:
     step: int
 
     def restore_weights(self, tensors: Tensors) -> None:
-        """Put the values of trained tensors back."""
+        """Restore the values of the trained tensors."""
         saved = self._read("trainable.safetensors", lambda file: load_file(str(file)))
         with torch.no_grad():
             for name, parameter in tensors.items():
                 parameter.copy_(saved[name])
 
     def restore(self, tensors: Tensors, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
-        """Put weights, optimizer, schedule and random generators back; return the loop's own state."""
+        """Restore weights, optimizer, schedule and random generators; return the loop's own state."""
         self.restore_weights(tensors)
         saved = self._read("optimizer.pt", lambda file: torch.load(file, weights_only=True, map_location="cpu"))
         try:
             optimizer.load_state_dict(saved["optimizer"])
         except ValueError as error:
             raise TrainingError(
-                f"checkpoint {self.path} holds the optimizer of another version of ftlab ({error}): begin anew with "
-                "force=true, or finish the run with the version that began it"
+                f"checkpoint {self.path} holds the optimizer state of another version of ftlab ({error}): start over "
+                "with force=true, or finish the run with the version that began it"
             ) from None
         schedule.load_state_dict(saved["schedule"])
         state: dict[str, Any] = self._read("state.json", lambda file: json.loads(file.read_text(encoding="utf-8")))
@@ -63,22 +63,22 @@ class Checkpoint:
         return state
 
     def _read(self, name: str, reader: Callable[[Path], Any]) -> Any:
-        """A file that is as its manifest says, and yet may be another's.
+        """Read a file. It matches its manifest, but another program may have written both.
 
         Raises:
-            TrainingError: it is nothing that ftlab wrote.
+            TrainingError: ftlab did not write the file.
         """
         try:
             return reader(self.path / name)
-        except Exception as error:  # what a foreign file meets depends on what is in it
+        except Exception as error:  # a foreign file may raise anything
             raise TrainingError(
-                f"{self.path / name} is not what ftlab writes ({type(error).__name__}): remove the folder "
-                f"{self.path}, and the run goes on from the checkpoint before"
+                f"{self.path / name} was not written by ftlab ({type(error).__name__}): remove the folder "
+                f"{self.path}, and the run resumes from the previous checkpoint"
             ) from None
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What of a model is trained, by name; of several adapters the active one."""
+    """Return the trained tensors of a model by name; of several adapters those of the active one."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -96,44 +96,44 @@ class Checkpoints:
         state: dict[str, Any],
         best: int | None,
     ) -> None:
-        """Write the checkpoint of `state["step"]`, then remove old ones; that of step `best` stays.
+        """Write the checkpoint of `state["step"]`, then remove old ones; the checkpoint of step `best` stays.
 
         Raises:
-            TrainingError: it cannot be written, e.g. on a full disk; the ones before are untouched.
+            TrainingError: it cannot be written, e.g. on a full disk; the previous checkpoints are untouched.
         """
         final = self._path(state["step"])
-        aside = final.with_name(final.name + ".part")
-        shutil.rmtree(aside, ignore_errors=True)
+        temporary = final.with_name(final.name + ".part")
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
-            _write(aside, tensors, optimizer, schedule, state)
+            _write(temporary, tensors, optimizer, schedule, state)
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise self._unwritten(final, tensors, error) from None
-        self._put_in_place(aside, final)
+        self._put_in_place(temporary, final)
         self._prune(state["step"], best)
 
-    def _put_in_place(self, aside: Path, final: Path) -> None:
-        """Rename the new checkpoint to its name. One that has it, of a run that saves a step again, makes way under
-        another name, from which `at` takes it back where a kill came between the two."""
+    def _put_in_place(self, temporary: Path, final: Path) -> None:
+        """Rename the new checkpoint to its final name. If a checkpoint of the same step exists, because the run saves
+        the step again, it is renamed first. If the process is killed between the two renames, `at` restores it."""
         replaced = _replaced(final)
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             os.replace(final, replaced)
-        os.replace(aside, final)
+        os.replace(temporary, final)
         sync(self.folder)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _unwritten(self, final: Path, tensors: Tensors, error: Exception) -> TrainingError:
-        # Adam keeps two numbers beside each weight.
+        # Adam keeps two further numbers for each weight.
         needed = 3 * sum(p.numel() * p.element_size() for p in tensors.values())
         reason = disk.full_disk(final.parent, needed) if disk.is_full(error) else first_line(error)
         return TrainingError(
-            f"checkpoint {final} cannot be written: {reason}. The checkpoints before it are whole: make room, then the "
-            "same command goes on"
+            f"checkpoint {final} cannot be written: {reason}. The checkpoints before it are intact: free disk space, "
+            "and the same command resumes the run"
         )
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose files are whole."""
+        """Return the newest checkpoint whose files are intact, or None."""
         for step in sorted(self._steps(), reverse=True):
             found = self.at(step)
             if found:
@@ -141,7 +141,7 @@ class Checkpoints:
         return None
 
     def at(self, step: int) -> Checkpoint | None:
-        """The checkpoint of one step, or None (with a warning) where a file of it is missing or damaged."""
+        """Return the checkpoint of one step, or None (with a warning) if one of its files is missing or damaged."""
         path = self._path(step)
         if not path.exists() and _replaced(path).exists():
             os.replace(_replaced(path), path)
@@ -158,8 +158,9 @@ class Checkpoints:
         return steps_in(self.folder)
 
     def _prune(self, saved: int, best: int | None) -> None:
-        """Remove what came before the checkpoint just saved, but for `keep`. Those of later steps are damaged, or the
-        run would not have come back to this one: they count for nothing, and are replaced in their turn."""
+        """Keep the newest `keep` checkpoints up to the one just saved, and the one of step `best`; remove older ones.
+        Checkpoints of later steps do not count: they must be damaged, or the run would have resumed from them, and they
+        will be overwritten."""
         for leftover in self.folder.glob("*.part"):
             shutil.rmtree(leftover, ignore_errors=True)
         for step in sorted(step for step in self._steps() if step <= saved)[: -self.keep]:
@@ -168,7 +169,7 @@ class Checkpoints:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps of all checkpoints in a folder, whole or not; none where there is no folder."""
+    """Return the steps of all checkpoints in a folder, intact or not; an empty list if there is no folder."""
     if not folder.is_dir():
         return []
     names = {child.name.removesuffix(REPLACED) for child in folder.iterdir()}
@@ -176,12 +177,12 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def _replaced(path: Path) -> Path:
-    """Where the checkpoint of a name waits until another of its step has that name."""
+    """Return the temporary name of a checkpoint that is being replaced by another one of the same step."""
     return path.with_name(path.name + REPLACED)
 
 
 def _write(folder: Path, tensors: Tensors, optimizer: Optimizer, schedule: LRScheduler, state: dict[str, Any]) -> None:
-    """All files of a checkpoint, the manifest last."""
+    """Write all files of a checkpoint, the manifest last."""
     folder.mkdir(parents=True)
     values = {name: p.detach().cpu().contiguous().clone() for name, p in tensors.items()}
     save_file(values, str(folder / "trainable.safetensors"))
@@ -193,12 +194,13 @@ def _write(folder: Path, tensors: Tensors, optimizer: Optimizer, schedule: LRSch
     torch.save(pieces, folder / "optimizer.pt")
     everything = {**state, "python_rng": list(map(_listed, random.getstate()))}
     (folder / "state.json").write_text(json.dumps(everything), encoding="utf-8")
-    shutil.copymode(folder / "state.json", folder / "trainable.safetensors")  # written for the owner only
+    # safetensors creates files that only their owner may read.
+    shutil.copymode(folder / "state.json", folder / "trainable.safetensors")
     write_manifest(folder)
 
 
 def write_manifest(folder: Path) -> None:
-    """sha256 and size of every file, each fsynced, then the manifest itself."""
+    """Fsync every file, and write a manifest with the sha256 and size of each."""
     listed = {}
     for file in sorted(folder.iterdir()):
         sync(file)
@@ -210,7 +212,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def first_damage(folder: Path) -> str | None:
-    """The first file that is missing or differs from the manifest, with what is wrong; None if all is well."""
+    """Return the first file that is missing or differs from the manifest, with what is wrong; None if there is none."""
     try:
         listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         files = {str(name): (entry["sha256"], entry["bytes"]) for name, entry in listed.items()}
@@ -247,7 +249,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng(saved: dict[str, Any]) -> None:
-    """Put torch's generators into a state of `rng_state`."""
+    """Set torch's generators to a state that `rng_state` returned."""
     torch.set_rng_state(saved["cpu"])
     if saved["cuda"] and torch.cuda.is_available():
         for device, state in enumerate(saved["cuda"][: torch.cuda.device_count()]):
@@ -261,7 +263,7 @@ def restore_rng(saved: dict[str, Any], python: list[Any]) -> None:
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A schedule's state without its functions, which are rebuilt from the configuration."""
+    """Return a schedule's state without its functions, which are rebuilt from the configuration."""
     return {key: value for key, value in state.items() if key != "lr_lambdas"} | {"lr_lambdas": [None]}
 
 

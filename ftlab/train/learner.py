@@ -1,4 +1,4 @@
-"""What one adapter has while it is trained, beside what all adapters of a model share: see `ftlab.train.loop`."""
+"""The state of one adapter in training. What all adapters on a model share is in `ftlab.train.loop`."""
 
 import math
 import time
@@ -20,11 +20,11 @@ from ftlab.train.optim import build_optimizer, build_schedule
 
 Metrics = dict[str, float]
 Intervals = dict[str, tuple[float, float]]
-LOSS = "eval/loss"  # by which equal objectives are ranked, where it is measured
+LOSS = "eval/loss"  # equal objectives are ranked by it, if it is measured
 
 
 class Scores(Protocol):
-    """What an evaluation returns: metrics by key, and confidence intervals of some of them."""
+    """The result of an evaluation: metrics by key, and confidence intervals of some of them."""
 
     @property
     def metrics(self) -> Metrics: ...
@@ -35,19 +35,19 @@ class Scores(Protocol):
 
 @dataclass
 class Progress:
-    """Everything of a run's state that is neither weights, optimizer, schedule nor random generators."""
+    """The state of a run besides weights, optimizer, schedule and random generators."""
 
     step: int = 0
-    tokens: int = 0  # of all rows seen, prompts included
-    seconds: float = 0.0  # spent in steps, evaluations left out
-    loss_sum: float = 0.0  # over the steps since the last record
+    tokens: int = 0  # of all rows trained on, prompts included
+    seconds: float = 0.0  # spent in steps, without evaluations
+    loss_sum: float = 0.0  # this and the next three are since metrics were last recorded
     loss_steps: int = 0
-    window_tokens: int = 0  # and so are these two
+    window_tokens: int = 0
     window_seconds: float = 0.0
     evaluated: int | None = None  # the step of the last evaluation
     best: int | None = None  # the step of the best one
     best_metrics: Metrics = field(default_factory=dict)
-    metrics: Metrics = field(default_factory=dict)  # of the best evaluation, or of the last without load_best
+    metrics: Metrics = field(default_factory=dict)  # of the best evaluation; without load_best, of the last one
     intervals: Intervals = field(default_factory=dict)
     worse: int = 0  # evaluations since the best one
     done: bool = False  # stopped early
@@ -55,11 +55,11 @@ class Progress:
 
 class Learner:
     """One adapter in training, or all weights: its tensors, its samples and their order, optimizer, schedule, random
-    numbers, progress and checkpoints. Several may take turns on one model, each as if it were alone.
+    numbers, progress and checkpoints. Several learners can take turns on one model without affecting each other.
 
-    `evaluate(step)` returns validation scores; `record(metrics, step)` is given every metric. Losses and gradient norms
-    stay on the device until they are recorded, or something is evaluated or saved: the host does not wait for each
-    step.
+    `evaluate(step)` returns validation scores; `record(metrics, step)` is called with all metrics. Losses and gradient
+    norms stay on the device until metrics are recorded, or until an evaluation or a checkpoint, so that the host does
+    not wait for each step.
     """
 
     def __init__(
@@ -79,52 +79,53 @@ class Learner:
         self.order = RowOrder.of(len(samples), trainer.global_batch_size, trainer.max_steps, trainer.epochs, cfg.seed)
         self.optimizer = build_optimizer(trained.parameters, trainer)
         self.schedule = build_schedule(self.optimizer, trainer, self.order.steps)
-        self.scaled = accelerator.prepare(self.optimizer)  # unscales float16 gradients, else the optimizer itself
-        self.scales = accelerator.scaler is not None  # whose gradients may overflow: the step is then left out
+        self.scaled = accelerator.prepare(self.optimizer)  # unscales float16 gradients; else the optimizer itself
+        self.scales = accelerator.scaler is not None  # scaled gradients may overflow; such a step is skipped
         self.progress = Progress()
-        self.began_at = 0  # the step before the first one of this process
-        self.pending: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, loss, gradient norm since `settle`
-        self.clock = 0.0  # up to when the time of steps is counted
+        self.began_at = 0  # the number of steps before the first one of this process
+        # Step, loss and gradient norm of each step since the last `collect_losses`.
+        self.pending: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self.clock = 0.0  # the time until which the seconds of steps are counted
         self.norm = 0.0
         self.random = rng_state()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         state = checkpoint.restore(self.trained.tensors, self.optimizer, self.schedule)
         self.progress = Progress(**state)
         self.began_at = self.progress.step
         self.random = rng_state()
 
     def save(self) -> None:
-        """Write the checkpoint of the present step; the best one stays where the run keeps the best weights."""
+        """Write the checkpoint of the current step. With `trainer.load_best` the best checkpoint is kept."""
         best = self.progress.best if self.cfg.trainer.load_best else None
         self.checkpoints.save(self.trained.tensors, self.optimizer, self.schedule, asdict(self.progress), best)
 
     # --- turns ------------------------------------------------------------------------------------------------
 
     def begin_turn(self) -> None:
-        """Go on where this learner's last turn ended, with its own random numbers."""
+        """Continue where this learner's last turn ended, with its own random numbers."""
         set_rng(self.random)
         self.clock = time.perf_counter()
 
     def end_turn(self) -> None:
-        """Let another learner train."""
-        self.settle()
+        """Save the random state before another learner is trained."""
+        self.collect_losses()
         self.random = rng_state()
 
     # --- steps ------------------------------------------------------------------------------------------------
 
     @property
     def over(self) -> bool:
-        """Whether no step is left to make."""
+        """Whether no step is left."""
         return self.progress.done or self.progress.step >= self.order.steps
 
-    def due(self) -> list[Any]:
-        """The samples of the next step."""
+    def next_samples(self) -> list[Any]:
+        """Return the samples of the next step."""
         return [self.samples[i] for i in self.order.indices(self.progress.step)]
 
     def advance(self, tokens: int) -> float:
-        """A step of so many tokens was made; its learning rate."""
+        """Count a step of `tokens` tokens, and advance the schedule; return the step's learning rate."""
         lr = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.progress.step += 1
@@ -132,11 +133,11 @@ class Learner:
         self.progress.window_tokens += tokens
         return lr
 
-    def settle(self) -> None:
-        """Take in the losses and gradient norms of the steps since the last time.
+    def collect_losses(self) -> None:
+        """Read the losses and gradient norms of the steps since the last call from the device.
 
         Raises:
-            TrainingError: one is not finite, which ends the run before anything of it is saved.
+            TrainingError: one of them is not finite. The run ends before anything computed with it is saved.
         """
         pairs = [torch.stack([loss, norm]).double() for _, loss, norm in self.pending]
         numbers = torch.stack(pairs).tolist() if pairs else []
@@ -156,8 +157,9 @@ class Learner:
         self.clock = now
 
     def window(self, lr: float) -> Metrics:
-        """The metrics to record: mean loss and tokens a second since the last record, and those of the run so far."""
-        self.settle()
+        """Return the metrics to record: mean loss and tokens per second since the last call, and tokens per second of
+        the whole run."""
+        self.collect_losses()
         progress = self.progress
         loss = progress.loss_sum / progress.loss_steps
         rate = progress.window_tokens / max(progress.window_seconds, 1e-9)
@@ -175,14 +177,14 @@ class Learner:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether validation is to be scored now; a run stopped inside an evaluation owes it."""
+        """Whether validation must be scored now. This includes an evaluation during which the run was stopped."""
         progress, every = self.progress, self.cfg.eval.every
         if progress.evaluated == progress.step:
             return False
         return progress.step == self.order.steps or bool(every and progress.step and progress.step % every == 0)
 
-    def take(self, metrics: Metrics, intervals: Intervals) -> bool:
-        """Take in the scores of the present step; whether they are the best so far.
+    def record_evaluation(self, metrics: Metrics, intervals: Intervals) -> bool:
+        """Record the scores of the current step; return whether they are the best so far.
 
         Raises:
             TrainingError: the objective or the loss is not finite after a step.
@@ -204,7 +206,7 @@ class Learner:
         return improved
 
     def _rank(self, metrics: Metrics) -> tuple[float, float]:
-        """Better is greater; equal objectives are ranked by loss."""
+        """Return the sort key of an evaluation: greater is better, and equal objectives are ranked by loss."""
         value = metrics[self.cfg.objective]
         return (value if declared.of(self.cfg.objective).rises else -value), -metrics.get(LOSS, 0.0)
 

@@ -1,4 +1,4 @@
-"""The training loop: samples in, optimizer steps, evaluations and checkpoints out."""
+"""The training loop: optimizer steps on samples, evaluations and checkpoints."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from torch import nn
 
 from ftlab.data.encode import Sample
 from ftlab.errors import Stopped, TrainingError
-from ftlab.shortage import lighter, out_of_memory
+from ftlab.out_of_memory import is_out_of_memory, oom_remedies
 from ftlab.train.batches import micro_batches, tokens_of, trained_of
 from ftlab.train.checkpoint import rng_state, set_rng
 from ftlab.train.learner import Intervals, Learner, Metrics, Progress
@@ -24,15 +24,16 @@ from ftlab.train.step import Step, gradient_reaches
 
 T = TypeVar("T")
 
-# Steps whose results may be on their way from the GPU before the host asks for them.
+# The number of steps after which the host waits for their losses from the GPU.
 MOST_PENDING = 50
 
 
 class Trainer:
     """What all learners on one model share: the model, its device, and the `step` that computes gradients.
 
-    The loop knows samples and steps, neither tasks nor trackers. Where there are several `ranks`, each runs this loop
-    on its share of every step's samples; the first one evaluates and saves, and the others take over what it found.
+    The loop knows samples and steps, but neither tasks nor trackers. With several `ranks`, each process runs this loop
+    on its share of every step's samples. The first process evaluates and saves, and broadcasts its results to the
+    others.
     """
 
     def __init__(
@@ -49,22 +50,22 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.model, self.step, self.accelerator, self.device = model, step, accelerator, accelerator.device
         self.note, self.stop, self.trace = note, stop, trace
-        self.learner: Learner | None = None  # whose turn it is
+        self.learner: Learner | None = None  # the one that is being trained
 
     def train(self, learner: Learner) -> Progress:
-        """Train one learner to its end, and leave the model with its best weights (`trainer.load_best`).
+        """Train one learner to its end. With `trainer.load_best` the model has the best weights afterwards.
 
         Raises:
-            TrainingError: a loss or gradient that is not finite, or too little memory for one row.
-            Stopped: a signal came; the checkpoint of the last whole step is on disk.
+            TrainingError: a loss or gradient is not finite, or memory does not suffice for one row.
+            Stopped: a stop signal was received; the checkpoint of the last complete step is on disk.
         """
         progress, cfg = learner.progress, learner.cfg.trainer
-        self._serve(learner)
+        self._switch_to(learner)
         self.model.train()
         if not learner.over:
             self.prepare(learner)
         learner.clock = time.perf_counter()
-        if learner.evaluation_due:  # a run stopped inside an evaluation owes it; a run of 0 steps has only this
+        if learner.evaluation_due:  # the run was stopped during an evaluation, or it has 0 steps
             self._evaluate(learner)
             self._save(learner)
         with self._profiler(cfg.profile) as advance:
@@ -85,67 +86,68 @@ class Trainer:
         self._load_best(learner)
         return progress
 
-    def _serve(self, learner: Learner) -> None:
-        """It is this learner's turn."""
+    def _switch_to(self, learner: Learner) -> None:
+        """Make this learner the one that is trained."""
         if learner is self.learner:
             return
         if self.learner:
             self.learner.end_turn()
-        self.step.serve(learner.trained)
+        self.step.attach(learner.trained)
         learner.begin_turn()
         self.learner = learner
 
     # --- one optimizer step -------------------------------------------------------------------------------
 
     def update(self, learner: Learner) -> float:
-        """One optimizer step of a learner; its learning rate."""
-        self._serve(learner)
-        samples = learner.due()
+        """Make one optimizer step of a learner; return its learning rate."""
+        self._switch_to(learner)
+        samples = learner.next_samples()
         loss = self._gradients(learner, self.ranks.share(samples), trained_of(samples))
         self.ranks.sum_(learner.trained.parameters, loss)
         if learner.progress.step == learner.began_at:
             self._check_reached(learner)
-        norm = self._affordable(learner, lambda: self._clip(learner))
+        norm = self._retry_lighter(learner, lambda: self._clip(learner))
         learner.pending.append((learner.progress.step + 1, loss, norm))
         if self.device.type == "cpu" or len(learner.pending) == MOST_PENDING:
-            learner.settle()
-        self._affordable(learner, learner.scaled.step)
+            learner.collect_losses()
+        self._retry_lighter(learner, learner.scaled.step)
         return learner.advance(tokens_of(samples))
 
     def _gradients(self, learner: Learner, samples: Sequence[Sample], trained: int | None = None) -> torch.Tensor:
-        """Gradients of the mean loss over the step's trained tokens, whatever the micro-batches; the loss. `trained`
-        is the number of those tokens where `samples` are not all of the step's: sums over all are then wanted."""
+        """Compute the gradients of the mean loss over the step's trained tokens, independent of the micro-batches, and
+        return that loss. If `samples` are only this process's share, `trained` is the number of trained tokens of the
+        whole step."""
         rng = rng_state() if self.device.type == "cuda" else None
 
-        def draw_again() -> None:
+        def restore_random() -> None:
             if rng:
                 set_rng(rng)
 
         counted = trained or trained_of(samples)
-        return self._affordable(learner, lambda: self._accumulate(learner, samples, counted), draw_again)
+        return self._retry_lighter(learner, lambda: self._accumulate(learner, samples, counted), restore_random)
 
-    def _affordable(
+    def _retry_lighter(
         self, learner: Learner, part: Callable[[], T], before_again: Callable[[], None] = lambda: None
     ) -> T:
-        """A part of a step, which may be run again as long as it has not returned; in lighter settings each time that
-        memory runs out.
+        """Run a part of a step. After an out-of-memory error it runs again in a lighter setting, until it returns.
+        `before_again` is called before each further attempt.
 
         Raises:
-            TrainingError: there is no lighter one.
+            TrainingError: there is no lighter setting.
         """
         while True:
             try:
                 return part()
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                told = str(error)
-            torch.cuda.empty_cache()  # only now that the error's frames have let go of the batch
+                message = str(error)
+            torch.cuda.empty_cache()  # only here: the frames of the error hold the batch until they are gone
             changed = self.step.lighten()
             if changed is None:
-                raise self._too_large(learner, told)
+                raise self._oom_error(learner, message)
             before_again()
-            self.note(f"out of memory: going on with {changed}, the step's rows unchanged")
+            self.note(f"out of memory: continuing with {changed}; the rows of the step stay the same")
 
     def _accumulate(self, learner: Learner, samples: Sequence[Sample], trained: int) -> torch.Tensor:
         total = torch.zeros((), device=self.device)
@@ -156,16 +158,16 @@ class Trainer:
         return total / trained
 
     def _begin(self, learner: Learner, *, empty: bool) -> None:
-        """A new step; of an `empty` one the gradients are zeros."""
+        """Begin a new step. If this process's share of it is `empty`, its gradients are zeros."""
         self.step.begin()
-        if not self.ranks.alone:  # no two processes draw the same, and a resumed one what it would have drawn
+        if not self.ranks.alone:  # a seed per process and step: processes differ, and a resumed run draws the same
             torch.manual_seed(micro_seed(learner.cfg.seed, learner.progress.step, self.ranks.rank))
         if not empty:
             return
         for parameter in learner.trained.parameters:
             if parameter.grad is not None:
                 parameter.grad.zero_()
-        if self.accelerator.scaler is not None:  # which begins with the first loss that it scales
+        if self.accelerator.scaler is not None:  # it is initialised by the first loss that it scales
             self.accelerator.scaler.scale(torch.zeros((), device=self.device))
 
     def _clip(self, learner: Learner) -> torch.Tensor:
@@ -176,14 +178,14 @@ class Trainer:
     # --- before the first step --------------------------------------------------------------------------------
 
     def prepare(self, *learners: Learner) -> None:
-        """Settle how the samples of these learners go through the model, and on a GPU try that on the longest ones,
-        with all that is held at every step in its place.
+        """Choose the setting for the samples of these learners. On a GPU, try it on the longest samples, with
+        everything allocated that each step needs.
 
         Raises:
-            TrainingError: too little memory.
+            TrainingError: memory does not suffice.
         """
         for learner in learners:
-            self._serve(learner)
+            self._switch_to(learner)
             if self.device.type == "cuda":
                 allocate_state(learner.optimizer)
         most = self.ranks.most(max(learner.cfg.trainer.global_batch_size for learner in learners))
@@ -197,52 +199,52 @@ class Trainer:
         self.note(str(self.step))
 
     def _check_reached(self, learner: Learner) -> None:
-        """Raises TrainingError where the loss does not reach what is to be trained."""
+        """Raise TrainingError if the gradient of all trained tensors of a module is absent or 0."""
         reached, unreached = gradient_reaches(learner.trained.tensors)
         lost = sorted(unreached.keys() - reached.keys())
         if lost:
             raise TrainingError(
-                f"no gradient reaches {', '.join(lost)} ({unreached[lost[0]][0]} and others): it would stay as it is. "
+                f"no gradient reaches {', '.join(lost)} ({unreached[lost[0]][0]} and others): it would not be trained. "
                 "Leave it out of lora.target_modules and lora.modules_to_save"
             )
         if unreached:
             names = [name for group in unreached.values() for name in group]
-            self.note(f"{len(names)} trained tensors got no gradient in the first step, first {names[0]}")
+            self.note(f"{len(names)} trained tensors got no gradient in the first step, among them {names[0]}")
 
-    def _too_large(self, learner: Learner, told: str) -> TrainingError:
-        first = told.splitlines()[0].split(". GPU ")[0]
-        ways = [*self.step.chooser.remedies(self.step.setting), *lighter(learner.cfg, "train")]
+    def _oom_error(self, learner: Learner, message: str) -> TrainingError:
+        first = message.splitlines()[0].split(". GPU ")[0]
+        ways = [*self.step.chooser.remedies(self.step.setting), *oom_remedies(learner.cfg, "train")]
         return TrainingError(
             f"out of GPU memory with trainer.micro_batch_size={self.step.micro} ({first}). "
-            f"{self.step.chooser.shortage()}Try: {', '.join(ways)}"
+            f"{self.step.chooser.oom_report()}Try: {', '.join(ways)}"
         )
 
     # --- evaluation, checkpoints ----------------------------------------------------------------------------
 
     def _evaluate(self, learner: Learner) -> bool:
-        """Evaluate on validation; whether it is the best so far."""
+        """Evaluate on validation; return whether the result is the best so far."""
 
         def scores() -> tuple[Metrics, Intervals]:
             found = learner.evaluate(learner.progress.step)
             return found.metrics, found.intervals
 
-        learner.settle()
+        learner.collect_losses()
         self.step.pause()
         try:
-            metrics, intervals = self.ranks.of_first(scores)
+            metrics, intervals = self.ranks.broadcast_from_first(scores)
         except Stopped:
             self._save(learner)
             raise
-        improved = learner.take(metrics, intervals)
+        improved = learner.record_evaluation(metrics, intervals)
         if learner.progress.done:
             cfg = learner.cfg
-            self.note(f"early stop: no better {cfg.objective} in {cfg.trainer.early_stopping} evaluations")
+            self.note(f"early stopping: no better {cfg.objective} in {cfg.trainer.early_stopping} evaluations")
         self.model.train()
         learner.clock = time.perf_counter()
         return improved
 
     def _save(self, learner: Learner) -> None:
-        learner.settle()
+        learner.collect_losses()
         if self.ranks.first:
             learner.save()
         learner.clock = time.perf_counter()
@@ -252,18 +254,18 @@ class Trainer:
         if not learner.cfg.trainer.load_best or progress.best in (None, progress.step):
             return
         best = learner.checkpoints.at(int(progress.best or 0)) if self.ranks.first else None
-        whole = self.ranks.of_first(lambda: best is not None)
-        if not whole:  # the weights at hand are scored, so that scores and weights agree
+        whole = self.ranks.broadcast_from_first(lambda: best is not None)
+        if not whole:  # the last weights are kept and scored, so that scores and weights agree
             progress.best = None
             self._evaluate(learner)
             return
-        if best:  # the first process alone goes on with them
+        if best:  # only the first process uses the weights afterwards
             best.restore_weights(learner.trained.tensors)
         self.note(f"the weights of step {progress.best} scored best and are kept")
 
     @contextmanager
     def _profiler(self, steps: int) -> Iterator[Callable[[], Any]]:
-        """A torch trace of so many steps after one warm-up step, for chrome://tracing or Perfetto."""
+        """Record a torch trace of `steps` steps after one warm-up step, for chrome://tracing or Perfetto."""
         if not steps or not self.ranks.first:
             yield lambda: None
             return
@@ -279,5 +281,5 @@ class Trainer:
 
 
 def micro_seed(seed: int, step: int, number: int) -> int:
-    """The seed of one micro-batch's random numbers: a resumed run draws what the whole one would have drawn."""
+    """Return the seed of one micro-batch's random numbers, the same in a resumed run as in an uninterrupted one."""
     return (seed * 1_000_003 + step) * 1_009 + number

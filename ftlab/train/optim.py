@@ -13,8 +13,9 @@ from ftlab.config import TrainerConfig
 
 
 def build_optimizer(parameters: list[torch.nn.Parameter], cfg: TrainerConfig) -> Optimizer:
-    """`adamw` is torch's; the 8-bit ones are bitsandbytes' (block-wise state, optionally paged to the host), stepped by
-    a kernel of ours (`ftlab.fast.adam`) where all there is to step is one float32 tensor on CUDA."""
+    """Return the optimizer that `cfg.optim` names. `adamw` is torch's. The 8-bit ones are bitsandbytes' (block-wise
+    state, optionally paged to the host). If there is only one float32 tensor on CUDA to train, the fused kernel of
+    `ftlab.fast.adam` makes their steps."""
     arguments: dict[str, Any] = {
         "lr": cfg.lr,
         "betas": (cfg.adam_beta1, cfg.adam_beta2),
@@ -35,8 +36,8 @@ def build_optimizer(parameters: list[torch.nn.Parameter], cfg: TrainerConfig) ->
 
 
 def allocate_state(optimizer: Optimizer) -> None:
-    """Give an optimizer of `build_optimizer` now the state that it would make in its first step: zeros. Settings for
-    the steps are then chosen from the memory that is really left."""
+    """Allocate now the optimizer state (zeros) that the first step would create. The setting of the steps is then
+    chosen from the memory that is really free."""
     for number, group in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(group["params"]):
             if optimizer.state[parameter]:
@@ -54,7 +55,7 @@ def _alone(parameters: list[torch.nn.Parameter]) -> bool:
 
 
 def build_schedule(optimizer: Optimizer, cfg: TrainerConfig, steps: int) -> LRScheduler:
-    """transformers' schedule of that name over `steps` optimizer steps."""
+    """Return transformers' schedule `cfg.lr_scheduler_type` over `steps` optimizer steps."""
     warmup = cfg.warmup_steps if cfg.warmup_steps >= 1 else cfg.warmup_steps * steps
     schedule: LRScheduler = get_scheduler(
         cfg.lr_scheduler_type, optimizer, num_warmup_steps=math.ceil(warmup), num_training_steps=max(1, steps)

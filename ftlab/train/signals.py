@@ -1,7 +1,8 @@
-"""Signals as a wish to stop: after the step under way, or at once where nothing is under way.
+"""Stop signals: a run stops after its current step, or at once if no work would be lost.
 
-SIGTERM and SIGINT; SIGHUP of a terminal that is closed; SIGXCPU and SIGUSR1, by which batch systems say that time is
-nearly over. One that was ignored when this process began stays so, as SIGHUP under `nohup`. No torch.
+The signals are SIGTERM and SIGINT, SIGHUP (a terminal was closed), and SIGXCPU and SIGUSR1, by which batch systems
+announce a time limit. A signal that was ignored when the process began stays ignored, as SIGHUP under `nohup`.
+This module does not import torch.
 """
 
 import os
@@ -17,7 +18,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU, signal
 
 
 class StopSignal:
-    """`name` is that of the first signal that came, or empty; no later one changes it."""
+    """Records stop signals. `name` is the name of the first one received, or empty; later signals do not change it."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -28,16 +29,16 @@ class StopSignal:
 
     @contextmanager
     def caught(self) -> Iterator["StopSignal"]:
-        """Listen while the block runs, in the place of whoever has listened until now, and whose signal is this one's
-        too; elsewhere than in the main thread signals cannot be caught."""
+        """Handle the stop signals while the block runs, instead of the previous handlers. A signal that a previous
+        `StopSignal` has received counts for this one too. Outside the main thread signals cannot be handled."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._note) for number in heard}
-        for listener in (getattr(handler, "__self__", None) for handler in before.values()):
-            if isinstance(listener, StopSignal):
-                self.name = self.name or listener.name
+        handled = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in handled}
+        for previous in (getattr(handler, "__self__", None) for handler in before.values()):
+            if isinstance(previous, StopSignal):
+                self.name = self.name or previous.name
         try:
             yield self
         finally:
@@ -46,17 +47,17 @@ class StopSignal:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block a signal ends the run, which has done nothing yet that would be lost.
+        """Let a signal end the run at once within the block, because nothing done there would be lost.
 
         Raises:
-            Stopped: one came, here or before.
+            Stopped: a signal was received, in the block or before.
         """
         try:
             self.urgent = True
             if self:
                 raise KeyboardInterrupt
             yield
-            if self:  # that of the signal was swallowed on its way
+            if self:  # a library has swallowed the signal's KeyboardInterrupt
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             raise Stopped(f"{self.name or 'SIGINT'}: stopped while getting ready, nothing is lost") from None
@@ -65,13 +66,13 @@ class StopSignal:
 
     @staticmethod
     def end_at_once(code: int) -> None:
-        """From here on a signal ends the process with this exit code: all is done, and the interpreter leaves."""
+        """Let a signal end the process with this exit code from now on: all work is done, only cleanup is left."""
         for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_: os._exit(code))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = self.name or signal.Signals(number).name
-        if self.urgent:  # no Exception: libraries answer those by another attempt
+        if self.urgent:  # not an Exception, because libraries retry after those
             self.urgent = False
             raise KeyboardInterrupt

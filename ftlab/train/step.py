@@ -1,5 +1,5 @@
-"""Loss and gradients of a step's rows, a micro-batch at a time: what the loop asks for, and the way that works for
-every model, through its own forward pass and autograd."""
+"""Loss and gradients of a step's rows, one micro-batch at a time: the interface that the loop uses, and the plain step,
+which works for every model through its own forward pass and autograd."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,54 +16,56 @@ from ftlab.fast.plan import Chooser, Need, Setting
 from ftlab.train.batches import lay_flat
 from ftlab.train.loss import summed_loss
 
-# The summed loss of samples of one kind, as `PlainStep` takes it.
+# A function that returns the summed loss of samples of one kind, for `PlainStep`.
 Loss = Callable[[nn.Module, Sequence[Any], torch.device], Tensor]
 # Switches activation checkpointing of a model on or off.
 Switch = Callable[[bool], None]
 
 
 class Step(Protocol):
-    """One way to compute gradients, of whatever tensors it serves."""
+    """A way to compute the gradients of the tensors that are attached to it."""
 
     setting: Setting
     chooser: Chooser
-    keeps_unpacked: bool  # whether it can hold 4-bit weights unpacked, and there are some
+    can_keep_dequantized: bool  # whether there are 4-bit weights, and the step can keep them dequantized in memory
 
     @property
     def micro(self) -> int:
         """Rows of a micro-batch."""
 
-    def serve(self, trained: Trainable) -> None:
-        """Compute the gradients of these tensors from here on, each in its place, until others are to be served."""
+    def attach(self, trained: Trainable) -> None:
+        """Compute the gradients of these tensors from now on, in place, until other tensors are attached."""
 
     def choose(self, longest: Sequence[Sample]) -> None:
-        """Settle how the rows of a step go through the model: as fast as fits, for the longest ones that a step can
-        have, in ascending order."""
+        """Apply the fastest setting that fits into memory. `longest` are the longest samples that a step can have, in
+        ascending order of length."""
 
     def lighten(self) -> str | None:
-        """Settle for less memory, after it ran out: what changed, as settings; None where nothing is left to change."""
+        """Apply a lighter setting after an out-of-memory error. Return what changed, as overrides; None if there is no
+        lighter setting."""
 
     def pause(self, *, over: bool = False) -> None:
-        """Give memory back before an evaluation needs it, or for good where training is `over`."""
+        """Free memory before an evaluation needs it; if training is `over`, free all that the step holds."""
 
     def begin(self) -> None:
-        """A new optimizer step: the gradients so far are gone."""
+        """Begin a new optimizer step: clear the gradients."""
 
     def accumulate(self, rows: Sequence[Any], trained: int, seed: int, *, first: bool) -> Tensor:
-        """The loss summed over the rows' trained tokens, float32, on the device. The gradient of that sum divided by
-        `trained` is added to those of the step, of which this may be the `first` micro-batch. `seed` is for random
-        numbers that are not torch's."""
+        """Return the loss summed over the rows' trained tokens, float32, on the device. The gradient of that sum
+        divided by `trained` is added to the step's gradients; `first` says that this is the step's first micro-batch.
+        `seed` is for random numbers that are not torch's."""
 
 
 class PlainStep:
     """The model's own forward pass, PEFT's adapters, autograd.
 
-    `loss(model, samples, device)` is the loss summed over the samples' trained tokens, [] in float32; by default the
-    samples are rows, and it is the cross entropy of their spans. `together` is false where rows must go one by one;
-    `checkpoint` is None where the model cannot compute its layers twice. `need` and `limit` are the `Chooser`'s.
+    `loss(model, samples, device)` returns the loss summed over the samples' trained tokens, [] in float32. By default
+    the samples are rows, and the loss is the cross entropy of their spans. `together` is false if rows must go through
+    the model one by one. `checkpoint` switches activation checkpointing, and is None if the model does not support it.
+    For `need` and `limit` see `Chooser`.
     """
 
-    keeps_unpacked = False
+    can_keep_dequantized = False
 
     def __init__(
         self,
@@ -80,9 +82,9 @@ class PlainStep:
         self.model, self.accelerator, self.checkpoint = model, accelerator, checkpoint
         self.loss = loss or completion_loss
         self.setting = Setting(1, False, 0.0)
-        shares = (0.0, 1.0) if checkpoint else (0.0,)
+        fractions = (0.0, 1.0) if checkpoint else (0.0,)
         self.chooser = Chooser(
-            cfg, accelerator.device, need, self._settle, shares=shares, together=together, limit=limit
+            cfg, accelerator.device, need, self._apply, fractions=fractions, together=together, limit=limit
         )
 
     @property
@@ -90,7 +92,7 @@ class PlainStep:
         """See `Step`."""
         return self.setting.micro
 
-    def serve(self, trained: Trainable) -> None:
+    def attach(self, trained: Trainable) -> None:
         """See `Step`."""
         trained.activate()
         self.trained = trained
@@ -105,13 +107,13 @@ class PlainStep:
         return self.chooser.lighten(self.setting)
 
     def pause(self, *, over: bool = False) -> None:
-        """See `Step`; of what is held nothing can be spared. The model is left as it was where training is `over`."""
+        """See `Step`. There is no memory to free; after training, activation checkpointing is switched off again."""
         if over and self.checkpoint:
             self.checkpoint(False)
 
-    def _settle(self, setting: Setting) -> None:
+    def _apply(self, setting: Setting) -> None:
         if self.checkpoint:
-            self.checkpoint(bool(setting.share))
+            self.checkpoint(bool(setting.checkpointed_fraction))
         self.setting = setting
 
     def __str__(self) -> str:
@@ -131,13 +133,14 @@ class PlainStep:
 
 
 def completion_loss(model: nn.Module, rows: Sequence[Encoded], device: torch.device) -> Tensor:
-    """Cross entropy summed over the rows' trained tokens."""
+    """Return the cross entropy summed over the rows' trained tokens."""
     return summed_loss(model, lay_flat(rows, device))
 
 
 def gradient_reaches(tensors: Mapping[str, nn.Parameter]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Trained tensors with a gradient, and those whose gradient is absent or exactly 0, by the name of their module
-    (all of `q_proj` together). LoRA's A matrices are left out: they have none as long as B is 0."""
+    """Return the names of the trained tensors with a gradient, and of those whose gradient is absent or exactly 0, both
+    grouped by the name of their module (such as `q_proj`). LoRA's A matrices are left out: their gradient is 0 as long
+    as B is 0."""
     named = [(name, parameter) for name, parameter in tensors.items() if ".lora_A." not in name]
     nothing = torch.zeros(())
     peaks = [nothing if p.grad is None else p.grad.abs().max().float() for _, p in named]

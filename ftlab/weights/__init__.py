@@ -1,4 +1,4 @@
-"""Where the files of a base model lie, and how they come to this machine.
+"""Finds the files of a base model, and downloads them if needed. The places are tried in this order:
 
     embedded:tiny -> a folder -> converted before -> Hub cache -> Hub -> Python package
 
@@ -26,8 +26,8 @@ from ftlab.weights.folder import (
     readable,
 )
 from ftlab.weights.hub import HubUnreachable, cached, endpoint, from_hub, offline, snapshot_of, within
+from ftlab.weights.messages import named
 from ftlab.weights.package import cache, converted, from_package, provenance
-from ftlab.weights.words import named
 
 __all__ = [
     "WeightsFolder",
@@ -52,10 +52,11 @@ EMBEDDED = {"embedded:tiny": Path(__file__).resolve().parents[1] / "tiny"}
 
 
 def find(model: ModelConfig, *, what: What = "weights") -> WeightsFolder:
-    """The folder with `model`'s configuration and tokenizer and, by default, its weights; fetched if need be.
+    """Return the folder with the configuration and tokenizer of `model` and, by default, its weights. They are
+    downloaded if needed.
 
     Raises:
-        WeightsError: not to be found, not readable as safetensors, or refused by the Hub.
+        WeightsError: the model cannot be found, is not readable as safetensors, or is refused by the Hub.
     """
     found = on_disk(model, what=what)
     if found is not None:
@@ -69,7 +70,7 @@ def find(model: ModelConfig, *, what: What = "weights") -> WeightsFolder:
 
 
 def on_disk(model: ModelConfig, *, what: What = "weights") -> WeightsFolder | None:
-    """`find` without a network; None where something would have to be fetched.
+    """Do the same as `find` without a network; return None if something would have to be downloaded.
 
     Raises:
         WeightsError: `model.id` names an embedded model or a folder that cannot be used.
@@ -86,7 +87,7 @@ def on_disk(model: ModelConfig, *, what: What = "weights") -> WeightsFolder | No
 def _embedded(model: ModelConfig) -> WeightsFolder:
     folder = EMBEDDED.get(model.id)
     if folder is None:
-        raise WeightsError(f"model.id={model.id} is not embedded; there is {', '.join(EMBEDDED)}")
+        raise WeightsError(f"model.id={model.id} is not an embedded model; available: {', '.join(EMBEDDED)}")
     flaw = flaw_of(folder, "weights")
     if flaw:
         raise WeightsError(f"model.id={model.id}: {folder} {flaw}; install ftlab again")
@@ -101,7 +102,7 @@ def _folder(model: ModelConfig, folder: Path, what: What) -> WeightsFolder:
 
 
 def _check_hub_id(model: ModelConfig, folder: Path) -> None:
-    """What is no folder must have the form of a Hub id."""
+    """Check that an id that is not a folder has the form of a Hub id."""
     if folder.is_file():
         raise WeightsError(f"model.id={model.id} is a file: name the folder that holds it")
     if what := special(folder):
@@ -113,10 +114,10 @@ def _check_hub_id(model: ModelConfig, folder: Path) -> None:
 
 
 def check_code(model: ModelConfig) -> None:
-    """Refuse a model on this machine whose architecture only its own Python files know, before anything takes time.
+    """Refuse a model on this machine whose architecture is defined only by its own Python files, before anything slow.
 
     Raises:
-        WeightsError: it is one, and `model.trust_remote_code` is off; or the folder cannot be used.
+        WeightsError: the model is such a one, and `model.trust_remote_code` is off; or its folder cannot be used.
     """
     located = None if model.trust_remote_code else on_disk(model, what="tokenizer")
     if located is None or not any(named_code(located.folder)):
@@ -132,13 +133,13 @@ def _offline_message(model: ModelConfig, what: What) -> str:
     from huggingface_hub import constants
 
     snapshot = snapshot_of(model)
-    held = f"holds it in part: it {flaw_of(snapshot, what)}" if snapshot else "does not hold it"
+    held = f"has an incomplete copy: it {flaw_of(snapshot, what)}" if snapshot else "has no copy"
     looked = [f"the Hub cache {constants.HF_HUB_CACHE} {held}"]
     if model.package:
-        looked.append(f"{cache()} holds no weights converted from {model.package}")
+        looked.append(f"{cache()} has no weights converted from {model.package}")
     return (
-        f"model.id={model.id}, revision {model.revision or 'main'}: no {what} of it on this machine, and "
-        f"HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network. Looked at: {'; '.join(looked)}. "
-        f"Run `python -m ftlab fetch {named(model)}` where there is a network (HF_ENDPOINT=URL names a "
-        "mirror), copy the folder it prints, and set model.id=FOLDER"
+        f"model.id={model.id}, revision {model.revision or 'main'}: its {what} cannot be found on this machine, and "
+        f"HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network. Searched: {'; '.join(looked)}. "
+        f"Run `python -m ftlab fetch {named(model)}` on a machine with a network (HF_ENDPOINT=URL names a "
+        "mirror), copy the folder that it prints, and set model.id=FOLDER"
     )

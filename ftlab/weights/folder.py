@@ -1,5 +1,5 @@
-"""A folder that holds a base model: which files it needs, and what is wrong with it. Configuration, tokenizer and
-safetensors are the only files read; a pickle never is. Never imports torch."""
+"""The folder of a base model: the files it needs, and what is wrong with it. Only configuration, tokenizer and
+safetensors files are read, never a pickle. Never imports torch."""
 
 import hashlib
 import json
@@ -39,29 +39,29 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @dataclass(frozen=True)
 class WeightsFolder:
-    """A folder that `from_pretrained` reads: configuration, tokenizer and, where asked for, weights."""
+    """A folder for `from_pretrained`: configuration, tokenizer and, if they were requested, weights."""
 
     folder: Path
     origin: WeightsOrigin
-    revision: str | None  # the Hub's commit, or 12 hex digits of configuration, file names and sizes
-    note: str  # one sentence on where the files come from
+    revision: str | None  # the Hub's commit, or 12 hex digits of a hash of configuration, file names and sizes
+    note: str  # where the files come from, for the user
 
 
 def files(folder: Path) -> list[Path]:
-    """The model's own files in `folder`, sorted: configuration, tokenizer, safetensors, licence."""
+    """Return the model's own files in `folder`, sorted: configuration, tokenizer, safetensors, licence."""
     patterns = (CONFIG, *WEIGHT_FILES, *TOKENIZER_FILES, *COMPANIONS)
     return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
 def base_files(folder: Path) -> list[Path]:
-    """What makes a base: its configuration and its weight files."""
+    """Return the files that define a base: its configuration and its weight files."""
     return [folder / CONFIG, *_shards(folder)]
 
 
 @contextmanager
 def readable(place: str) -> Iterator[None]:
-    """A block in which a library reads files that somebody gave. Libraries raise whatever their readers raise where
-    these hold something else than they should, tokenizers in Rust even panics.
+    """Turn errors of the block, in which a library reads a user's files, into WeightsError. If files do not contain
+    what they should, libraries raise arbitrary exceptions, and Rust tokenizers even panic.
 
     Raises:
         WeightsError: `place`, which says what cannot be used, and the reason in one line.
@@ -75,13 +75,13 @@ def readable(place: str) -> Iterator[None]:
             raise
         plain = isinstance(error, (OSError, ValueError, ImportError, RuntimeError))
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        told = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
-        reason = told if plain else f"{type(error).__name__}: {told}"
+        message = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+        reason = message if plain else f"{type(error).__name__}: {message}"
         raise WeightsError(f"{place} ({reason})") from None
 
 
 def fingerprint(folder: Path) -> str:
-    """12 hex digits of the configuration and of the names and sizes (not the contents) of the other files."""
+    """Return 12 hex digits of a hash of the configuration and of the names and sizes of the other files."""
     digest = hashlib.sha256((folder / CONFIG).read_bytes())
     for file in files(folder):
         digest.update(f"\n{file.name} {file.stat().st_size}".encode())
@@ -89,12 +89,12 @@ def fingerprint(folder: Path) -> str:
 
 
 def flaw_of(folder: Path, what: What) -> str | None:
-    """Why `folder` cannot be used, as the rest of a sentence that begins with its name."""
+    """Return why `folder` cannot be used, as the rest of a sentence that begins with its name; None if it can."""
     if not (folder / CONFIG).is_file():
         return _without_config(folder)
     odd = next((file for file in files(folder) if not file.is_file()), None)
     if odd is not None:
-        return f"has a {odd.name} that is {special(odd) or 'a folder, or a link to nowhere'}, not a file"
+        return f"has a {odd.name} that is {special(odd) or 'a folder, or a broken link'}, not a file"
     if not _first(folder, VOCABULARIES):
         return "has no tokenizer (tokenizer.json or tokenizer.model): copy its base's tokenizer files there"
     if (broken := next(filter(None, map(_object_flaw, map(folder.joinpath, OBJECTS))), None)) is not None:
@@ -105,7 +105,7 @@ def flaw_of(folder: Path, what: What) -> str | None:
 
 
 def _object_flaw(file: Path) -> str | None:
-    """Why a small file of a model's folder is no JSON object, as it should be; None where it is, or is not there."""
+    """Return why a file of a model's folder is not a JSON object; None if it is one, or does not exist."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -137,7 +137,7 @@ def _weights_flaw(folder: Path) -> str | None:
 
 
 def _weight_bytes(folder: Path) -> int | None:
-    """Bytes of all weight files; None where some are not here or broken: `_weights_flaw` says so."""
+    """Return the bytes of all weight files; None if some are missing or broken, which `_weights_flaw` reports."""
     try:
         shards = _shards(folder)
         return None if any(map(_shard_flaw, shards)) else sum(shard.stat().st_size for shard in shards) or None
@@ -146,7 +146,7 @@ def _weight_bytes(folder: Path) -> int | None:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The weight files that transformers reads, whether they exist or not; none without safetensors."""
+    """Return the weight files that transformers reads, whether they exist or not; an empty list without safetensors."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
@@ -161,12 +161,13 @@ def without_safetensors(names: Iterable[str]) -> str:
         return "has no weights: model.safetensors, or an index with its parts, is missing"
     return (
         f"has its weights only as a pickle ({pickle}), which can run code when read: "
-        "choose a revision with *.safetensors, or convert it where you trust it"
+        "choose a revision with *.safetensors, or convert it if you trust it"
     )
 
 
 def _shard_flaw(shard: Path) -> str | None:
-    """A safetensors header states the file's size, so a cut or substituted file shows without reading it."""
+    """Return what is wrong with a weight file, or None. A safetensors header states the file's size, so that a
+    truncated or replaced file is detected without reading it."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -181,7 +182,8 @@ def _first(folder: Path, patterns: Iterable[str]) -> Path | None:
 
 
 def own_code(folder: Path) -> str:
-    """Why a folder whose model or tokenizer brings Python code is refused: what would run, and how to allow it."""
+    """Return why a folder whose model or tokenizer needs Python code is refused: what would run, and how to allow
+    it."""
     files = [f"{file.name} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()})" for file in _code(folder)]
     elsewhere = sorted({name for name in named_code(folder) if "--" in name or not _code(folder)})
     listed = ", ".join([*files, *(f"{name} (not in the folder)" for name in elsewhere)])
@@ -196,7 +198,7 @@ def _code(folder: Path) -> list[Path]:
 
 
 def named_code(folder: Path) -> Iterator[str]:
-    """Classes outside transformers that a folder's configuration names."""
+    """Yield the classes outside transformers that a folder's configuration names."""
     for file in (CONFIG, "tokenizer_config.json"):
         try:
             named = json.loads((folder / file).read_text(encoding="utf-8")).get("auto_map") or {}

@@ -1,4 +1,4 @@
-"""Models in the Hub cache, and from the Hub. Configuration, tokenizer and safetensors are the only files fetched."""
+"""Models in the Hub cache and from the Hub. Only configuration, tokenizer and safetensors files are downloaded."""
 
 import errno
 import os
@@ -24,15 +24,15 @@ from ftlab.weights.folder import (
     flaw_of,
     without_safetensors,
 )
-from ftlab.weights.words import say
+from ftlab.weights.messages import show_progress
 
 T = TypeVar("T")
-HUB_SECONDS = 5.0  # for a connection, and again for an answer
-HUB_DEADLINE = 10.0  # for both and the look-up of the name, which knows no limit of its own
+HUB_SECONDS = 5.0  # the time limit of a connection, and of an answer
+HUB_DEADLINE = 10.0  # the time limit of both and of the name look-up, which has no limit of its own
 
 
 class HubUnreachable(Exception):
-    """The Hub gave no answer that settles whether it has the model."""
+    """The Hub gave no answer that shows whether it has the model."""
 
 
 def offline() -> bool:
@@ -42,22 +42,22 @@ def offline() -> bool:
 
 
 def endpoint() -> str:
-    """The Hub's address, or that of the mirror that HF_ENDPOINT names."""
+    """Return the address of the Hub, or of the mirror in HF_ENDPOINT."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """`call()` in a thread that is left behind after `seconds`.
+    """Run `call()` in a thread and return its result. After `seconds` the thread is no longer waited for.
 
     Raises:
-        TimeoutError: no result in time; otherwise whatever `call` raises.
+        TimeoutError: there is no result in time; other exceptions are those of `call`.
     """
     future: Future[T] = Future()
 
     def work() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # handed to the caller, whatever it is
+        except BaseException as error:  # passed on to the caller
             future.set_exception(error)
 
     Thread(target=work, daemon=True).start()
@@ -75,7 +75,8 @@ def cached(model: ModelConfig, what: What) -> WeightsFolder | None:
 
 
 def snapshot_of(model: ModelConfig) -> Path | None:
-    """The folder in the Hub cache; `config.json` is fetched last of the small files and vouches for them."""
+    """Return the model's folder in the Hub cache, or None. It must contain `config.json`, which is downloaded after the
+    other small files."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(model.id, CONFIG, revision=model.revision)
@@ -83,10 +84,10 @@ def snapshot_of(model: ModelConfig) -> Path | None:
 
 
 def from_hub(model: ModelConfig, what: What) -> WeightsFolder:
-    """The repository's files in the Hub cache, under the revision's name, so that they are found offline."""
+    """Download the repository's files into the Hub cache, under the revision's name, so that they are found offline."""
     from huggingface_hub import snapshot_download
 
-    say(f"model {model.name}: looking for {model.id} at {endpoint()}")
+    show_progress(f"model {model.name}: looking for {model.id} at {endpoint()}")
     code = ("*.py",) if model.trust_remote_code else ()
     weights = WEIGHT_FILES if what == "weights" else ()
     with _hub_errors(model):
@@ -98,9 +99,9 @@ def from_hub(model: ModelConfig, what: What) -> WeightsFolder:
                 revision=model.revision,
                 endpoint=endpoint(),
                 allow_patterns=list(patterns),
-                ignore_patterns=["*/*"],  # other formats live in subfolders
+                ignore_patterns=["*/*"],  # subfolders contain other formats
             )
-            folder = Path(within(TIMEOUT_MAX, download))  # its threads are not waited for by whom a signal ends
+            folder = Path(within(TIMEOUT_MAX, download))  # in a thread, so that a signal can end the process at once
     flaw = flaw_of(folder, what)
     if flaw:
         raise WeightsError(f"model.id={model.id}: the download {flaw}")
@@ -109,9 +110,9 @@ def from_hub(model: ModelConfig, what: What) -> WeightsFolder:
 
 
 def _listing(model: ModelConfig) -> dict[str, int]:
-    """Every file of the repository with its size in bytes (0 where a mirror does not tell).
+    """Return every file of the repository with its size in bytes (0 if a mirror does not report it).
 
-    One small request with a deadline, before any download: the Hub's client itself has none at that point.
+    This is one small request with a deadline, before any download: the Hub's client has no deadline at that point.
     """
     from huggingface_hub import HfApi
 
@@ -124,9 +125,9 @@ def _listing(model: ModelConfig) -> dict[str, int]:
 
 
 def _check_listing(model: ModelConfig, what: What, sizes: dict[str, int]) -> None:
-    """Refuse before anything is downloaded what could not be used afterwards."""
+    """Refuse a model that could not be used, before anything is downloaded."""
     if CONFIG not in sizes:
-        raise WeightsError(f"model.id={model.id} has no {CONFIG} on the Hub: it is no model for transformers")
+        raise WeightsError(f"model.id={model.id} has no {CONFIG} on the Hub: it is not a model of transformers")
     if what == "tokenizer":
         return
     chosen = [name for name in sizes if "/" not in name and Path(name).match("model*.safetensors")]
@@ -137,14 +138,14 @@ def _check_listing(model: ModelConfig, what: What, sizes: dict[str, int]) -> Non
     needed, free = sum(sizes[name] for name in chosen), free_bytes(Path(constants.HF_HUB_CACHE))
     if needed > free:
         raise WeightsError(
-            f"model.id={model.id} needs {size(needed)}, and {constants.HF_HUB_CACHE} has {size(free)} free: "
-            "make room, or set HF_HOME to a folder on a larger disk"
+            f"model.id={model.id} needs {size(needed)}, but {constants.HF_HUB_CACHE} has {size(free)} free: "
+            "free disk space, or set HF_HOME to a folder on a larger disk"
         )
 
 
 @contextmanager
 def _hub_errors(model: ModelConfig) -> Iterator[None]:
-    """Answers of the Hub as WeightsError; everything short of an answer as HubUnreachable."""
+    """Turn refusals by the Hub into WeightsError, and everything that is not an answer into HubUnreachable."""
     from huggingface_hub import errors
 
     try:
@@ -158,7 +159,7 @@ def _hub_errors(model: ModelConfig) -> Iterator[None]:
         ) from None
     except errors.RepositoryNotFoundError:
         raise WeightsError(
-            f"model.id={model.id} is not at {endpoint()}: check the spelling (ORG/NAME); a private one "
+            f"model.id={model.id} is not at {endpoint()}: check the spelling (ORG/NAME); a private model "
             "needs `hf auth login` (or HF_TOKEN)"
         ) from None
     except errors.RevisionNotFoundError:
@@ -171,12 +172,12 @@ def _hub_errors(model: ModelConfig) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise WeightsError(f"the Hub cache cannot be written ({error}): set HF_HOME=FOLDER") from None
         raise HubUnreachable(reason(error)) from None
-    except Exception as error:  # the HTTP library's own, of which the Hub's client has changed twice
+    except Exception as error:  # an exception of the HTTP library, which the Hub's client has changed twice
         raise HubUnreachable(reason(error)) from None
 
 
 def _refusal(model: ModelConfig, error: Any) -> Exception:
-    """An HTTP status as an error; a bare 403 is as often a company's proxy as the Hub, and so not final."""
+    """Return an HTTP status as an error. A 403 alone is not final: it often comes from a company's proxy."""
     status = error.response.status_code
     if status == 401:
         return WeightsError(
@@ -189,7 +190,7 @@ def _refusal(model: ModelConfig, error: Any) -> Exception:
 
 
 def reason(error: BaseException) -> str:
-    """The innermost cause in one line: the Hub's client wraps it in advice of its own."""
+    """Return the innermost cause in one line: the Hub's client wraps it in advice of its own."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip().splitlines()

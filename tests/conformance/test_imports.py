@@ -28,7 +28,7 @@ BASICS = {
     "ftlab.redact",
     "ftlab.quiet",
     "ftlab.shell",
-    "ftlab.shortage",
+    "ftlab.out_of_memory",
     "ftlab.summary",
 }
 
@@ -70,7 +70,7 @@ MAY_IMPORT = {
     | SQL
     | {"ftlab.registry", "ftlab.options", "ftlab.metrics", "ftlab.data.faults", "ftlab.data.table"}
     | {"ftlab.data.sql_synth", "ftlab.data"},
-    "ftlab.shortage": {"ftlab.errors", "ftlab.config"},
+    "ftlab.out_of_memory": {"ftlab.errors", "ftlab.config"},
     "ftlab.weights": BASICS | {"ftlab.architecture"},
     "ftlab.checksums": set(),
     "ftlab.models": BASICS | {"ftlab.weights"},
@@ -108,7 +108,7 @@ WITHOUT = {
     "ftlab.config": {"torch", "transformers", "peft"},
     "ftlab.rules": {"torch", "transformers", "peft"},
     "ftlab.declared": {"torch", "transformers", "peft", "sqlglot"},
-    "ftlab.shortage": {"torch", "transformers", "peft"},
+    "ftlab.out_of_memory": {"torch", "transformers", "peft"},
     "ftlab.allowlist": {"torch", "transformers", "peft"},
     "ftlab.composition": {"torch", "transformers", "peft"},
     "ftlab.run_dir": {"torch", "transformers", "peft"},

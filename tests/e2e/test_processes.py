@@ -36,11 +36,11 @@ def failing(*arguments, **options):
     return accumulate(*arguments, **options)
 
 def slow(ranks):
-    told = first_to_tell(ranks)
+    first = first_to_report(ranks)
     time.sleep(0.5)
-    return told
+    return first
 
-first_to_tell, Ranks._first_to_tell = Ranks._first_to_tell, slow
+first_to_report, Ranks._first_to_report = Ranks._first_to_report, slow
 if os.environ["RANK"] == os.environ.get("FAILING", "1"):
     FastStep.accumulate = failing
 entry()
@@ -179,7 +179,7 @@ def digest(file: Path) -> str:
     [
         ("user", "ftlab: no luck", 0),
         pytest.param("mistake", "ValueError: a mistake", 1, marks=pytest.mark.slow),
-        pytest.param("killed", "has gone without a word", 0, marks=pytest.mark.slow),
+        pytest.param("killed", "ended without reporting", 0, marks=pytest.mark.slow),
     ],
 )
 def test_when_one_fails_all_end(fail: str, message: str, traces: int, small: list[str], tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_when_the_first_is_killed_another_says_so(small: list[str], tmp_path: Pa
     process = start(3, *words, FAIL="killed", FAILING="0", PYTHONPATH=root)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1
-    assert said(output).count("has gone without a word") == 1, output
+    assert said(output).count("ended without reporting") == 1, output
     assert output.count("Traceback") == 1  # torchrun's own
 
 
@@ -221,7 +221,7 @@ def test_a_launcher_that_tries_again_goes_on_from_the_checkpoint(small: list[str
     process = start(2, "--max_restarts=1", str(script), *small, f"run_dir={folder}", FAIL="killed", PYTHONPATH=root)
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 0, output
-    assert said(output).count("has gone without a word") == 1, output
+    assert said(output).count("ended without reporting") == 1, output
     assert "resumed from step 2 of 4" in output
     assert summary(folder)["status"] == "finished"
 

@@ -81,10 +81,10 @@ def assert_same(mine: dict[str, Any], other: dict[str, Any], step: int) -> None:
         unlike = one != two
         share = unlike.double().mean()
         at = unlike.nonzero().flatten()[:5]
-        told = f"step {step}: {int(unlike.sum())} codes of {key} differ: {one[at].tolist()}, not {two[at].tolist()}"
-        assert share <= FLIPPED, f"{told}, at {at.tolist()}"
+        message = f"step {step}: {int(unlike.sum())} codes of {key} differ: {one[at].tolist()}, not {two[at].tolist()}"
+        assert share <= FLIPPED, f"{message}, at {at.tolist()}"
         gap = (values[one] - values[two]).abs().max()
-        assert gap < 0.0145, f"{told}; at most by {gap:.1e} of the block's largest"
+        assert gap < 0.0145, f"{message}; at most by {gap:.1e} of the block's largest"
 
 
 def assert_moved(mine: Tensor, other: Tensor, before: Tensor, step: int) -> None:

@@ -20,7 +20,7 @@ from ftlab.models import switch_activation_checkpointing
 from ftlab.train import attention, loss
 from ftlab.train.attention import RowMask
 from ftlab.train.checkpoint import trainable
-from ftlab.train.loss import leaks
+from ftlab.train.loss import rows_interact
 from ftlab.train.step import PlainStep
 
 pytestmark = [
@@ -69,7 +69,7 @@ def make(family: str) -> PlainStep:
     AcceleratorState._reset_state(reset_partial_state=True)  # other tests may have left one of another precision
     accelerator = Accelerator(mixed_precision="bf16")
     step = PlainStep(model, TrainerConfig(), accelerator, need=lambda *_: 0.0, checkpoint=switch)
-    step.serve(Trainable(trainable(model)))
+    step.attach(Trainable(trainable(model)))
     return step
 
 
@@ -107,7 +107,7 @@ def test_loss_and_gradients_are_those_of_masked_attention(
     family: str, checkpointing: bool, flash_calls: list[int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = make(family)
-    step._settle(Setting(len(LENGTHS), False, float(checkpointing)))
+    step._apply(Setting(len(LENGTHS), False, float(checkpointing)))
     rows = [row(n, length) for n, length in enumerate(LENGTHS)]
     found, gradient = gradients(step, rows)
     windows = [WINDOW, None, WINDOW, None] if family == "gemma3" else [None] * 4
@@ -125,7 +125,7 @@ def test_loss_and_gradients_are_those_of_masked_attention(
 def test_rows_do_not_see_each_other(family: str, flash_calls: list[int | None]) -> None:
     step = make(family)
     with step.accelerator.autocast():
-        assert not leaks(step.model, [row(1, 40), row(2, 40)], torch.device("cuda"))
+        assert not rows_interact(step.model, [row(1, 40), row(2, 40)], torch.device("cuda"))
     assert flash_calls
 
 
@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_square_of_the_batch(
     checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = make("llama")
-    step._settle(Setting(8, False, float(checkpointing)))
+    step._apply(Setting(8, False, float(checkpointing)))
     rows = [row(n, 1024, 1000) for n in range(8)]
     few, many = peak(step, rows[:2]), peak(step, rows)
     assert many < 4.5 * few

@@ -1,6 +1,5 @@
-"""What becomes of a GPU when trials end badly: one sweep of the embedded base meets everything that can happen to a
-trial. Without a GPU the same sweep runs, and its memory runs out because the test says so; memory itself is then not
-looked at."""
+"""The state of a GPU after trials fail: one sweep of the embedded base with every way in which a trial can end. Without
+a GPU the same sweep runs with a simulated out-of-memory error, and memory is not measured."""
 
 import os
 import subprocess
@@ -69,7 +68,7 @@ NAMES = [name for name, _, _ in STORY]
 
 
 @dataclass
-class Told:
+class SweepRecord:
     """The study, and what was seen of the GPU before each trial."""
 
     study: Study
@@ -83,7 +82,7 @@ class Told:
 
 
 @pytest.fixture(scope="module", params=PLACES)
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SweepRecord]:
     """The sweep, run once."""
     rows = 256 if request.param == "cuda" else 8
     fixed = [*FIXED, f"trainer.global_batch_size={rows}", f"data.train_rows={2 * rows}"]
@@ -123,21 +122,21 @@ def share() -> float:
     return ALLOWED_GIB * GIB / torch.cuda.get_device_properties(0).total_memory
 
 
-def searched(study: Study) -> Told:
-    """Run the story's trials, and look at the GPU before each and after the last."""
-    told = Told(study)
+def searched(study: Study) -> SweepRecord:
+    """Run the story's trials, and measure the GPU before each and after the last."""
+    found = SweepRecord(study)
     broken = NAMES.index("exception")
 
     def on_event(event: Event) -> None:
         if event.kind == "started":
-            look(told, trials.bases)
+            measure(found, trials.bases)
         if (event.kind, event.number, event.step) == ("rung", broken, 1):
             raise RuntimeError("something broke in the middle of training")
 
     load = models.load_base
 
     def counted(*args: Any, **more: Any) -> Any:
-        told.loads += 1
+        found.loads += 1
         return load(*args, **more)
 
     trials = TrialRunner(study, on_event)
@@ -145,8 +144,8 @@ def searched(study: Study) -> Told:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "load_base", counted)
         work(study, trials, on_event, memory=Memory(trials.bases), restart=lambda: pytest.fail("memory was lost"))
-    look(told, trials.bases)
-    return told
+    measure(found, trials.bases)
+    return found
 
 
 class Hopeless(BasePruner):
@@ -156,57 +155,57 @@ class Hopeless(BasePruner):
         return bool(trial.params["trainer.lr"] == HOPELESS)
 
 
-def look(told: Told, bases: models.Bases) -> None:
+def measure(found: SweepRecord, bases: models.Bases) -> None:
     kept = bases.held_gib()
-    told.kept.append(kept)
+    found.kept.append(kept)
     if CUDA:
-        told.free.append(torch.cuda.mem_get_info()[0] / GIB + kept)
-        told.left.append(torch.cuda.memory_allocated() / GIB - kept)
+        found.free.append(torch.cuda.mem_get_info()[0] / GIB + kept)
+        found.left.append(torch.cuda.memory_allocated() / GIB - kept)
 
 
-def test_the_sweep_goes_on_whatever_happens(told: Told) -> None:
+def test_the_sweep_goes_on_whatever_happens(found: SweepRecord) -> None:
     wanted = {"complete": "COMPLETE", "pruned": "PRUNED"}
-    assert [trial.state.name for trial in told.study.trials()] == [wanted.get(name, "FAIL") for name in NAMES]
-    counts = told.study.counts()
+    assert [trial.state.name for trial in found.study.trials()] == [wanted.get(name, "FAIL") for name in NAMES]
+    counts = found.study.counts()
     assert (counts.finished, counts.failed, counts.running) == (4, 3, 0)
 
 
-def test_out_of_memory_is_the_cause_and_has_its_peak(told: Told) -> None:
-    attrs = told.trial("out of memory").user_attrs
+def test_out_of_memory_is_the_cause_and_has_its_peak(found: SweepRecord) -> None:
+    attrs = found.trial("out of memory").user_attrs
     assert "out of GPU memory with trainer.micro_batch_size=" in attrs["cause"]
     assert "Try: trainer.micro_batch_size=auto" in attrs["cause"]
-    assert (told.study.folder / "1/error.txt").is_file()
+    assert (found.study.folder / "1/error.txt").is_file()
     if CUDA:
         assert 0.05 < attrs["vram_peak_gib"] <= ALLOWED_GIB
 
 
-def test_not_a_number_is_the_cause(told: Told) -> None:
-    attrs = told.trial("not a number").user_attrs
+def test_not_a_number_is_the_cause(found: SweepRecord) -> None:
+    attrs = found.trial("not a number").user_attrs
     assert "nan" in attrs["cause"] or "inf" in attrs["cause"]
     assert "Lower trainer.lr=1e+30" in attrs["cause"]
     if CUDA:
         assert attrs["vram_peak_gib"] > 0
 
 
-def test_an_exception_is_the_cause(told: Told) -> None:
-    attrs = told.trial("exception").user_attrs
+def test_an_exception_is_the_cause(found: SweepRecord) -> None:
+    attrs = found.trial("exception").user_attrs
     assert attrs["cause"] == "RuntimeError: something broke in the middle of training"
 
 
-def test_the_base_stays_loaded_from_a_trial_that_ended_well(told: Told) -> None:
+def test_the_base_stays_loaded_from_a_trial_that_ended_well(found: SweepRecord) -> None:
     """A failed trial's base is not trusted, and loaded anew."""
-    assert told.loads == 1 + told.study.counts().failed
+    assert found.loads == 1 + found.study.counts().failed
 
 
 @needs_gpu
 @pytest.mark.gpu
-def test_free_memory_is_what_it_was(told: Told) -> None:
+def test_free_memory_is_what_it_was(found: SweepRecord) -> None:
     """Before every trial within 5 % of before the first, the kept base counted; and nothing of a trial is left, which
     on a large GPU the 5 % would not show."""
-    assert [free >= 0.95 * told.free[0] for free in told.free] == [True] * (len(STORY) + 1)
-    assert [left for left in told.left if left > KEPT_GIB] == []
-    assert told.kept[1] > 0
-    for trial in told.study.trials():
+    assert [free >= 0.95 * found.free[0] for free in found.free] == [True] * (len(STORY) + 1)
+    assert [left for left in found.left if left > KEPT_GIB] == []
+    assert found.kept[1] > 0
+    for trial in found.study.trials():
         attrs = trial.user_attrs
         assert attrs["free_gib_after"] >= 0.95 * attrs["free_gib_before"]
 

@@ -1,4 +1,4 @@
-"""What an architecture cannot do of a configuration is refused or settled from its names and shapes alone."""
+"""What an architecture cannot do of a configuration is refused or replaced, from its names and shapes alone."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 
 from ftlab.composition import compose
 from ftlab.errors import ConfigError, WeightsError
-from ftlab.models import carries_state, check_rows, load_base, settled, skeleton
+from ftlab.models import carries_state, check_rows, check_settings, load_base, skeleton
 from ftlab.models.compatibility import positions
 from ftlab.weights import WeightsFolder
 
@@ -32,9 +32,9 @@ def config(*overrides: str) -> Any:
 def test_an_attention_that_a_model_does_not_have_is_replaced_and_told(kind: str, make_kind: MakeKind) -> None:
     folder = make_kind(kind)
     cfg = config(f"model.id={folder}")
-    (line,) = [line for line in settled(bare(folder), cfg) if "attn" in line]
+    (line,) = [line for line in check_settings(bare(folder), cfg) if "attn" in line]
     assert line.startswith("model.attn_implementation=sdpa: ")
-    assert line.endswith(" does not have it, so eager is used")
+    assert line.endswith(" does not support it; eager is used")
     base = load_base(
         WeightsFolder(folder, "folder", None, ""), cfg.model, cfg.quant, device=torch.device("cpu"), full=False
     )
@@ -43,29 +43,29 @@ def test_an_attention_that_a_model_does_not_have_is_replaced_and_told(kind: str,
 
 def test_an_attention_that_a_model_has_is_left_alone(base_folder: Path) -> None:
     for name in ("sdpa", "eager", "flex_attention"):
-        assert settled(bare(base_folder), config(f"model.attn_implementation={name}")) == []
+        assert check_settings(bare(base_folder), config(f"model.attn_implementation={name}")) == []
 
 
 def test_an_attention_that_nothing_has_is_refused(base_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.attn_implementation=sdpaa cannot be used: .*Choose sdpa"):
-        settled(bare(base_folder), config("model.attn_implementation=sdpaa"))
+        check_settings(bare(base_folder), config("model.attn_implementation=sdpaa"))
 
 
 # --- shares ---------------------------------------------------------------------------------------------
 
 
 def test_a_line_says_how_much_is_quantised(make_kind: MakeKind, base_folder: Path) -> None:
-    (line,) = settled(bare(make_kind("mixtral")), config("quant=nf4", "model.dtype=bfloat16"))
+    (line,) = check_settings(bare(make_kind("mixtral")), config("quant=nf4", "model.dtype=bfloat16"))
     assert line == (
         "quant=nf4 quantises 11% of the layers' weights; in bfloat16 stay: experts.gate_up_proj, experts.down_proj, "
         "mlp.gate"
     )
-    assert settled(bare(base_folder), config("quant=nf4")) == []
+    assert check_settings(bare(base_folder), config("quant=nf4")) == []
 
 
 def test_a_line_says_what_is_left_out_of_all_linear_and_how_much_is_adapted(make_kind: MakeKind) -> None:
     for kind, names in (("mamba2", "out_proj"), ("jamba", "dt_proj"), ("deepseek_v3", "gate_proj, up_proj, down_proj")):
-        lines = settled(bare(make_kind(kind)), config("model.attn_implementation=eager"))
+        lines = check_settings(bare(make_kind(kind)), config("model.attn_implementation=eager"))
         assert lines[0].startswith(f"lora.target_modules=all-linear leaves out {names}: ")
     assert lines[1].startswith("lora.target_modules=all-linear adapts 58% of the layers' weights; without an adapter: ")
 
@@ -77,12 +77,12 @@ def test_weights_stored_quantised_are_named_and_cannot_be_trained_whole(base_fol
         "bnb_4bit_quant_type": "nf4",
         "quant_method": "bitsandbytes",
     }
-    assert settled(model, config("quant=nf4")) == []
-    assert settled(model, config("quant=int8")) == [
+    assert check_settings(model, config("quant=nf4")) == []
+    assert check_settings(model, config("quant=int8")) == [
         "quant=int8 changes nothing: the weights are stored quantised (nf4)"
     ]
     with pytest.raises(ConfigError, match=r"lora=none trains all weights, .*stored quantised \(nf4\): choose lora=r16"):
-        settled(model, config("lora=none"))
+        check_settings(model, config("lora=none"))
 
 
 # --- positions and token ids ----------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_token_ids_beyond_the_embedding_are_refused(make_kind: MakeKind, byte_to
     with pytest.raises(WeightsError, match=r"gives '.+' the id 200, but its embedding has 200 rows \(vocab_size\)"):
         check_rows(model, tokenizer, [[1, 200]], [[1]], config())
     (line,) = check_rows(model, tokenizer, [[1, 199]], [[1]], config())
-    assert line.startswith("the tokenizer has 259 tokens and the embedding 200 rows: ")
+    assert line.startswith("the tokenizer has 259 tokens but the embedding 200 rows: ")
 
 
 def test_a_pad_token_beyond_the_embedding_is_replaced(make_kind: MakeKind, byte_tokens: Any) -> None:
@@ -152,7 +152,7 @@ def test_a_pad_token_beyond_the_embedding_is_replaced(make_kind: MakeKind, byte_
     assert tokenizer.pad_token_id == 257
 
 
-def test_a_dry_run_refuses_and_settles(small: list[str], make_kind: MakeKind, cli: Any, tmp_path: Path) -> None:
+def test_a_dry_run_refuses_or_notes_settings(small: list[str], make_kind: MakeKind, cli: Any, tmp_path: Path) -> None:
     short = make_kind("gpt2", n_positions=64)
     code, _, err = cli(*small, f"model.id={short}", f"run_dir={tmp_path / 'run'}", "--dry-run")
     assert code == 2
@@ -161,5 +161,5 @@ def test_a_dry_run_refuses_and_settles(small: list[str], make_kind: MakeKind, cl
     code, out, err = cli(*small, f"model.id={make_kind('mamba')}", f"run_dir={tmp_path / 'run'}", "--dry-run")
     assert code == 0
     told = out + err
-    assert "so eager is used" in told
+    assert "does not support it; eager is used" in told
     assert "leaves out x_proj, dt_proj, out_proj: MambaMixer uses the weights without calling the layer" in told

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertLMHeadModel
 
 from ftlab.config import ModelConfig, QuantConfig
 from ftlab.errors import WeightsError
-from ftlab.models import check_runs, load_base, skeleton
+from ftlab.models import check_forward, load_base, skeleton
 from ftlab.weights import WeightsFolder
 
 QUANTS = {
@@ -114,7 +114,7 @@ def test_weights_that_predict_nan_are_refused_before_they_train(base_folder: Pat
 
     model = load(with_tensors(base_folder, tmp_path / "base", spoil))
     with pytest.raises(WeightsError, match=r"model\.id=some/model: LlamaForCausalLM predicts NaN: "):
-        check_runs(model, "some/model", QUANTS["none"])
+        check_forward(model, "some/model", QUANTS["none"])
 
 
 @pytest.mark.parametrize("decoder", [True, False])
@@ -125,10 +125,10 @@ def test_a_model_whose_tokens_see_later_ones_is_refused(decoder: bool) -> None:
     config = BertConfig(vocab_size=64, initializer_range=0.2, is_decoder=decoder, **shape)
     model = BertLMHeadModel(config).eval()
     if decoder:
-        check_runs(model, "some/model", QUANTS["none"])
+        check_forward(model, "some/model", QUANTS["none"])
         return
-    with pytest.raises(WeightsError, match=r"BertLMHeadModel see those after them, .* set is_decoder=true"):
-        check_runs(model, "some/model", QUANTS["none"])
+    with pytest.raises(WeightsError, match=r"BertLMHeadModel attend to later ones, .* set is_decoder=true"):
+        check_forward(model, "some/model", QUANTS["none"])
     assert not model.training
 
 

@@ -34,7 +34,7 @@ from ftlab.errors import (
 from ftlab.evaluate import Scores, Split
 from ftlab.experiment.device import flops_per_token
 from ftlab.models import Bases
-from ftlab.shortage import lighter
+from ftlab.out_of_memory import oom_remedies
 
 Fit = Callable[..., Any]
 
@@ -286,7 +286,9 @@ def test_the_base_of_an_older_record_is_scored_again(fit: Fit, terminal: Any, tm
 # --- what is scored ---------------------------------------------------------------------------------------
 
 
-CHANGED = r"the base model\.id=.* has changed since the run began \(model\.safetensors\)\. .*start again with force=true"
+CHANGED = (
+    r"the base model\.id=.* has changed since the run began \(model\.safetensors\)\. .*start again with force=true"
+)
 
 
 @pytest.mark.parametrize("when", ["train", "base scores"])
@@ -573,7 +575,7 @@ def test_another_error_of_torch_stays_itself(fit: Fit, monkeypatch: pytest.Monke
 def test_what_has_all_weights_trained_or_is_small_already_is_not_told_to_be_smaller(make_base: Any) -> None:
     def ways(*overrides: str, trained: bool = False) -> str:
         cfg = compose(["model=tiny", f"model.id={make_base()}", "run_dir=x", *overrides])
-        return ", ".join(lighter(cfg, "train", trained=trained))
+        return ", ".join(oom_remedies(cfg, "train", trained=trained))
 
     assert "quant=nf4" not in ways("quant=nf4")
     assert "quant=nf4" not in ways("lora=none", "quant=none")

@@ -110,7 +110,7 @@ def test_sets_and_lists_name_experts(
     [
         (
             {"lora_dropout": 0.1},
-            r"lora\.lora_dropout=0\.1: experts \(.*\) take plain LoRA only: set lora\.lora_d",
+            r"lora\.lora_dropout=0\.1: experts \(.*\) support plain LoRA only: set lora\.lora_d",
         ),
         ({"use_dora": True}, r"lora\.use_dora=True: experts .*: set lora\.use_dora=False,"),
         ({"init_lora_weights": "pissa"}, r"lora\.init_lora_weights=pissa: experts"),

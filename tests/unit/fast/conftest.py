@@ -148,8 +148,8 @@ def stepping(model: Any, micro: int = 8, **cfg: Any) -> FastStep:
     decoder = Decoder(model)
     flat = Flat(decoder.parameters())
     step = FastStep(decoder, TrainerConfig(**cfg), longest=64, need=lambda *_: 0.0)
-    step.serve(Trainable(trainable(model), flat))
-    step._settle(Setting(micro, False, 0.0))
+    step.attach(Trainable(trainable(model), flat))
+    step._apply(Setting(micro, False, 0.0))
     return step
 
 

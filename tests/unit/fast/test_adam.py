@@ -220,7 +220,7 @@ def test_close_to_bitsandbytes_own_cpu_steps() -> None:
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("kind", ["AdamW8bit", "PagedAdamW8bit"])
 @pytest.mark.parametrize("ours_first", [True, False])
-def test_a_checkpoint_of_one_goes_on_in_the_other(kind: str, ours_first: bool, tmp_path: Path) -> None:
+def test_a_checkpoint_of_one_resumes_in_the_other(kind: str, ours_first: bool, tmp_path: Path) -> None:
     p = parameter(5000)
     first = optimizer(kind, p, ours=ours_first)
     stepped(first, p, range(3))

@@ -87,7 +87,7 @@ def test_every_rank_and_scale(kit: Any, lora: str) -> None:
     assert kit.fast(model, kit.step(model), rows).error(expected) <= BOUND
 
 
-def test_ranks_that_differ_side_by_side(kit: Any) -> None:
+def test_different_ranks_in_one_group(kit: Any) -> None:
     model = kit.adapt(kit.make(), r=4, lora_alpha=4, rank_pattern={"k_proj": 9}, alpha_pattern={"k_proj": 9})
     expected = kit.plain(model, kit.rows())
     assert kit.fast(model, kit.step(model), kit.rows()).error(expected) <= BOUND
@@ -209,7 +209,7 @@ def test_an_evaluation_drops_nothing(kit: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_row_does_not_see_its_neighbours(kit: Any, family: str) -> None:
+def test_a_row_is_independent_of_its_neighbours(kit: Any, family: str) -> None:
     model = kit.adapt(kit.make(family), lora_dropout=0.1)
     step = kit.step(model)
     own = kit.row(5, 21, 4)
@@ -229,7 +229,7 @@ def test_a_row_does_not_see_its_neighbours(kit: Any, family: str) -> None:
 def logits(decoder: Decoder, rows: list[Any]) -> torch.Tensor:
     lengths = [len(row.input_ids) for row in rows]
     attention = ByRow(lengths)
-    decoder.reach(max(lengths))
+    decoder.prepare_positions(max(lengths))
     ids = torch.tensor([token for row in rows for token in row.input_ids])
     places = torch.cat([torch.arange(length) for length in lengths])
     shapes = [layer.attention for layer in decoder.layers]
@@ -268,7 +268,7 @@ def test_an_evaluation_between_steps_sees_the_last_update(kit: Any) -> None:
     assert near(logits(step.decoder, rows), own_logits(model, rows))
 
 
-def test_positions_beyond_those_prepared_are_reached_later(kit: Any) -> None:
+def test_positions_beyond_the_prepared_ones_are_prepared_later(kit: Any) -> None:
     model = kit.make("gemma3")
     decoder = Decoder(model)
     for length in (5, 100, 40):

@@ -66,27 +66,27 @@ def test_4_bit_products_in_bfloat16(kit: Any) -> None:
     assert abs(float(kit.fast(model, kit.step(model), rows).loss / expected.loss) - 1) <= BOUND[torch.bfloat16]
 
 
-def test_weights_held_unpacked_give_the_same_bits(kit: Any) -> None:
+def test_dequantized_weights_kept_in_memory_give_the_same_bits(kit: Any) -> None:
     model, rows = kit.adapt(in_4_bit(kit.make("llama, tied, biases"))), kit.rows()
     step = kit.step(model)
     each = kit.fast(model, step, rows)
     groups = step.decoder.packed()
     assert len(groups) == 4 * len(step.decoder.layers)
     for group in groups:
-        group.keep()
+        group.keep_dequantized()
     assert kit.fast(model, step, rows).same(each)
     for group in groups:
         group.release()
-    assert all(group.kept is None for group in groups)
+    assert all(group.dequantized is None for group in groups)
     assert kit.fast(model, step, rows).same(each)
 
 
-def test_what_keeping_takes_is_what_is_said(kit: Any) -> None:
+def test_keeping_dequantized_weights_takes_the_stated_memory(kit: Any) -> None:
     for group in Decoder(in_4_bit(kit.make())).packed():
-        said = group.kept_bytes
-        group.keep()
-        assert group.kept is not None
-        assert said == group.kept.nbytes
+        said = group.dequantized_bytes
+        group.keep_dequantized()
+        assert group.dequantized is not None
+        assert said == group.dequantized.nbytes
 
 
 def test_8_bit_gradients_are_those_of_pefts_own_forward(kit: Any) -> None:
@@ -123,10 +123,10 @@ def test_biases_are_in_the_merged_weights_product_too(kit: Any, quantise: Any) -
         assert (together - apart).norm() <= 0.03 * apart.norm()
 
 
-def test_kinds_that_differ_side_by_side_are_not_recognised(kit: Any) -> None:
+def test_different_kinds_of_layers_in_one_group_are_not_recognised(kit: Any) -> None:
     base = kit.make()
     base.model.layers[1].self_attn.k_proj = four_bit(base.model.layers[1].self_attn.k_proj, "nf4", True, torch.float32)
-    with pytest.raises(Unrecognised, match="Linear and Linear4bit side by side"):
+    with pytest.raises(Unrecognised, match="Linear and Linear4bit in one group"):
         Decoder(base)
 
 

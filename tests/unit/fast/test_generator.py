@@ -60,7 +60,7 @@ def some_prompts(count: int = 30) -> list[list[int]]:
 
 
 class Case:
-    """A model, prompts, and what the model's own `generate` says to each alone."""
+    """A model, prompts, and the answer of the model's own `generate` to each alone."""
 
     def __init__(self, name: str) -> None:
         torch.manual_seed(1)
@@ -103,8 +103,8 @@ def test_the_order_of_prompts_changes_no_answer(case: Case) -> None:
     assert case.fast(4, case.prompts[::-1]) == case.wanted[::-1]
 
 
-def test_prompts_that_enter_in_small_pieces_get_the_same_answers(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.PIECE, "cpu", 25)  # less than some prompts
+def test_prefilling_in_small_pieces_gives_the_same_answers(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.PREFILL_TOKENS, "cpu", 25)  # less than some prompts
     assert case.fast(8) == case.wanted
 
 
@@ -143,7 +143,9 @@ class Enough(Exception):
     pass
 
 
-def test_what_progress_raises_ends_the_work_and_frees_the_cache(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_the_callback_ends_the_work_and_frees_the_cache(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caches: list[weakref.ref[torch.Tensor]] = []
     allocate = DecodeBatch.allocate
 
@@ -214,10 +216,10 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_on_a_cpu_a_step_computes_only_rows_that_go_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_a_step_computes_only_running_rows(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = widths(monkeypatch)
     case.fast(8)
-    # The first token of an answer comes with its prompt; the end marker is said as well.
+    # The first token of an answer comes with its prompt; the end token is generated as well.
     assert sum(seen) == sum(min(len(answer) + 1, NEW) - 1 for answer in case.wanted)
     assert max(seen) == 8
 
@@ -237,7 +239,7 @@ class Replay:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Batches work as on CUDA: fixed widths, news one step late, ended rows kept until there are enough of them."""
+    """Batches work as on CUDA: fixed widths, ended rows seen one step late and kept until there are enough of them."""
     captured: list[int] = []
     made = DecodeBatch.__init__
 
@@ -271,7 +273,7 @@ def test_slots_without_a_row_attend_to_nothing(case: Case, graphs: list[int], mo
     assert sum(attending) == layers * sum(min(len(answer) + 1, NEW) - 1 for answer in case.wanted)
 
 
-def test_slots_that_no_longer_go_on_stay_inside_the_cache(case: Case, graphs: list[int]) -> None:
+def test_ended_slots_stay_inside_the_cache(case: Case, graphs: list[int]) -> None:
     made = Generator(case.decoder, end=case.end, max_new_tokens=3, batch_size=2)
     batch = DecodeBatch(made, 2, 8, 100)
     with torch.no_grad():
@@ -288,9 +290,7 @@ def test_ended_rows_in_a_graph_change_no_answer(case: Case, graphs: list[int], s
     assert graphs == [min(size, 30)]
 
 
-def test_the_last_rows_go_through_a_smaller_graph(
-    case: Case, graphs: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_rows_use_a_smaller_graph(case: Case, graphs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SMALL_GRAPH_SLOTS", 8)
     monkeypatch.setattr(module, "SMALL_GRAPH_STEPS", 1)
     seen = widths(monkeypatch)

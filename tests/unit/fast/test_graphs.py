@@ -14,7 +14,7 @@ PACKED = torch.zeros(1)
 
 
 class Recorded(Graphs):
-    """Notes what would be done."""
+    """Records what would be done."""
 
     def __init__(self) -> None:
         self.did: list[tuple[str, int]] = []

@@ -9,7 +9,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from ftlab.fast.flat import Flat
 from ftlab.fast.frozen import Scratch, Unrecognised
 from ftlab.fast.linear import LinearGroup
-from ftlab.fast.streams import Aside
+from ftlab.fast.streams import SideStream
 
 CPU = torch.device("cpu")
 NAMES = ("q_proj", "k_proj", "v_proj")
@@ -41,7 +41,7 @@ def test_output_and_gradients_are_those_of_pefts_layers(kit: Any, targets: list[
     attached(group)
     with torch.no_grad():
         y, h = group.forward(x, x)
-        dx = group.backward(dy, x, h, None, Aside(CPU))
+        dx = group.backward(dy, x, h, None, SideStream(CPU))
     torch.testing.assert_close(y, expected.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(dx, x.grad, rtol=1e-5, atol=1e-5)
     assert len(gradients) == 2 * len(targets)
@@ -56,7 +56,7 @@ def test_a_gradient_at_the_input_is_computed_only_where_wanted(kit: Any) -> None
     x, dy = torch.randn(7, 32), torch.randn(7, 64)
     with torch.no_grad():
         _, h = group.forward(x, x)
-        assert group.backward(dy, x, h, None, Aside(CPU), wanted=False) is None
+        assert group.backward(dy, x, h, None, SideStream(CPU), wanted=False) is None
     assert flat.gradient.any()
 
 
@@ -66,10 +66,10 @@ def test_what_lay_in_the_gradient_before_has_no_effect(kit: Any) -> None:
     x, dy = torch.randn(7, 32), torch.randn(7, 64)
     with torch.no_grad():
         _, h = group.forward(x, x)
-        group.backward(dy, x, h, None, Aside(CPU))
+        group.backward(dy, x, h, None, SideStream(CPU))
         first = flat.gradient.clone()
         flat.gradient.fill_(torch.nan)
-        group.backward(dy, x, h, None, Aside(CPU))
+        group.backward(dy, x, h, None, SideStream(CPU))
     for one in group.adapters:
         for parameter in (one.a, one.b):
             assert torch.equal(flat.view(flat.gradient, parameter), flat.view(first, parameter))
@@ -88,7 +88,7 @@ def test_merged_it_is_one_dense_layer(kit: Any) -> None:
     assert group.forward(x, x)[1] is not None
 
 
-def test_merging_takes_what_it_says(kit: Any) -> None:
+def test_merging_takes_the_stated_memory(kit: Any) -> None:
     with_adapter, without = group_of(attention(kit, ["q_proj"])), group_of(attention(kit, ["o_proj"]))
     assert with_adapter.merged_bytes() == 64 * 32 * 4
     assert without.merged_bytes() == 0
@@ -124,7 +124,7 @@ def test_another_kind_of_adapter_is_named(kit: Any) -> None:
         group_of(model.base_model.model.model.layers[0].self_attn)
 
 
-def test_scales_that_differ_side_by_side_are_named(kit: Any) -> None:
+def test_different_scales_in_one_group_are_named(kit: Any) -> None:
     with pytest.raises(Unrecognised, match="different dropout or scale"):
         group_of(attention(kit, ["q_proj", "v_proj"], rank_pattern={"v_proj": 3}))
 
@@ -144,5 +144,5 @@ def test_merged_and_switched_off_adapters_are_named(kit: Any) -> None:
         group_of(part)
     assert group_of(part).adapters
     model.merge_adapter()
-    with pytest.raises(Unrecognised, match="merged already"):
+    with pytest.raises(Unrecognised, match="already merged"):
         group_of(part)

@@ -8,15 +8,15 @@ import torch
 
 from ftlab.config import TrainerConfig
 from ftlab.data.encode import Encoded
-from ftlab.fast.plan import SHARES, Choices, Chooser, Planner, Setting
+from ftlab.fast.plan import CHECKPOINTED_FRACTIONS, Choices, Chooser, Planner, Setting
 
-ALL = Choices([8, 4, 2, 1], [True, False], list(SHARES))
+ALL = Choices([8, 4, 2, 1], [True, False], list(CHECKPOINTED_FRACTIONS))
 COPY = 1000.0
 
 
 def need(setting: Setting) -> float:
     """100 bytes a row that keeps everything, 10 of them where all is computed again; a copy of the weights."""
-    return setting.micro * (100 - 90 * setting.share) + COPY * setting.cached
+    return setting.micro * (100 - 90 * setting.checkpointed_fraction) + COPY * setting.keep_dequantized
 
 
 def planner(free: float, choices: Choices = ALL, rows: int = 8) -> Planner:
@@ -48,13 +48,13 @@ def test_less_memory_never_gives_a_faster_setting() -> None:
     assert kinds[-2:] == [Setting(1, False, 1.0), None]
 
 
-def test_computing_a_few_layers_twice_comes_before_halving_small_batches() -> None:
-    """Of rows that are short, halves cost another unpacking of every weight."""
+def test_checkpointing_a_few_layers_comes_before_halving_small_batches() -> None:
+    """With short rows, half micro-batches cost another dequantization of every weight."""
     made = Planner(ALL, 8, lambda micro: 20 * micro, need, need(Setting(8, False, 0.25)))
     assert made.best() == Setting(8, False, 0.25)
 
 
-def test_of_long_rows_halves_come_before_computing_twice() -> None:
+def test_halving_batches_of_long_rows_comes_before_checkpointing() -> None:
     made = Planner(ALL, 8, lambda micro: 5000 * micro, need, need(Setting(4, False, 0.0)))
     assert made.best() == Setting(4, False, 0.0)
 
@@ -64,7 +64,7 @@ def test_after_an_out_of_memory_everything_that_needs_as_much_is_out() -> None:
     seen = []
     while (setting := made.best()) is not None:
         seen.append(setting)
-        made.too_much(setting)
+        made.rule_out(setting)
     needs = [need(setting) for setting in seen]
     assert needs == sorted(set(needs), reverse=True)
     assert seen[-1] == made.smallest() == Setting(1, False, 1.0)
@@ -72,9 +72,9 @@ def test_after_an_out_of_memory_everything_that_needs_as_much_is_out() -> None:
 
 def test_an_out_of_memory_lowers_what_was_free_and_never_raises_it() -> None:
     made = planner(500.0)
-    made.too_much(Setting(8, True, 0.0))
+    made.rule_out(Setting(8, True, 0.0))
     assert made.budget == 500.0
-    made.too_much(Setting(4, False, 0.0))
+    made.rule_out(Setting(4, False, 0.0))
     assert made.budget < 400.0
 
 
@@ -94,7 +94,7 @@ def test_where_nothing_fits_the_smallest_is_tried() -> None:
     assert made.smallest() == Setting(1, False, 1.0)
 
 
-def test_settings_are_told_as_overrides() -> None:
+def test_settings_are_shown_as_overrides() -> None:
     assert str(Setting(4, True, 0.0)) == (
         "trainer.micro_batch_size=4, trainer.weight_cache=true, trainer.activation_checkpointing=false"
     )
@@ -114,7 +114,13 @@ def of_tokens(tokens: int, scored: int, share: float) -> float:
 def chooser(monkeypatch: pytest.MonkeyPatch, free: float, settle: Any = lambda setting: None, **cfg: Any) -> Chooser:
     """As on a GPU with so many bytes free."""
     monkeypatch.setattr("ftlab.fast.plan.available", lambda device: free)
-    made = Chooser(TrainerConfig(global_batch_size=4, **cfg), torch.device("cpu"), of_tokens, settle, shares=SHARES)
+    made = Chooser(
+        TrainerConfig(global_batch_size=4, **cfg),
+        torch.device("cpu"),
+        of_tokens,
+        settle,
+        fractions=CHECKPOINTED_FRACTIONS,
+    )
     made.cuda = True
     return made
 
@@ -126,31 +132,34 @@ def test_without_memory_for_a_copy_of_the_weights_the_batch_stays_whole(monkeypa
     assert taken == [Setting(4, True, 0.0), Setting(4, False, 0.0)]
 
 
-def test_where_unpacking_itself_runs_out_the_next_setting_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_dequantizing_runs_out_of_memory_the_next_setting_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Setting] = []
 
     def settle(setting: Setting) -> None:
-        if setting.cached:
+        if setting.keep_dequantized:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         taken.append(setting)
 
     made = chooser(monkeypatch, 1e9, settle)
     made.choose(ROWS, copy=1500)
     assert taken == [Setting(4, False, 0.0)]
-    assert made.ran_out
+    assert made.had_oom
 
 
 def test_what_is_still_to_come_is_left_free(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Setting] = []
     for coming in (0.0, 500.0, 900.0):
         chooser(monkeypatch, 1100.0, taken.append).choose(ROWS, coming=coming)
-    needs = [of_tokens(sum(len(r.input_ids) for r in ROWS[-one.micro :]), 5 * one.micro, one.share) for one in taken]
+    needs = [
+        of_tokens(sum(len(r.input_ids) for r in ROWS[-one.micro :]), 5 * one.micro, one.checkpointed_fraction)
+        for one in taken
+    ]
     assert all(needed <= 1100.0 - coming for needed, coming in zip(needs, (0.0, 500.0), strict=False))
     assert taken[0] == Setting(4, False, 0.0)
     assert taken[-1] == Setting(1, False, 1.0)  # nothing fits beside: the smallest is tried
 
 
-def test_rows_that_must_not_meet_go_one_by_one_whatever_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_interact_go_one_by_one_whatever_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Setting] = []
     made = chooser(monkeypatch, 1e9, taken.append, micro_batch_size=4)
     made.together = False
@@ -158,7 +167,7 @@ def test_rows_that_must_not_meet_go_one_by_one_whatever_is_configured(monkeypatc
     assert taken == [Setting(1, False, 0.0)]
 
 
-def test_weights_held_unpacked_by_order_are_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dequantized_weights_required_by_the_configuration_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     made = chooser(monkeypatch, 0.0, weight_cache=True)
     assert made.remedies(Setting(1, True, 0.0)) == ["trainer.weight_cache=auto"]
     assert made.remedies(Setting(1, False, 0.0)) == []  # the base is not 4-bit

@@ -1,4 +1,4 @@
-"""Which models go the fast path; what does not is told in one line that names the reason, and nothing is changed."""
+"""Which models take the fast path. For others one line names the reason, and nothing is changed."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -119,7 +119,7 @@ def test_modules_trained_whole(kit: Any) -> None:
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_trained_biases(kit: Any, bias: str) -> None:
-    assert "bias, which is trained and is no LoRA matrix" in reason(adapted(kit, bias=bias))
+    assert "bias, which is trained and is not a LoRA matrix" in reason(adapted(kit, bias=bias))
 
 
 def test_an_adapted_embedding(kit: Any) -> None:
@@ -136,7 +136,7 @@ def test_merged_or_switched_off_adapters(kit: Any) -> None:
     with model.disable_adapter():
         assert reason(model) == "an adapter that is switched off"
     model.merge_adapter()
-    assert reason(model) == "an adapter that is merged already"
+    assert reason(model) == "an adapter that is already merged"
     model.unmerge_adapter()
     assert recognised(model)
     assert recognised(model.merge_and_unload())
@@ -190,7 +190,7 @@ def test_logits_that_are_capped(kit: Any) -> None:
 
 # --- known parts that compute something else ------------------------------------------------------------------------
 
-ELSE = "computes something else than its parts say"
+ELSE = "output differs by more than rounding tolerance"
 
 
 def test_a_layer_that_scales_what_it_adds(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

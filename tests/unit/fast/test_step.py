@@ -24,7 +24,7 @@ def made(model: Any, *, gpu: bool = False, **cfg: Any) -> FastStep:
     memory = {name: cfg.pop(name) for name in ("limit",) if name in cfg}
     options = {"global_batch_size": 4} | cfg
     step = FastStep(decoder, TrainerConfig(**options), longest=30, need=need, **memory)
-    step.serve(Trainable(trainable(model), Flat(decoder.parameters())))
+    step.attach(Trainable(trainable(model), Flat(decoder.parameters())))
     step.cuda = step.chooser.cuda = gpu
     return step
 
@@ -58,24 +58,24 @@ def test_a_setting_of_the_configuration_is_kept(kit: Any, free: Any) -> None:
     assert step.lighten() is None
 
 
-def test_without_4_bit_weights_there_is_nothing_to_hold_unpacked(kit: Any, free: Any) -> None:
+def test_without_4_bit_weights_nothing_is_kept_dequantized(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True, weight_cache=True)
     free(1e9)
     step.choose(kit.rows())
-    assert not step.setting.cached
-    assert "unpacked" not in str(step)
+    assert not step.setting.keep_dequantized
+    assert "dequantized" not in str(step)
 
 
-def test_the_fastest_setting_is_told(kit: Any, free: Any) -> None:
+def test_the_fastest_setting_is_shown(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True)
     free(1e9)
     step.choose(kit.rows())
     assert step.setting == Setting(4, False, 0.0)
-    assert str(step) == "fast step: 4 rows at a time"
+    assert str(step) == "fast step: 4 rows per micro-batch"
     step.chooser.cfg.micro_batch_size = 1
     free(need(27, 26, 0.75) + 0.01)
     step.choose(sorted(kit.rows(), key=lambda row: len(row.input_ids)))
-    assert str(step) == "fast step: 1 rows at a time, 2 of 3 layers computed twice"
+    assert str(step) == "fast step: 1 rows per micro-batch, activation checkpointing of 2 of 3 layers"
 
 
 def test_lightening_goes_through_smaller_needs_to_the_smallest(kit: Any, free: Any) -> None:
@@ -105,7 +105,7 @@ def test_an_out_of_memory_inside_a_step_leaves_its_gradient_right(kit: Any, free
     free(1e9)
     step.choose(sorted(rows, key=lambda row: len(row.input_ids)))
     step.cuda = False  # the work itself is a CPU's
-    step._settle(Setting(2, False, 0.0))
+    step._apply(Setting(2, False, 0.0))
     step.begin()
     step.accumulate(rows[:2], kit.trained(rows), 7, first=True)
     assert step.lighten()
@@ -166,7 +166,7 @@ def test_it_is_the_plain_steps_loss_and_gradient(kit: Any) -> None:
         else:
             flat = Flat([[p] for p in model.parameters() if p.requires_grad])
             step = PlainStep(model, TrainerConfig(global_batch_size=4), Accelerator(cpu=True), need=need)
-            step.serve(Trainable(trainable(model), flat))
+            step.attach(Trainable(trainable(model), flat))
         step.choose(rows)
         step.begin()
         loss = step.accumulate(rows, trained, 3, first=True)
@@ -177,12 +177,12 @@ def test_it_is_the_plain_steps_loss_and_gradient(kit: Any) -> None:
     assert all((fast_gradients[n] - g).norm() <= 1e-5 * g.norm() for n, g in gradients.items())
 
 
-def test_a_gpu_that_is_too_small_is_told_so_in_figures_with_a_length_that_fits(kit: Any, free: Any) -> None:
+def test_a_gpu_that_is_too_small_is_an_error_with_figures_and_a_length_that_fits(kit: Any, free: Any) -> None:
     step = made(kit.adapt(kit.make()), gpu=True)
-    assert step.chooser.shortage() == ""  # nothing was tried yet
+    assert step.chooser.oom_report() == ""  # nothing was tried yet
     free(12.0)
     step.choose(kit.rows())
-    told = step.chooser.shortage()
+    told = step.chooser.oom_report()
     assert step.chooser.planner
     assert step.chooser.planner.smallest().overrides(packed=False) in told
     assert "weight_cache" not in told
@@ -205,7 +205,7 @@ def test_graphs_are_given_up_before_a_setting_is(kit: Any, free: Any) -> None:
     step.graphs.extend([1, 2])  # type: ignore[union-attr]
     assert step.lighten() is not None
     assert step.setting != before
-    assert step.chooser.ran_out
+    assert step.chooser.had_oom
 
 
 def test_what_a_sweep_allows_bounds_the_choice_as_little_memory_does(kit: Any, free: Any) -> None:
@@ -221,7 +221,7 @@ def test_what_a_sweep_allows_bounds_the_choice_as_little_memory_does(kit: Any, f
         assert limited.setting == short.setting
         chosen.append(limited.setting)
     assert len(set(chosen)) > 1
-    assert f"sweep.vram_limit_gib={500 / 2**30:g}" in limited.chooser.shortage()
+    assert f"sweep.vram_limit_gib={500 / 2**30:g}" in limited.chooser.oom_report()
 
 
 def test_remedies_name_only_what_is_not_on_yet(kit: Any, free: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ftlab.fast import streams
-from ftlab.fast.streams import Aside
+from ftlab.fast.streams import SideStream
 
 
 class Stream:
@@ -36,11 +36,11 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_main_stream_waits_for_the_work_of_the_layer_before(notes: list[str]) -> None:
-    aside, done = Aside(torch.device("cuda")), list[Any]()
+    side, done = SideStream(torch.device("cuda")), list[Any]()
     for layer in range(3):
-        aside(lambda layer=layer: done.append(layer))  # type: ignore[misc]
-        aside.turn()
-    aside.join()
+        side(lambda layer=layer: done.append(layer))  # type: ignore[misc]
+        side.end_layer()
+    side.join()
     assert done == [0, 1, 2]
     fork, waits = "side waits for main", [f"main waits for event {number}" for number in (1, 2, 3)]
     assert notes == [fork, fork, waits[0], fork, waits[1], waits[2]]
@@ -48,18 +48,18 @@ def test_the_main_stream_waits_for_the_work_of_the_layer_before(notes: list[str]
 
 def test_without_work_nobody_waits(notes: list[str]) -> None:
     """A stream that was not asked for anything is no part of a graph that is being captured."""
-    aside = Aside(torch.device("cuda"))
-    aside.turn()
-    aside.turn()
-    aside.join()
+    side = SideStream(torch.device("cuda"))
+    side.end_layer()
+    side.end_layer()
+    side.join()
     assert notes == []
 
 
 def test_layers_without_work_between_others(notes: list[str]) -> None:
-    aside = Aside(torch.device("cuda"))
-    aside.turn()
-    aside(lambda: None)
+    side = SideStream(torch.device("cuda"))
+    side.end_layer()
+    side(lambda: None)
     for _ in range(3):
-        aside.turn()
-    aside.join()
+        side.end_layer()
+    side.join()
     assert notes == ["side waits for main", "main waits for event 1"]

@@ -64,7 +64,12 @@ def ran(study: Study, small: list[str]) -> Ran:
             run.record(whole)
             taken = setting or closed_form.leanest(whole.config)
             peak = times(factor, whole.config, taken)
-            record = {"micro": taken.micro, "cached": taken.cached, "share": taken.share, "ran_out": ran_out}
+            record = {
+                "micro": taken.micro,
+                "cached": taken.keep_dequantized,
+                "share": taken.checkpointed_fraction,
+                "ran_out": ran_out,
+            }
             Summary.of({"status": status, "vram": {phase: {"allocated": peak}}, "setting": record}).write(
                 run / "summary.json"
             )

@@ -16,7 +16,7 @@ from ftlab.models import switch_activation_checkpointing
 from ftlab.train import attention
 from ftlab.train.attention import RowMask, attend, rows_of
 from ftlab.train.batches import lay_flat
-from ftlab.train.loss import leaks, summed_loss
+from ftlab.train.loss import rows_interact, summed_loss
 
 CPU = torch.device("cpu")
 WINDOW = 6  # shorter than some rows
@@ -151,7 +151,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(args[5])
         return flash(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "flash_takes", lambda query, value: True)
+    monkeypatch.setattr(attention, "flash_supports", lambda query, value: True)
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", counted)
     return calls
 
@@ -171,7 +171,7 @@ def test_no_mask_over_the_whole_batch_is_made(family: str, checkpointing: bool, 
     model = make(family)
     switch_activation_checkpointing(model.get_base_model(), checkpointing)
     gradients(model, [ROWS], thread=True)
-    assert not leaks(model, ROWS, CPU)
+    assert not rows_interact(model, ROWS, CPU)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -259,8 +259,8 @@ def test_masks_that_are_not_of_rows_alone_are_transformers_own() -> None:
     assert not isinstance(made(lengths=(13,)), RowMask)
 
 
-def test_a_leak_is_found_where_attention_goes_by_the_wrong_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_interact_if_attention_has_the_wrong_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama")
     of = RowMask.of
     monkeypatch.setattr(RowMask, "of", lambda lengths, window, device: of([sum(lengths)], window, device))
-    assert leaks(model, ROWS, CPU)
+    assert rows_interact(model, ROWS, CPU)

@@ -124,7 +124,7 @@ def test_no_whole_checkpoint_means_none(parts: Parts, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_training_goes_on_bit_for_bit(optim: str, tmp_path: Path) -> None:
+def test_training_resumes_bit_for_bit(optim: str, tmp_path: Path) -> None:
     whole = Parts(tmp_path / "a", optim=optim)
     whole.train(3)
     whole.save()
@@ -252,7 +252,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_part(
     assert names(tmp_path) == ["step-000002", "step-000003"]
 
 
-def test_an_optimizer_of_another_version_is_told_so(parts: Parts, tmp_path: Path) -> None:
+def test_an_optimizer_of_another_version_is_an_error(parts: Parts, tmp_path: Path) -> None:
     parts.train(1)
     parts.save()
     held = [nn.Parameter(torch.zeros(4))]  # one tensor, where the checkpoint knows several

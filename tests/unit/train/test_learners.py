@@ -126,7 +126,7 @@ def test_two_adapters_of_different_rank_trained_in_turns_each_end_as_if_alone(st
         assert learner.schedule.get_last_lr() == alone[name].schedule.get_last_lr()
 
 
-def test_a_learners_checkpoint_from_between_turns_goes_on_alone(stand: Make) -> None:
+def test_a_learners_checkpoint_from_between_turns_resumes_alone(stand: Make) -> None:
     """What was saved in company restores into a run of its own, and ends the same."""
     whole = stand("whole")
     wanted = whole.learner("one", rows(3))

@@ -55,7 +55,7 @@ class Scored:
 
 @dataclass
 class Run:
-    """A trainer, and what it told."""
+    """A trainer, and the lines that it reported."""
 
     trainer: Trainer
     learner: Learner
@@ -80,7 +80,7 @@ Make = Callable[..., Run]
 
 
 def need(tokens: int, scored: int, share: float) -> float:
-    """A byte a token, half of that where layers are computed twice."""
+    """One byte per token, half of that with activation checkpointing."""
     return tokens * (1 - 0.5 * share)
 
 
@@ -133,7 +133,7 @@ def make(small: list[str], make_llama: Any, tmp_path: Path) -> Make:
             evaluate=evaluate,
             record=lambda metrics, step: run.records.append((step, metrics)),
         )
-        run.trainer.step.serve(run.learner.trained)
+        run.trainer.step.attach(run.learner.trained)
         return run
 
     return make
@@ -183,7 +183,7 @@ def test_auto_on_a_cpu_divides_the_global_batch(make: Make) -> None:
     assert long.trainer.step.micro == 1
 
 
-def test_rows_that_must_not_meet_go_one_by_one(make: Make) -> None:
+def test_rows_that_interact_go_one_by_one(make: Make) -> None:
     step = make("trainer.micro_batch_size=4", flat=False).trainer.step
     step.choose(ROWS[:4])
     assert step.micro == 1
@@ -219,9 +219,9 @@ def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], SmallGpu]:
             assert gpu.trainer
             step = gpu.trainer.step
             base = model.get_base_model()
-            assert base.is_activation_checkpointing == bool(step.setting.share)
+            assert base.is_activation_checkpointing == bool(step.setting.checkpointed_fraction)
             gpu.tried.append((step.setting, len(batch.lengths)))
-            if need(batch.input_ids.numel(), 0, step.setting.share) > gpu.fits:
+            if need(batch.input_ids.numel(), 0, step.setting.checkpointed_fraction) > gpu.fits:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
             return summed(model, batch)
 
@@ -252,16 +252,18 @@ def test_out_of_memory_goes_to_lighter_settings_and_leaves_the_rows(
     last = run.trainer.step.setting
     assert last.micro < 8
     assert sum(rows for setting, rows in gpu.tried if setting == last) == 16
-    assert [note for note in run.notes if "out of memory" in note][-1].endswith("rows unchanged")
+    assert [note for note in run.notes if "out of memory" in note][-1].endswith("the rows of the step stay the same")
     assert (run.weights() - wanted.weights()).norm() <= 1e-5 * wanted.weights().norm()
-    assert run.trainer.step.chooser.ran_out
-    assert not wanted.trainer.step.chooser.ran_out
+    assert run.trainer.step.chooser.had_oom
+    assert not wanted.trainer.step.chooser.had_oom
 
 
 def test_the_model_is_left_without_checkpointing(make: Make, small_gpu: Callable[[float], SmallGpu]) -> None:
     run = small_gpu(1e9).holds(make(*OF_EIGHT, "trainer.activation_checkpointing=true"))
     run.train()
-    assert str(run.trainer.step) == "plain step: PEFT's own forward pass, 8 rows at a time, all layers computed twice"
+    assert str(run.trainer.step) == (
+        "plain step: PEFT's own forward pass, 8 rows per micro-batch, activation checkpointing of all layers"
+    )
     assert not run.model.get_base_model().is_activation_checkpointing
 
 
@@ -279,7 +281,7 @@ def test_the_plain_step_chooses_from_the_memory_that_is_free(
         step = gpu.holds(make(*OF_EIGHT)).trainer.step
         step.choose(sorted(ROWS, key=lambda row: len(row.input_ids)))
         assert step.setting == setting
-    assert "trainer.micro_batch_size=1, trainer.activation_checkpointing=true" in step.chooser.shortage()
+    assert "trainer.micro_batch_size=1, trainer.activation_checkpointing=true" in step.chooser.oom_report()
 
 
 @pytest.mark.parametrize("part", ["_clip", "scaled.step"])
@@ -402,7 +404,7 @@ def test_after_resuming_every_trained_tensor_must_get_a_gradient_too(make: Make)
         again.train()
 
 
-def test_a_run_stopped_inside_an_evaluation_owes_it(make: Make) -> None:
+def test_a_run_stopped_inside_an_evaluation_repeats_it(make: Make) -> None:
     def interrupted(step: int) -> float:
         raise Stopped("SIGINT")
 
@@ -517,7 +519,7 @@ def test_the_logged_loss_is_the_mean_since_the_last_record(make: Make) -> None:
 def test_tokens_a_second_are_those_since_the_last_record_beside_those_of_the_run(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that slows down shows it; one that is resumed goes on with both."""
+    """A run that slows down shows it; a resumed one continues both."""
     now = [0.0]
     monkeypatch.setattr("ftlab.train.learner.time.perf_counter", lambda: now[0])
 
@@ -578,7 +580,7 @@ def test_a_profile_is_written(make: Make, tmp_path: Path) -> None:
 # --- stopping with a reason -------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_the_update(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make("eval.every=null", "trainer.save_every=1")
     summed = module.summed_loss
 
@@ -593,7 +595,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_update(make: Make, mo
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_stops_the_run_before_the_update(make: Make, value: float) -> None:
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(make: Make, value: float) -> None:
     run = make()
     next(iter(trainable(run.model).values())).register_hook(lambda grad: grad * value)
     before = run.weights()

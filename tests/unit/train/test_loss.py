@@ -1,4 +1,4 @@
-"""Rows in one flat batch: no padding, no leak, the loss of each as if alone."""
+"""Rows in one flat batch: no padding, no interaction, the loss of each as if alone."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ftlab.data.encode import Encoded
 from ftlab.train.batches import lay_flat
-from ftlab.train.loss import keeps_logits, leaks, mean_loss, summed_loss
+from ftlab.train.loss import keeps_logits, mean_loss, rows_interact, summed_loss
 
 CPU = torch.device("cpu")
 
@@ -76,8 +76,8 @@ def test_the_mean_loss_counts_tokens_not_rows(model: Any, tokens: int, monkeypat
     model.eval()
 
 
-def test_an_architecture_that_keeps_rows_apart_does_not_leak(model: Any) -> None:
-    assert not leaks(model, ROWS, CPU)
+def test_rows_do_not_interact_in_an_architecture_that_keeps_them_apart(model: Any) -> None:
+    assert not rows_interact(model, ROWS, CPU)
 
 
 def test_gpt2_is_batched_flat_too() -> None:
@@ -88,7 +88,7 @@ def test_gpt2_is_batched_flat_too() -> None:
     model = GPT2LMHeadModel(config).eval()
     together = summed_loss(model, lay_flat(ROWS, CPU)).item()
     assert together == pytest.approx(sum(alone(model, one) for one in ROWS), rel=1e-4)
-    assert not leaks(model, ROWS, CPU)
+    assert not rows_interact(model, ROWS, CPU)
 
 
 class RunningMean(nn.Module):
@@ -103,16 +103,16 @@ class RunningMean(nn.Module):
         return type("Output", (), {"logits": self.head(hidden)})
 
 
-def test_a_model_that_mixes_rows_is_found_out() -> None:
+def test_rows_interact_in_a_model_that_mixes_them() -> None:
     torch.manual_seed(0)
-    assert leaks(RunningMean(), ROWS, CPU)
+    assert rows_interact(RunningMean(), ROWS, CPU)
 
 
-def test_a_model_that_takes_no_positions_is_found_out() -> None:
+def test_rows_interact_in_a_model_without_positions() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     config = MambaConfig(vocab_size=259, hidden_size=16, state_size=4, num_hidden_layers=1)
-    assert leaks(MambaForCausalLM(config), ROWS, CPU)
+    assert rows_interact(MambaForCausalLM(config), ROWS, CPU)
 
 
 def test_long_rows_cost_the_check_no_more_than_short_ones(model: Any) -> None:
@@ -122,18 +122,18 @@ def test_long_rows_cost_the_check_no_more_than_short_ones(model: Any) -> None:
         lambda module, arguments, named: seen.append(named["input_ids"].numel()), with_kwargs=True
     )
     long = [Encoded(str(i), [1 + (i * 7 + at) % 250 for at in range(500)], 1, False) for i in range(3)]
-    assert not leaks(model, long, CPU)
+    assert not rows_interact(model, long, CPU)
     handle.remove()
     assert seen
     assert max(seen) <= 64
 
 
-def test_a_row_of_one_token_again_and_again_leaks_no_more_than_others(model: Any) -> None:
-    assert not leaks(model, [Encoded(str(i), [7] * 20, 1, False) for i in range(2)], CPU)
+def test_rows_of_one_repeated_token_do_not_interact(model: Any) -> None:
+    assert not rows_interact(model, [Encoded(str(i), [7] * 20, 1, False) for i in range(2)], CPU)
 
 
-def test_one_row_alone_cannot_leak(model: Any) -> None:
-    assert not leaks(model, ROWS[:1], CPU)
+def test_a_single_row_does_not_interact(model: Any) -> None:
+    assert not rows_interact(model, ROWS[:1], CPU)
 
 
 def test_only_the_scored_positions_go_through_the_output_layer(make_llama: Any) -> None:

@@ -1,4 +1,4 @@
-"""Dealing a step's rows to processes, and being alone."""
+"""Data-parallel processes: their shares of rows, their messages, and a single process."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from ftlab.errors import ConfigError, FtlabError, TrainingError
 from ftlab.process import Process, _started, this_host
 from ftlab.train import ranks as module
 from ftlab.train.loop import micro_seed
-from ftlab.train.ranks import Ranks, together
+from ftlab.train.ranks import Ranks, run_distributed
 
 
 def rows_of(lengths: list[int]) -> list[Encoded]:
@@ -62,16 +62,16 @@ def test_no_two_micro_batches_share_a_seed() -> None:
     assert [Ranks().number(local) for local in range(5)] == [*range(5)]  # alone: the seeds that they have always been
 
 
-def test_alone_nobody_is_waited_for() -> None:
+def test_a_single_process_waits_for_no_other() -> None:
     ranks = Ranks()
     parameter = torch.nn.Parameter(torch.ones(3))
     parameter.grad = torch.full((3,), 2.0)
     loss = torch.tensor(1.5)
-    ranks.same([parameter.detach()])
+    ranks.broadcast([parameter.detach()])
     ranks.sum_([parameter], loss)
     assert parameter.grad.tolist() == [2.0, 2.0, 2.0]
     assert loss.item() == 1.5
-    assert ranks.of_first(lambda: "mine") == "mine"
+    assert ranks.broadcast_from_first(lambda: "mine") == "mine"
     assert ranks.any("SIGTERM") == "SIGTERM"
     assert ranks.any("") == ""
     assert not torch.distributed.is_initialized()
@@ -88,12 +88,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         Ranks(2, 3).check_devices()
 
 
-# --- meeting ----------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "torchrun again", "itself"])
-def test_who_does_not_come_is_not_waited_for_long(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun keeps the store that its processes meet in, over all attempts; else the first process does."""
+def test_a_process_that_does_not_start_is_a_time_out(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun keeps the store of its processes over all attempts; otherwise the first process holds it."""
     server = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=5), wait_for_workers=False)
     port = server.port
     if "torchrun" in launcher:
@@ -105,14 +105,14 @@ def test_who_does_not_come_is_not_waited_for_long(launcher: str, monkeypatch: py
         del server
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(module, "ROLL_CALL", timedelta(seconds=1))
+    monkeypatch.setattr(module, "RENDEZVOUS_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(TrainingError) as caught:
         Ranks.join()
-    assert ("1, 2 did not come within" if "torchrun" in launcher else "do not meet") in str(caught.value)
+    assert ("1, 2 did not start within" if "torchrun" in launcher else "cannot connect") in str(caught.value)
     assert not dist.is_initialized()
 
 
-def test_a_launch_without_an_address_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
@@ -127,12 +127,12 @@ def broken(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     "speak",
     [
-        lambda ranks, held: ranks.same([held.detach()]),
+        lambda ranks, held: ranks.broadcast([held.detach()]),
         lambda ranks, held: ranks.sum_([held], torch.zeros(())),
         lambda ranks, held: ranks.sum_([held, held], torch.zeros(())),
-        lambda ranks, held: ranks._gathered("word"),
+        lambda ranks, held: ranks._exchange("word"),
     ],
-    ids=["same", "sum of one buffer", "sum of many", "meeting"],
+    ids=["broadcast", "sum of one buffer", "sum of many", "all_gather"],
 )
 def test_a_broken_connection_is_one_message(
     speak: Callable[[Ranks, torch.nn.Parameter], Any], monkeypatch: pytest.MonkeyPatch
@@ -140,28 +140,28 @@ def test_a_broken_connection_is_one_message(
     for name in ("broadcast", "all_reduce", "all_gather"):
         monkeypatch.setattr(dist, name, broken)
     ranks = Ranks(0, 2)
-    monkeypatch.setattr(ranks, "meet", lambda word=None: [None, None])
+    monkeypatch.setattr(ranks, "all_gather", lambda word=None: [None, None])
     held = torch.nn.Parameter(torch.ones(3))
     held.grad = torch.ones(3)
-    with pytest.raises(TrainingError, match=r"gone without a word.*\(Connection closed by peer") as caught:
+    with pytest.raises(TrainingError, match=r"ended without reporting.*\(Connection closed by peer") as caught:
         speak(ranks, held)
     assert "\n" not in str(caught.value)
 
 
-def test_after_a_loss_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is left may wait in the very message that this process gave up: a further one would never end."""
+def test_after_a_lost_process_no_other_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes may wait in the same message that failed here: a further one would never end."""
     calls = []
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: calls.append(1) or broken())
     ranks = Ranks(1, 3, dist.HashStore())
     with pytest.raises(TrainingError) as caught:
-        ranks.meet()
+        ranks.all_gather()
     assert ranks.fail(1, caught.value)
     ranks.leave()
     assert len(calls) == 1
 
 
-def test_who_has_done_all_tells_of_a_loss_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for the others when it meets the loss, and nobody else may be left who could tell."""
+def test_a_finished_process_reports_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the others when it notices the loss, and no other process may be left to report it."""
     monkeypatch.setattr(module.Ranks, "join", lambda: Ranks(1, 3, dist.HashStore()))
     monkeypatch.setattr(module.Ranks, "connect", lambda ranks: None)
     monkeypatch.setattr(dist, "all_reduce", broken)
@@ -171,27 +171,27 @@ def test_who_has_done_all_tells_of_a_loss_too(monkeypatch: pytest.MonkeyPatch) -
         told.append(error)
         return 1
 
-    assert together(lambda ranks: None, show) == 1
-    assert ["gone without a word" in str(error) for error in told] == [True]
+    assert run_distributed(lambda ranks: None, show) == 1
+    assert ["ended without reporting" in str(error) for error in told] == [True]
 
 
-def test_what_is_refused_is_told_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As that processes outnumber the GPUs of one host: those of another would wait."""
+def test_a_refusal_is_sent_to_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example, more processes than GPUs on one host: the processes of another host would wait."""
     ranks = Ranks(0, 2)
     said: list[str] = []
     monkeypatch.setattr(module.Ranks, "join", lambda: ranks)
     monkeypatch.setattr(ranks, "connect", lambda: said.append("connected"))
     monkeypatch.setattr(ranks, "check_devices", lambda: (_ for _ in ()).throw(ConfigError("too many")))
-    monkeypatch.setattr(ranks, "_gathered", lambda word: said.append(word and word.error) or [word, None])
+    monkeypatch.setattr(ranks, "_exchange", lambda word: said.append(word and word.error) or [word, None])
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     shown: list[FtlabError] = []
-    assert together(lambda ranks: None, lambda error: shown.append(error) or 2) == 2
+    assert run_distributed(lambda ranks: None, lambda error: shown.append(error) or 2) == 2
     assert said == ["connected", "ConfigError: too many", None]
     assert [str(error) for error in shown] == ["too many"]
 
 
-def test_an_error_of_its_own_is_not_taken_for_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor do the others wait by then in a sum that will not come."""
+def test_an_error_of_this_process_is_not_taken_for_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others do not wait for a sum that never comes."""
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: pytest.fail("they wait"))
 
     def full(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
@@ -204,29 +204,29 @@ def test_an_error_of_its_own_is_not_taken_for_a_loss(monkeypatch: pytest.MonkeyP
     assert not ranks.lost
 
 
-def test_one_that_goes_while_all_connect_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ends_while_all_connect_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: over.wait(60))
     gone = Process(this_host(), 2**22 - 1, "1")
-    with pytest.raises(TrainingError, match="gone without a word"):
+    with pytest.raises(TrainingError, match="ended without reporting"):
         Ranks(0, 2, dist.HashStore(), [gone]).connect()
     over.set()
 
 
-def test_of_those_that_met_a_loss_one_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_process_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "all_reduce", broken)
     store = dist.HashStore()
     told = []
     for rank in (1, 2):
         ranks = Ranks(rank, 3, store)
         with pytest.raises(TrainingError) as caught:
-            ranks.meet()
+            ranks.all_gather()
         told.append(ranks.fail(1, caught.value))
     assert told == [True, False]
 
 
 class Message:
-    """One that comes after `looks` of those who wait for it."""
+    """A message that arrives after it was waited for `looks` times."""
 
     def __init__(self, looks: int) -> None:
         self.looks = looks
@@ -241,7 +241,7 @@ class Message:
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_message_of_one_that_has_gone_is_not_waited_for(reaped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_of_an_ended_process_is_not_waited_for(reaped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """gloo does not always see a connection close: one wait in forty, of processes killed amid their messages."""
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: Message(10**9))
     process = subprocess.Popen(["sleep", "100"])
@@ -249,31 +249,31 @@ def test_a_message_of_one_that_has_gone_is_not_waited_for(reaped: bool, monkeypa
     process.kill()
     if reaped:
         process.wait()
-    with pytest.raises(TrainingError, match="gone without a word"):
-        Ranks(0, 2, others=[one]).meet()
+    with pytest.raises(TrainingError, match="ended without reporting"):
+        Ranks(0, 2, others=[one]).all_gather()
     process.wait()
 
 
-def test_one_that_is_busy_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_process_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     message = Message(5)
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: message)
-    assert Ranks(0, 3, others=[Process.me(), Process("elsewhere", 1, "1")]).meet() == [None] * 3
+    assert Ranks(0, 3, others=[Process.me(), Process("elsewhere", 1, "1")]).all_gather() == [None] * 3
     assert message.looks < 1
 
 
-def test_processes_that_differ_are_told_in_what(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process sees the same words, its own among them."""
+def test_different_settings_of_processes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process gets the same messages, including its own."""
     mine, other = {"trainer.lr": 0.1, "seed": 0}, {"trainer.lr": 0.2, "seed": 0}
     ranks = Ranks(0, 3)
 
-    def meet(word: Any) -> list[Any]:
+    def all_gather(word: Any) -> list[Any]:
         if isinstance(word, str):
             return [word, word, "another digest"]
         return [{key: str(value) for key, value in tree.items()} for tree in (mine, mine, other)]
 
-    monkeypatch.setattr(ranks, "meet", meet)
+    monkeypatch.setattr(ranks, "all_gather", all_gather)
     with pytest.raises(ConfigError, match=r"trainer.lr: 0.1 in process 0, 0.2 in process 2") as caught:
-        ranks.agree(mine)
+        ranks.check_same(mine)
     assert "seed" not in str(caught.value)
-    monkeypatch.setattr(ranks, "meet", lambda word: [word] * 3)
-    ranks.agree(mine)
+    monkeypatch.setattr(ranks, "all_gather", lambda word: [word] * 3)
+    ranks.check_same(mine)

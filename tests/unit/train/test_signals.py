@@ -1,4 +1,4 @@
-"""Signals as a wish to stop."""
+"""Stop signals."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def test_a_second_signal_changes_nothing(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", STOPPING)
-def test_one_that_was_ignored_stays_so(number: signal.Signals) -> None:
+def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
     """As SIGHUP under nohup, and SIGINT in the background of a shell script."""
     before = signal.signal(number, signal.SIG_IGN)
     try:
@@ -41,7 +41,7 @@ def test_one_that_was_ignored_stays_so(number: signal.Signals) -> None:
         signal.signal(number, before)
 
 
-def test_a_signal_before_somebody_else_listens_is_theirs_too() -> None:
+def test_a_signal_received_by_the_previous_handler_counts_too() -> None:
     with StopSignal().caught() as first:
         os.kill(os.getpid(), signal.SIGHUP)
         with StopSignal().caught() as second:
@@ -57,7 +57,7 @@ def attempts(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_where_nothing_would_be_lost_a_signal_is_heeded_at_once(number: signal.Signals) -> None:
+def test_a_signal_ends_the_run_at_once_if_nothing_would_be_lost(number: signal.Signals) -> None:
     """Libraries that try again after an exception do not keep the run."""
     with StopSignal().caught() as stop:
         with pytest.raises(Stopped, match=f"{number.name}: stopped while getting ready"), stop.at_once():
@@ -66,19 +66,19 @@ def test_where_nothing_would_be_lost_a_signal_is_heeded_at_once(number: signal.S
         assert stop.name == number.name
 
 
-def test_a_signal_is_heeded_though_its_interrupt_was_swallowed() -> None:
+def test_a_signal_ends_the_run_though_its_interrupt_was_swallowed() -> None:
     with StopSignal().caught() as stop, pytest.raises(Stopped), stop.at_once(), suppress(BaseException):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_signal_before_is_heeded_too() -> None:
+def test_an_earlier_signal_ends_the_run_too() -> None:
     with StopSignal().caught() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Stopped), stop.at_once():
             pytest.fail("began")
 
 
-def test_behind_the_block_a_signal_waits_again() -> None:
+def test_after_the_block_a_signal_waits_again() -> None:
     with StopSignal().caught() as stop:
         with stop.at_once():
             pass

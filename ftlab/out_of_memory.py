@@ -1,4 +1,4 @@
-"""Short of GPU memory: one message instead of a traceback, with the settings that take less."""
+"""Out of GPU memory: one message instead of a traceback, with the settings that need less memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,38 +7,37 @@ from ftlab.config import ExperimentConfig
 from ftlab.errors import TrainingError, first_line
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether GPU memory ran out: torch's allocator says so, and so do the driver, which loads kernels and instantiates
-    graphs, and cuBLAS."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error means that GPU memory ran out. torch's allocator raises it, and so do cuBLAS and the driver
+    when it loads kernels or instantiates graphs."""
     return any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 @contextmanager
-def within_memory(phase: str, *ways: str) -> Iterator[None]:
-    """A part of a run or command that may run out of GPU memory, which then ends with one message. `ways` are settings
-    with which it takes less.
+def explain_oom(phase: str, *ways: str) -> Iterator[None]:
+    """Turn an out-of-memory error in the block into one message. `ways` are settings that need less memory.
 
     Raises:
-        TrainingError: the phase, what torch says of the memory, and what needs less.
+        TrainingError: names the phase, torch's figures, and settings that need less memory.
     """
     try:
         yield
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        told = first_line(error)
-        figures, _, rest = told.partition(" is free")
+        figures, _, rest = first_line(error).partition(" is free")
         raise TrainingError(
             f"out of GPU memory in the phase {phase} ({figures}{' is free' * bool(rest)}). "
             f"Try: {', '.join([*ways, 'a GPU that nothing else uses'])}"
         ) from None
 
 
-def lighter(cfg: ExperimentConfig, phase: str, *, trained: bool = False) -> list[str]:
-    """Settings, not on yet, with which a phase of a run takes less memory; of a finished one (`trained`) those that can
-    still change. Smaller batches are not among them: these have been tried before a phase fails."""
+def oom_remedies(cfg: ExperimentConfig, phase: str, *, trained: bool = False) -> list[str]:
+    """Return settings that are not used yet and with which a phase of a run needs less memory. For a finished run
+    (`trained`) these are the ones that can still change. Smaller batches are not among them: they have been tried
+    before the phase fails."""
     ways = []
-    pissa = str(cfg.lora.init_lora_weights).startswith("pissa") and not trained  # which changes the base's weights
+    pissa = str(cfg.lora.init_lora_weights).startswith("pissa") and not trained  # PiSSA changes the base's weights
     if phase == "train" or phase.startswith("evaluate"):
         ways.append(f"a data.max_length below {cfg.data.max_length}")
     if phase.startswith("evaluate"):

@@ -1,4 +1,4 @@
-"""What messages about a model share."""
+"""Parts that several messages about a model share."""
 
 import sys
 from pathlib import Path
@@ -14,10 +14,10 @@ REMEDY = (
 
 
 def named(model: ModelConfig) -> str:
-    """The override that names the model, as typed: its option, or its id where there is no option of that name."""
+    """Return the override that selects the model, as a user types it: its option, or its id if it has no option."""
     return typed("model.id", model.id) if model.name == Path(model.id).name else f"model={model.name}"
 
 
-def say(line: str) -> None:
-    """Progress goes to stderr: stdout belongs to a command's results."""
+def show_progress(line: str) -> None:
+    """Print a line of progress on stderr, since stdout is for a command's results."""
     print(redact(line), file=sys.stderr, flush=True)
