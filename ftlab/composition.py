@@ -57,6 +57,7 @@ UNTYPED = (
     f"{TRUST}=true stands in a configuration file (or is not literally true), where it does not count: it lets Python "
     f"files of the model's folder run here. Look at them, then type {TRUST}=true for this call, or remove it"
 )
+BEST = "best"  # the experiment that a study's report writes
 PATH_KEYS = ("data.path", "run_dir", "lora.init_from", "model.id")
 
 # What other tools call these keys.
@@ -224,7 +225,10 @@ def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None)
         extra = search_path(config_dir)
         check_overrides(overrides, extra=extra)
         whole = _composed([*overrides, *extra])
-        tree, base = without_secrets(_plain(whole)), flatten(_plain(_default(_sources())))
+        plain = _plain(whole)
+        if whole.hydra.runtime.choices.get("experiment") == BEST:  # an earlier version may have written it
+            plain["tracker"] = trackers.modern(plain["tracker"])
+        tree, base = without_secrets(plain), flatten(_plain(_default(_sources())))
         trusted = allows_code(overrides)
         if tree["model"]["trust_remote_code"] and not trusted:
             raise ConfigError(UNTYPED)

@@ -14,7 +14,7 @@ from typing import Any
 from ftlab.config import TrackerConfig
 from ftlab.errors import ConfigError, first_line
 from ftlab.options import typed
-from ftlab.redact import redact
+from ftlab.redact import redact, redact_tree
 from ftlab.registry import Registry
 from ftlab.trackers.jsonl import JsonlTracker
 from ftlab.trackers.tracker import Kind, Start, Tracker
@@ -126,11 +126,12 @@ def defaults(name: str) -> dict[str, Any]:
 
 def modern(node: Mapping[str, Any]) -> dict[str, Any]:
     """The node `tracker` of a run that is over, as this version has it: an earlier version named W&B's settings without
-    its name. Trackers that are not installed here are left out."""
+    its name, and "wandb" stands beside them where that version's best.yaml is composed by this one. Trackers that are
+    not installed here are left out."""
     found = dict(node)
     old = {key: found.pop(key) for key in ("name", "mode", "entity", "job_type") if key in found}
-    if old.pop("name", NONE) == "wandb":
-        found["wandb"] = old
+    if old.pop("name", None) == "wandb" or "wandb" in found:
+        found["wandb"] = {**(found.get("wandb") or {}), **old}
     shared = {field.name for field in fields(TrackerConfig)}
     return {key: value for key, value in found.items() if key in shared or key in names()}
 
@@ -160,13 +161,22 @@ class Trackers:
         start = replace(start, project=shared.project, group=start.group or shared.group)
         start = replace(start, tags=(*shared.tags, *start.tags))
         for name, options in chosen.chosen.items():
-            own = replace(start, id=self._before.get(name))
+            # A copy for each, secrets masked: what one tracker does to it, no other sees.
+            own = replace(start, id=self._before.get(name), config=redact_tree(start.config))
             self._try(name, "start", partial(self._start, name, own, options))
 
     @property
     def ids(self) -> dict[str, str]:
         """The run's id at each tracker that has recorded it, in this process or before."""
-        return self._before | {name: one.id for name, one in self._running.items() if one.id}
+        found = dict(self._before)
+
+        def add(name: str, tracker: Tracker) -> None:
+            if tracker.id:
+                found[name] = str(tracker.id)
+
+        for name, tracker in self._running.items():
+            self._try(name, "tell its id", partial(add, name, tracker))
+        return found
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record scalars at an optimizer step everywhere. Raises OSError where metrics.jsonl cannot be written."""
@@ -196,7 +206,7 @@ class Trackers:
 
         def end(tracker: Tracker) -> None:
             line = tracker.close(exit_code)
-            lines.extend([line] if line else [])
+            lines.extend([str(line)] if line else [])
 
         try:
             if self._jsonl:

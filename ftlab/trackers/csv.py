@@ -24,16 +24,32 @@ class CsvTracker(Tracker):
     def __init__(self, start: Start, options: Any) -> None:
         """Write what metrics.jsonl holds of earlier processes. Raises OSError."""
         self._folder, self._file = start.folder, start.folder / "metrics.csv"
+        self._read_record()
+
+    def _read_record(self) -> None:
+        """Make metrics.csv anew of metrics.jsonl."""
+        self._whole = False
         rows: dict[int, dict[str, Any]] = {}
-        for step, _, metrics in recorded(start.folder):
+        for step, _, metrics in recorded(self._folder):
             rows.setdefault(step, {"step": step}).update(metrics)
         self._columns = list(dict.fromkeys(["step", *(key for row in rows.values() for key in row)]))
         self._last: dict[str, Any] = {}
         if rows:
             self._write(rows.values())
+        else:  # such as one of a run that was killed before its first checkpoint
+            self._file.unlink(missing_ok=True)
+        self._whole = True
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Add a row, or values to the last one where that is of the same step. Raises OSError."""
+        """Add a row, or values to the last one where that is of the same step. Raises OSError; the next call then mends
+        the file, in which half a row may stand."""
+        if not self._whole:
+            self._read_record()
+        self._whole = False
+        self._add(metrics, step)
+        self._whole = True
+
+    def _add(self, metrics: dict[str, float], step: int) -> None:
         values = {key: value for key, given in metrics.items() if (value := plain(given)) is not None}
         same = self._last.get("step") == step
         row = {**(self._last if same else {"step": step}), **values}

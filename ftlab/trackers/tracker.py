@@ -20,7 +20,7 @@ class Start:
 
     folder: Path  # the run's folder, in which a tracker may keep files
     run_name: str
-    config: dict[str, Any]  # the run's configuration as plain containers; it may hold secrets (`ftlab.redact`)
+    config: dict[str, Any]  # the run's configuration as plain containers, secrets masked
     project: str = "ftlab"
     group: str | None = None  # such as the study that a trial belongs to
     tags: tuple[str, ...] = ()

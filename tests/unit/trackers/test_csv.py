@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,36 @@ def test_a_resumed_run_ends_with_the_same_file(killed_after: int, tmp_path: Path
     else:
         record(resumed, LOG)
     assert (resumed / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_a_run_that_begins_again_leaves_nothing_of_before(tmp_path: Path) -> None:
+    (whole := tmp_path / "whole").mkdir()
+    (again := tmp_path / "again").mkdir()
+    record(whole, LOG)
+    record(again, LOG[:4])
+    record(again, LOG, resumed_from=-1)
+    assert (again / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_half_a_row_that_a_full_disk_left_is_mended_by_the_next(tmp_path: Path) -> None:
+    class Full(list[Any]):
+        """What is written where only a part of it has room."""
+
+        def __iter__(self) -> Iterator[Any]:
+            with (tmp_path / "metrics.csv").open("a") as file:
+                file.write("20,0.")
+            raise OSError("No space left on device")
+
+    lines, start = JsonlTracker(tmp_path / "metrics.jsonl"), Start(tmp_path, "run", {})
+    tracker = CsvTracker(start, NoOptions())
+    columns = tracker._cells
+    for step in (10, 20, 30):
+        lines.log({"a": step / 3}, step)
+        tracker._cells = (lambda row: Full()) if step == 20 else columns  # type: ignore[method-assign]
+        with nullcontext() if step != 20 else pytest.raises(OSError, match="No space"):
+            tracker.log({"a": step / 3}, step)
+    lines.close()
+    assert [(row["step"], float(row["a"])) for row in read(tmp_path)] == [(str(n), n / 3) for n in (10, 20, 30)]
 
 
 def test_a_torn_or_missing_file_is_made_anew(tmp_path: Path) -> None:

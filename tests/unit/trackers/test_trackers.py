@@ -108,6 +108,51 @@ def test_a_tracker_that_fails_costs_one_line(
     assert both.ids["memory"] == "abc"
 
 
+def test_ids_and_lines_of_any_kind_end_no_run(began: Any) -> None:
+    class Odd(Memory):
+        name = "odd"
+        id = 7  # type: ignore[assignment]
+
+        def close(self, exit_code: int = 0) -> Any:
+            return Path("x")
+
+    class Worse(Memory):
+        name = "worse"
+
+        @property
+        def id(self) -> str:  # type: ignore[override]
+            raise RuntimeError("not connected")
+
+    both, lines = began(Odd, Worse, Memory)
+    assert both.ids == both.ids == {"odd": "7", "memory": "abc"}
+    assert both.close() == ["x", "closed 0", "closed 0"]
+    assert lines == ["tracker=worse could not tell its id (RuntimeError: not connected); metrics.jsonl goes on"]
+
+
+def test_each_is_given_a_configuration_of_its_own_without_secrets(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MY_API_KEY", SECRET)
+    seen: list[Any] = []
+
+    class Greedy(Memory):
+        name = "greedy"
+
+        def __init__(self, start: Start, options: Any) -> None:
+            super().__init__(start, options)
+            seen.append(json.dumps(start.config))
+            start.config["lora"].clear()
+
+    known = {"greedy": Greedy, "greedy2": type("Again", (Greedy,), {"name": "greedy2"})}
+    monkeypatch.setattr(ftlab.trackers, "names", lambda: list(known))
+    monkeypatch.setattr(ftlab.trackers, "get", lambda name: known[name])
+    config = {"lora": {"r": 4}, "note": f"x={SECRET}"}
+    Trackers(trackers.settings({name: {} for name in known}), Start(tmp_path, "run", config))
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
+    assert '"r": 4' in seen[0]
+    assert SECRET not in seen[0]
+    assert config["lora"] == {"r": 4}
+
+
 def test_ctrl_c_in_a_tracker_is_the_users(began: Any) -> None:
     both, _ = began(failing("log", KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
@@ -194,6 +239,18 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert Summary.of({"status": "running", "tracker_id": "w1"}).tracker_ids == {"wandb": "w1"}
     assert Summary.of({"status": "running", "tracker_id": None}).tracker_ids == {}
     assert "tracker_id" not in Summary.of({"status": "running", "tracker_id": "w1"}).tree()
+
+
+def test_the_best_configuration_that_an_earlier_version_wrote_is_composed(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    best = "# @package _global_\ndefaults:\n- override /tracker: wandb\ntracker:\n  mode: offline\n  tags: [a]\n"
+    (tmp_path / "experiment" / "best.yaml").write_text(best)
+    for words, chosen in (([], ["wandb"]), (["tracker=csv"], ["csv"])):
+        cfg = compose(["experiment=best", *words], config_dir=str(tmp_path))
+        assert trackers.chosen_names(cfg.tracker) == chosen
+        assert cfg.tracker["tags"] == ["a"]
+    cfg = compose(["experiment=best"], config_dir=str(tmp_path))
+    assert trackers.settings(cfg.tracker).chosen["wandb"].mode == "offline"
 
 
 def test_a_tracker_that_is_not_installed_any_more_keeps_nobody_from_reading_its_runs(tmp_path: Path) -> None:
