@@ -507,7 +507,7 @@ def _quoted_form(text: str) -> str:
 def suggestions(key: str, groups: dict[str, list[str]] | None = None, n: int = 3) -> list[str]:
     """The right keys nearest to a wrong one: other tools' names first, then the spelling of the whole key,
     then that of its last part."""
-    known = [*config.known_keys(), *(groups or {})]
+    known = [*config.known_keys(), *trackers.keys(), *(groups or {})]
     last = key.rpartition(".")[2]
     lasts = {name.rpartition(".")[2]: name for name in known}
     alias = difflib.get_close_matches(last, ALIASES, n=1, cutoff=0.85)

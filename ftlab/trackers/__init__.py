@@ -118,6 +118,12 @@ def chosen_names(node: Mapping[str, Any]) -> list[str]:
     return [key for key in node if key not in {field.name for field in fields(TrackerConfig)}]
 
 
+def keys() -> list[str]:
+    """The keys of the trackers that ftlab ships, which need no import of another package."""
+    own = [name for name in names() if _registry.is_own(name) and name not in broken()]
+    return [f"tracker.{name}.{field.name}" for name in own for field in fields(get(name).options)]
+
+
 def defaults(name: str) -> dict[str, Any]:
     """What choosing a tracker adds to the node `tracker`: its settings with their defaults. ConfigError where it cannot
     be imported."""

@@ -540,6 +540,7 @@ CONFIGURATIONS = {
     "text like an interpolation": ["experiment=quickstart", r"data.prompt='{question}\${seed} \\x'"],
     "a seed": ["experiment=quickstart", "seed=7", "trainer.lr=1.234567890123e-05"],
     "the defaults": [],
+    "several trackers": ["experiment=quickstart", "tracker=[csv,wandb]", "tracker.wandb.mode=offline"],
 }
 
 

@@ -192,6 +192,7 @@ def test_none_one_and_several_are_chosen() -> None:
         (["tracker.wandb.mode=never"], "tracker.wandb.mode=never must be one of auto, online, offline, disabled"),
         (["tracker.projekt=a"], "Did you mean: tracker.project?"),
         (["tracker.tags=a"], "tracker.tags=a must be of the type"),
+        (["wandb.mode=offline"], "Did you mean: tracker.wandb.mode"),
         (["tracker.wandb=a"], "tracker.wandb=a must hold the settings of the tracker"),
         (["+tracker.foo.bar=a"], "tracker.foo.bar is neither shared by all trackers nor a tracker"),
     ],
