@@ -120,8 +120,7 @@ def chosen_names(node: Mapping[str, Any]) -> list[str]:
 
 def keys() -> list[str]:
     """The keys of the trackers that ftlab ships, which need no import of another package."""
-    own = [name for name in names() if _registry.is_own(name) and name not in broken()]
-    return [f"tracker.{name}.{field.name}" for name in own for field in fields(get(name).options)]
+    return [f"tracker.{one.name}.{field.name}" for one in _registry.own() for field in fields(one.options)]
 
 
 def defaults(name: str) -> dict[str, Any]:
