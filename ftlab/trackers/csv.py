@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ftlab.disk import write_atomic
+from ftlab.redact import known
 from ftlab.trackers.jsonl import plain, recorded
 from ftlab.trackers.tracker import Start, Tracker
 
@@ -63,8 +64,8 @@ class CsvTracker(Tracker):
         self._last = row
 
     def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
-        """Replace the file of the table. Raises OSError."""
-        write_atomic(self._folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.csv", _text([columns, *rows]))
+        """Replace the file of the table, with known secrets masked. Raises OSError."""
+        write_atomic(self._folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.csv", known(_text([columns, *rows])))
 
     def _rows(self) -> list[dict[str, Any]]:
         """The rows of the file, without empty cells."""

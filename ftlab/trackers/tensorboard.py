@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.paths import short
-from ftlab.redact import redact_tree
+from ftlab.redact import known, redact_tree
 from ftlab.trackers.jsonl import plain, recorded
 from ftlab.trackers.tracker import Start, Tracker
 
@@ -46,9 +46,9 @@ class TensorboardTracker(Tracker):
         self._scalars(metrics, step)
 
     def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
-        """Record the first rows as a Markdown table."""
+        """Record the first rows as a Markdown table, with known secrets masked."""
         lines: list[list[Any]] = [columns, ["---"] * len(columns), *rows[:MOST_ROWS]]
-        self._writer.add_text(name, "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines), step)
+        self._writer.add_text(name, known("\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)), step)
 
     def summary(self, values: dict[str, object]) -> None:
         """Record values of the run as a whole."""

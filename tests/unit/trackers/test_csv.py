@@ -107,6 +107,12 @@ def test_a_torn_or_missing_file_is_made_anew(tmp_path: Path) -> None:
     assert read(tmp_path) == read(other)
 
 
+def test_a_secret_of_the_environment_is_masked_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_TOKEN", "zq8Lm2vX9pQw")
+    CsvTracker(Start(tmp_path, "run", {}), NoOptions()).table("predictions", ["pred"], [["say zq8Lm2vX9pQw"]], 1)
+    assert (tmp_path / "predictions.csv").read_text() == "pred\nsay ***\n"
+
+
 def test_a_table_is_a_file_and_its_name_leads_nowhere_else(tmp_path: Path) -> None:
     (folder := tmp_path / "run").mkdir()
     tracker = CsvTracker(Start(folder, "run", {}), NoOptions())

@@ -44,6 +44,15 @@ def test_scalars_configuration_and_tables_are_read_back(tmp_path: Path) -> None:
     assert '"eval/loss": 0.5' in texts["summary/text_summary"]
 
 
+def test_a_secret_of_the_environment_is_masked_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_TOKEN", "zq8Lm2vX9pQw")
+    tracker = Trackers(settings({"tensorboard": {}}), Start(tmp_path, "run", {}))
+    tracker.table("predictions", ["pred"], [["say zq8Lm2vX9pQw"]], 1)
+    tracker.close()
+    (tag,) = (tag for tag in events(tmp_path).Tags()["tensors"] if tag.startswith("predictions"))
+    assert b"| say *** |" in events(tmp_path).Tensors(tag)[0].tensor_proto.string_val[0]
+
+
 def test_a_resumed_run_holds_each_step_once(tmp_path: Path) -> None:
     record(tmp_path, (1, 2, 3, 4))
     record(tmp_path, (3, 4, 5), resumed_from=2)
