@@ -61,7 +61,8 @@ CLEARED = (
     "summary.json",
     "adapter",
     "model",
-    *("wandb", "profile", "evaluations", "metrics.jsonl", "predictions.jsonl"),
+    *("wandb", "tensorboard", "profile", "evaluations"),
+    *("metrics.jsonl", "predictions.jsonl", "metrics.csv", "predictions.csv"),
     "config.yaml",
     ".hydra",
 )

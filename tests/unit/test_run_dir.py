@@ -171,6 +171,15 @@ def test_a_finished_run_is_reported_not_repeated(finished: Path, fit: Fit, termi
     assert len(terminal.rows) == 4
 
 
+def test_force_removes_what_trackers_wrote(fit: Fit) -> None:
+    """A record of the earlier run must not stand beside the new run's."""
+    first = fit("tracker=[csv,tensorboard]", "trainer.max_steps=1")
+    written = ("metrics.csv", "predictions.csv", "tensorboard")
+    assert all((first.folder / name).exists() for name in written)
+    fit("force=true", "trainer.max_steps=1", "trainer.lr=1e-3")
+    assert not any((first.folder / name).exists() for name in written)
+
+
 def test_force_runs_again_and_leaves_the_users_own_files(fit: Fit, terminal: Any) -> None:
     first = fit()
     (first.folder / "my notes.txt").write_text("mine")
