@@ -41,13 +41,18 @@ def _given(source: RowSource, cfg: DataConfig, chosen: str) -> dict[str, list[di
     """All rows by split, in the order in which the source gives them."""
     try:
         found = source.rows(cfg, settings(options_of(source), cfg.options))
+        if not isinstance(found, Mapping):
+            raise DataError(f"{chosen} gives {describe(found)}, not rows by split, such as train")
         return {split: [_row(row) for row in rows] for split, rows in found.items()}
     except FtlabError:
         raise
-    except Exception as error:  # whatever code from outside does
+    except (Exception, SystemExit) as error:  # whatever code from outside does
         (provider,) = sources.providers()[source.name]
         raise DataError(f"{chosen}: {provider} failed ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _row(row: Any) -> dict[str, Any] | Fault:
-    return dict(row) if isinstance(row, Mapping) else Fault(f"{describe(row)}, not values by column")
+    if not isinstance(row, Mapping):
+        return Fault(f"{describe(row)}, not values by column")
+    unnamed = [name for name in row if not isinstance(name, str)]
+    return Fault(f"a column's name is {describe(unnamed[0])}, not text") if unnamed else dict(row)

@@ -131,6 +131,18 @@ def test_its_columns_are_named_as_those_of_a_file() -> None:
         ("        return {'train': [], 'dev': []}\n        rows = [", "data.source=sums gives the splits train, dev"),
         ("        return {'train': []}\n        rows = [", "data.source=sums (train): no rows"),
         (
+            "        return [{}]\n        rows = [",
+            "data.source=sums gives a list ([{}]), not rows by split, such as train",
+        ),
+        (
+            "        return {'train': [{1: 'a'}]}\n        rows = [",
+            "data.source=sums (train): 1 of 1 rows cannot be used",
+        ),
+        (
+            "        raise SystemExit('no database')\n        rows = [",
+            "data.source=sums: extra.sums:SOURCE of the package extra failed (SystemExit: no database)",
+        ),
+        (
             "        return 1 / 0\n        rows = [",
             "data.source=sums: extra.sums:SOURCE of the package extra failed (ZeroDivisionError: division by zero)",
         ),
