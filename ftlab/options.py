@@ -46,6 +46,18 @@ def typed(options: type[T], values: Mapping[str, Any], prefix: str, owner: str) 
     return settings(options, values)
 
 
+def plain(options: type, prefix: str, owner: str) -> dict[str, Any]:
+    """The settings of the dataclass `options` with their defaults as plain values, `???` where a setting has none.
+
+    Raises:
+        ConfigError: a configuration cannot have such settings.
+    """
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(_structured(options)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_unusable(owner, prefix, error)) from error
+
+
 def problems(owners: Mapping[str, type], values: Mapping[str, Any], prefix: str) -> list[str]:
     """What is wrong with the values of several parts' settings that share one key, a line each: a name that none of the
     parts has, a value of another type, a value that is missing. A name that several parts have goes to each of them.
@@ -68,7 +80,7 @@ def _mistyped(owner: str, options: type, values: Mapping[str, Any], prefix: str)
     try:
         node = _structured(options)
     except OmegaConfBaseException as error:
-        yield f"{prefix}: the options of {owner} are no dataclass that a configuration can have ({first_line(error)})"
+        yield _unusable(owner, prefix, error)
         return
     wrong = []
     for name, value in values.items():
@@ -80,15 +92,21 @@ def _mistyped(owner: str, options: type, values: Mapping[str, Any], prefix: str)
             wrong.append(f"{prefix}.{name}={value} must be of the type {kind}, as {owner} has it")
     missing = [name for name in sorted(OmegaConf.missing_keys(node)) if name not in values]
     wrong += [f"{prefix}.{name} has no value, and {owner} needs one: set {prefix}.{name}=VALUE" for name in missing]
-    yield from wrong or _checked(node, prefix)
+    yield from wrong or _checked(owner, node, prefix)
 
 
-def _checked(node: DictConfig, prefix: str) -> Iterator[str]:
+def _unusable(owner: str, prefix: str, error: Exception) -> str:
+    return f"{prefix}: the options of {owner} are no dataclass that a configuration can have ({first_line(error)})"
+
+
+def _checked(owner: str, node: DictConfig, prefix: str) -> Iterator[str]:
     """What the dataclass itself says of its values."""
     try:
         OmegaConf.to_object(node)
     except ValueError as error:
         yield f"{prefix}.{first_line(error)}"
+    except Exception as error:  # whatever a `__post_init__` from outside does
+        yield f"{prefix}: the options of {owner} cannot be made ({type(error).__name__}: {first_line(error)})"
 
 
 def _unknown(name: str, names: Mapping[str, list[str]], prefix: str) -> str:

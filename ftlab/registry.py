@@ -9,7 +9,7 @@ import difflib
 import importlib
 import pkgutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from importlib.metadata import distributions
@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import Any, Generic, TypeVar, cast
 
 from ftlab.errors import ConfigError, first_line
+from ftlab.metrics import Metric
 
 T = TypeVar("T")
 OPTIONS = "options"  # the attribute of a part that has settings of its own, which others may lack
@@ -40,17 +41,27 @@ class Provider:
 class Registry(Generic[T]):
     """The parts of one kind, such as the tasks, by the names that a key of the configuration has for them."""
 
-    def __init__(self, key: str, package: str, attribute: str, protocol: str = "", classes: bool = False) -> None:
+    def __init__(
+        self,
+        key: str,
+        package: str,
+        attribute: str,
+        protocol: str = "",
+        classes: bool = False,
+        taken: Collection[str] = (),
+    ) -> None:
         """`key` names a part in a configuration (`data.task`). `package` is the package of ftlab whose modules hold
         parts, as `attribute`; a folder added to its `__path__` adds its modules. The entry points' group has its name.
         A part must have what the class `protocol` has (`module:class`), which is imported for parts from outside only.
-        `classes`: a part is a class, of which each use makes an instance.
+        `classes`: a part is a class, of which each use makes an instance. `taken` are names that the key has another
+        meaning for, which no part can have.
         """
         self.key = key
         self.package = package
         self.attribute = attribute
         self.protocol = protocol
         self.classes = classes
+        self.taken = taken
         self._broken: tuple[object, dict[str, str]] | None = None  # of the places where parts were looked for
 
     def names(self) -> list[str]:
@@ -73,6 +84,8 @@ class Registry(Generic[T]):
         if len(providers) > 1:
             raise ConfigError(ambiguous(chosen, [provider.package for provider in providers]))
         (provider,) = providers
+        if name in self.taken:
+            raise ConfigError(f"{chosen}: {provider} has a name with another meaning in ftlab: {_remedy(provider)}")
         try:
             part = _object(provider.target, self.attribute)
             wrong = "" if provider.package == OWN else self._wrong(part)
@@ -133,6 +146,8 @@ class Registry(Generic[T]):
             return "is no class" if self.classes else "is a class, not an instance of one"
         if lacking := [name for name in self._members() if not hasattr(part, name)]:
             return f"has no {', '.join(lacking)}"
+        if wrong := _wrong_metrics(part):
+            return wrong
         if type(part).__hash__ is None:
             return "can change: make its class @dataclass(frozen=True)"
         options = getattr(part, OPTIONS, None)
@@ -169,6 +184,20 @@ def _object(target: str, default: str) -> Any:
     """What `module:attribute` names; `default` is the attribute where the target is a module alone."""
     module, _, attribute = target.partition(":")
     return attrgetter(attribute or default)(importlib.import_module(module))
+
+
+def _wrong_metrics(part: Any) -> str:
+    """Why the metrics of a part cannot be shown; empty where they can, or where it has none."""
+    metrics = getattr(part, "metrics", ())
+    if foreign := [metric for metric in metrics if not isinstance(metric, Metric)]:
+        return f"has metrics that are no ftlab.metrics.Metric ({foreign[0]!r})"
+    names = [metric.name for metric in metrics]
+    headline = getattr(part, "headline", None)
+    if headline is not None and headline not in names:
+        return f"has the headline {headline}, which is none of its metrics ({', '.join(names) or 'none'})"
+    recorded = getattr(part, "recorded", None)
+    lost = [] if recorded is None else [metric for metric in metrics if metric.field and metric.field not in recorded]
+    return f"has the metric {lost[0].name} of the column {lost[0].field}, which `recorded` lacks" if lost else ""
 
 
 def _remedy(provider: Provider) -> str:

@@ -6,14 +6,14 @@ Each module here with an attribute TRACKER is a tracker, as is each entry point 
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ftlab.config import TrackerConfig
 from ftlab.errors import ConfigError, first_line
-from ftlab.options import typed
+from ftlab.options import plain, typed
 from ftlab.redact import redact, redact_tree
 from ftlab.registry import Registry
 from ftlab.trackers.jsonl import JsonlTracker
@@ -48,7 +48,12 @@ OLD = {
 }
 
 _registry: Registry[type[Tracker]] = Registry(
-    "tracker", __name__, "TRACKER", "ftlab.trackers.tracker:Tracker", classes=True
+    "tracker",
+    __name__,
+    "TRACKER",
+    "ftlab.trackers.tracker:Tracker",
+    classes=True,
+    taken=(NONE, *(field.name for field in fields(TrackerConfig))),
 )
 names, get, broken, providers = _registry.names, _registry.get, _registry.broken, _registry.providers
 
@@ -124,9 +129,9 @@ def keys() -> list[str]:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """What choosing a tracker adds to the node `tracker`: its settings with their defaults. ConfigError where it cannot
-    be imported."""
-    return {} if name == NONE else {name: asdict(get(name).options())}
+    """What choosing a tracker adds to the node `tracker`: its settings with their defaults, `???` where a setting has
+    none. ConfigError where it cannot be imported, or has settings that a configuration cannot have."""
+    return {} if name == NONE else {name: plain(get(name).options, f"tracker.{name}", f"tracker={name}")}
 
 
 def modern(node: Mapping[str, Any]) -> dict[str, Any]:

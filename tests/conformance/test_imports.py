@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "ftlab.sql": set(),
     "ftlab.config": set(),
     "ftlab.metrics": set(),
-    "ftlab.registry": {"ftlab.errors"},
+    "ftlab.registry": {"ftlab.errors", "ftlab.metrics"},
     "ftlab.options": {"ftlab.errors"},
     "ftlab.stages": BASICS | STAGE_TYPES | {"ftlab.fast.scoring", "ftlab.fit", "ftlab.metrics", "ftlab.registry"},
     "ftlab.declared": DECLARED | {"ftlab.errors"},

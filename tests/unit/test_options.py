@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from ftlab.errors import ConfigError
-from ftlab.options import NoOptions, options_of, problems, settings, typed
+from ftlab.options import NoOptions, options_of, plain, problems, settings, typed
 
 
 @dataclass
@@ -71,6 +71,22 @@ def test_a_dataclass_that_no_configuration_can_have_is_told_so() -> None:
     assert said.startswith(
         "trainer.options: the options of trainer.stage=odd are no dataclass that a configuration can"
     )
+    with pytest.raises(ConfigError, match="the options of tracker=odd are no dataclass that a configuration can"):
+        plain(Odd, "tracker.odd", "tracker=odd")
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, AssertionError])
+def test_a_dataclass_that_fails_is_named(error: type[Exception]) -> None:
+    @dataclass
+    class Failing:
+        size: int = 1
+
+        def __post_init__(self) -> None:
+            raise error("size")
+
+    (said,) = problems({"trainer.stage=odd": Failing}, {}, "trainer.options")
+    assert said.startswith("trainer.options: the options of trainer.stage=odd cannot be made (")
+    assert "size" in said
 
 
 def test_one_part_alone_is_typed_or_refused() -> None:

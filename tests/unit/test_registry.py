@@ -118,6 +118,18 @@ def test_its_options_are_typed() -> None:
         (SHOUT.replace("    sample", "    simple"), "has no sample"),
         (SHOUT.replace("@dataclass\n", ""), "has options that are no dataclass"),
         (SHOUT.replace("class Shout(", "@dataclass\nclass Shout("), "can change: make its class @dataclass(frozen"),
+        (
+            SHOUT.replace("TASK =", "Shout.metrics = ('loud',)\nTASK ="),
+            "has metrics that are no ftlab.metrics.Metric ('lo",
+        ),
+        (
+            SHOUT.replace('headline = "shout", "shouting", "shout_loud"', 'headline = "shout", "", "loud"'),
+            "has the headline loud, wh",
+        ),
+        (
+            SHOUT.replace('("loud",)', '("cry",)'),
+            "has the metric shout_loud of the column loud, which `recorded` lacks",
+        ),
         (SHOUT.replace('"shout"', '"cry"'), "calls itself cry: both must have one name"),
     ],
 )

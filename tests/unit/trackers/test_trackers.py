@@ -319,6 +319,21 @@ def test_a_package_adds_a_tracker_with_settings(site: Path, tmp_path: Path) -> N
         compose(["tracker=lines", "tracker.lines.fil=a"])
 
 
+def test_a_setting_without_a_default_must_be_set(site: Path) -> None:
+    install(site, "linespackage", "lines", LINES.replace('file: str = "lines.txt"', "file: str"))
+    assert compose(["tracker=[csv,lines]", "tracker.lines.file=mine.txt"]).tracker["lines"] == {"file": "mine.txt"}
+    with pytest.raises(ConfigError, match=r"^tracker.lines.file has no value: set tracker.lines.file=VALUE$"):
+        compose(["tracker=lines"])
+
+
+@pytest.mark.parametrize("name", ["project", "none"])
+def test_one_cannot_have_a_name_that_means_something_else(site: Path, name: str) -> None:
+    install(site, "linespackage", name, LINES.replace('"lines", Lines', f'"{name}", Lines'))
+    assert trackers.chosen_names(compose(["tracker=none"]).tracker) == []
+    with pytest.raises(ConfigError, match=f"tracker={name}: .*linespackage has a name with another meaning in ftlab"):
+        trackers.get(name)
+
+
 def test_a_broken_one_is_named_with_its_package_and_the_rest_works(site: Path) -> None:
     install(site, "linespackage", "lines", "import no_such_module\n")
     assert trackers.chosen_names(compose(["tracker=csv"]).tracker) == ["csv"]
