@@ -199,7 +199,7 @@ def parts() -> Iterator[Line]:
             if not brought:
                 continue
             problem = broken.get(name)
-            if not problem and kind is not sources:
+            if not problem and kind in (tasks, stages):  # the kinds that declare metrics
                 refused = declared.refused(*((name, None) if kind is tasks else (None, name)))
                 problem = next(iter(refused), None)
             yield (

@@ -282,10 +282,12 @@ def test_an_import_of_the_command_loads_nothing_heavy() -> None:
 def test_parts_and_options_of_other_packages_are_listed_with_the_package(install: Any) -> None:
     task = "from ftlab.tasks.match import MatchTask\nclass T(MatchTask):\n    name = 'mine'\nTASK = T()\n"
     points = {"ftlab.tasks": {"mine": "extra:TASK", "lost": "extra.lost"}, "ftlab.conf": {"extra": "extra.conf"}}
+    task += "from ftlab.trackers import Tracker\nclass Lines(Tracker):\n    name = 'lines'\n"
+    points["ftlab.trackers"] = {"lines": "extra:Lines"}
     install("extra", points, {"extra/__init__.py": task, "extra/conf/model/mine.yaml": "name: mine\n"}, "2.1")
     install("other", {"ftlab.conf": {"other": "other.conf"}, "ftlab.stages": {"sft": "other:STAGE"}}, {})
     lines = [(line.mark, line.text) for line in (*doctor.parts(), *doctor.options())]
-    assert ("ok", "data.task=mine, extra 2.1") in lines
+    assert {("ok", "data.task=mine, extra 2.1"), ("ok", "tracker=lines, extra 2.1")} <= {*lines}
     assert any(mark == "ok" and text.startswith("model=mine, extra 2.1 (") for mark, text in lines)
     warned = [text for mark, text in lines if mark == "warn"]
     assert [text.partition(" (")[0] for text in warned] == [
