@@ -14,6 +14,7 @@ from ftlab import stages, tasks
 from ftlab.config import EvalConfig, ExperimentConfig
 from ftlab.data import Example
 from ftlab.data.encode import Encoded, refuse_empty
+from ftlab.errors import FtlabError
 from ftlab.fast import scoring
 from ftlab.fast.decoder import Decoder
 from ftlab.generate import decoded, generate, greedy
@@ -76,6 +77,11 @@ class Split:
                 return Scores(measured, {})
             answers = answer(loaded.model, fast, self.tokenizer, self.prompts, self.cfg.eval, on_rows, note)
         judgements = self.task.judge(self.rows, answers, self.cfg, lambda: on_rows(len(answers)))
+        if len(judgements) != len(answers):  # a task of another package may leave some out
+            raise FtlabError(
+                f"data.task={self.task.name} gave {len(judgements)} judgements of {len(answers)} answers: its method "
+                "`judge` must give one of each answer, in order"
+            )
         scores = score_answers(self.task, self.name, answers, judgements)
         return replace(scores, metrics={**scores.metrics, **measured})
 

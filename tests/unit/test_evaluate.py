@@ -13,7 +13,7 @@ import pytest
 from ftlab import compose, declared
 from ftlab.config import EvalConfig, ExperimentConfig
 from ftlab.data.splits import Example
-from ftlab.errors import ConfigError, Stopped
+from ftlab.errors import ConfigError, FtlabError, Stopped
 from ftlab.evaluate import (
     Split,
     prediction_rows,
@@ -160,6 +160,14 @@ def test_a_split_is_scored_by_what_the_model_writes(split: Split, make_llama: An
     again = split.score(LoadedModel(make_llama(), None, make_accelerator(cfg), False), heard.append)
     assert again.answers == scores.answers
     assert again.metrics["test/loss"] == pytest.approx(scores.metrics["test/loss"], rel=1e-5)
+
+
+def test_a_task_that_leaves_answers_out_is_named(
+    split: Split, make_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(split.task), "judge", lambda *given: [])
+    with pytest.raises(FtlabError, match=r"^data.task=sql gave 0 judgements of 5 answers: its method `judge` must"):
+        split.score(LoadedModel(make_llama(), None, make_accelerator(split.cfg), True), lambda done: None)
 
 
 def test_training_and_scoring_show_the_model_the_same_prompt(split: Split) -> None:
