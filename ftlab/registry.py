@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from importlib.metadata import distributions
@@ -87,7 +88,8 @@ class Registry(Generic[T]):
         if name in self.taken:
             raise ConfigError(f"{chosen}: {provider} has a name with another meaning in ftlab: {_remedy(provider)}")
         try:
-            part = _object(provider.target, self.attribute)
+            with redirect_stdout(sys.stderr):  # a package that prints leaves what commands print readable by programs
+                part = _object(provider.target, self.attribute)
             wrong = "" if provider.package == OWN else self._wrong(part)
         except (Exception, SystemExit) as error:  # whatever a part from outside does when it is imported
             why = f"{type(error).__name__}: {first_line(error)}"
@@ -105,7 +107,9 @@ class Registry(Generic[T]):
         chosen, there = f"{self.key}={name}", f"There are: {', '.join(names)}"
         if bring := KNOWN.get(self.package, {}).get(name):
             return f"{chosen} is not installed: {bring}. {there}"
-        return f"{chosen} is not known.{nearest(name, names)} {there}"
+        if near := nearest(name, names):
+            return f"{chosen} is not known.{near} {there}"
+        return f"{chosen} is not known. {there}. If a package brings it, install that package"
 
     def usable(self) -> list[T]:
         """Every part that `get` returns, in alphabetical order of names; the others are left out."""

@@ -66,7 +66,9 @@ def test_a_name_that_is_not_installed_is_answered_with_what_brings_it(monkeypatc
 
 def test_any_other_name_is_answered_with_the_names_like_it() -> None:
     assert tasks.unknown("sqll") == "data.task=sqll is not known. Did you mean: sql? There are: match, sql"
-    assert tasks.unknown("translate") == "data.task=translate is not known. There are: match, sql"
+    assert tasks.unknown("translate") == (
+        "data.task=translate is not known. There are: match, sql. If a package brings it, install that package"
+    )
 
 
 def test_a_task_of_an_installed_package_is_one_of_ftlab(shout: Path) -> None:
@@ -96,6 +98,14 @@ def test_what_is_not_chosen_is_not_imported() -> None:
     assert "extra" not in sys.modules
     compose(["data.task=shout", "data=jsonl", "data.path=x"])
     assert "extra" in sys.modules
+
+
+def test_what_a_package_prints_when_it_is_imported_goes_to_stderr(install: Install, cli: Cli) -> None:
+    install("extra", POINTS, {"extra/__init__.py": "print('noise')\n", "extra/shout.py": SHOUT})
+    code, out, err = cli("--dry-run", "data.task=shout", *OWN_ROWS)
+    assert code == 2  # there is no file x
+    assert "noise" not in out
+    assert "noise" in err
 
 
 @pytest.mark.usefixtures("shout")
