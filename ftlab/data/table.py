@@ -69,7 +69,7 @@ def _from_hub(cfg: DataConfig, task: Reader) -> SourceSplits:
 def _from_saved(path: Path, cfg: DataConfig, task: Reader) -> SourceSplits:
     tables, left_out = saved.tables(path)
     parts = from_tables(str(path), tables, f"{path} (save_to_disk)", cfg, task)
-    notes = [f"not read, since no split is called so: {', '.join(left_out)}"] if left_out else []
+    notes = [f"not read, since the names are not those of a split: {', '.join(left_out)}"] if left_out else []
     return replace(parts, notes=parts.notes + notes)
 
 

@@ -72,7 +72,7 @@ def test_workers_of_a_launcher_share_one_study(
     words = [*small, *GRID, "sweep.study=s", "sweep.workers=2", f"hydra/launcher={launcher}", "trainer.max_steps=12"]
     done = ftlab("--multirun", *words)
     assert done.returncode == 0, done.stderr
-    assert "4 of 4 finished" in done.stdout
+    assert "4 of 4 trials finished" in done.stdout
     assert "experiment=best" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     folder = tmp_path / "outputs/s"

@@ -85,7 +85,7 @@ def test_wandb_offline_is_recorded_without_a_key(ftlab: Ftlab, small: list[str],
     top = {path.name for path in run.iterdir()}
     records = {"config.yaml", "metrics.jsonl", "predictions.jsonl", "summary.json"}
     assert top == records | {".hydra", "adapter", "checkpoints", "wandb"}
-    assert json.loads((run / "summary.json").read_text())["tracker_id"]
+    assert json.loads((run / "summary.json").read_text())["tracker_ids"]["wandb"]
     assert sorted(os.listdir(tmp_path)) == ["r"]
 
 

@@ -54,7 +54,7 @@ def test_a_grid_is_searched_reported_and_not_repeated(ftlab: Ftlab, small: list[
     assert best.returncode == 0, best.stderr
     reported = ftlab("report", "grid")
     assert reported.returncode == 0, reported.stderr
-    assert "4 of 4 finished" in reported.stdout
+    assert "4 of 4 trials finished" in reported.stdout
     other = ftlab("--multirun", *small, "trainer.lr=1e-2,1e-3", "lora.r=2,4", "sweep.study=grid", "trainer.max_steps=2")
     assert other.returncode == 2
     assert "trainer.lr: choice(0.01,0.003) in the study" in other.stderr

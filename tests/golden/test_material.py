@@ -75,7 +75,7 @@ def test_other_rows_and_another_base_than_the_recorded_ones_are_refused(
     text = file.read_text()
     file.write_text(text.replace("cat0", "cow0"))
     code, _, told = cli(*words)
-    assert (code, "train: " in told, "the same" in told) == (2, True, True), told
+    assert (code, "train: " in told, "they differ" in told) == (2, True, True), told
     file.write_text(text)
     summary = material / "stopped/summary.json"
     base = read_json(summary)["model"]["sha256"]["model.safetensors"]

@@ -360,7 +360,7 @@ def test_the_trackers_table_holds_the_verdicts(fit: Fit, monkeypatch: pytest.Mon
         def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
             tables.append((columns, rows))
 
-    monkeypatch.setattr(trackers, "names", lambda: ["tables"])
+    monkeypatch.setattr(trackers, "names", lambda: ["tables", "wandb"])
     monkeypatch.setattr(trackers, "get", lambda name: Tables)
     fit("tracker=tables", "trainer.max_steps=1")
     ((columns, rows),) = tables
@@ -753,7 +753,9 @@ def test_how_a_trial_ends_is_a_tag(trial: Fit, monkeypatch: pytest.MonkeyPatch, 
     tags: list[str] = []
     closed: list[int] = []
 
-    class Heard(trackers.NullTracker):
+    class Tags(trackers.Tracker):
+        name = "tags"
+
         def tag(self, name: str) -> None:
             assert len(closed) == len(tags)
             tags.append(name)
@@ -761,11 +763,12 @@ def test_how_a_trial_ends_is_a_tag(trial: Fit, monkeypatch: pytest.MonkeyPatch, 
         def close(self, exit_code: int = 0) -> None:
             closed.append(exit_code)
 
-    monkeypatch.setattr(trackers, "open", lambda *arguments: Heard())
-    trial(Watcher(), run_dir=tmp_path / "a")
-    trial(Watcher(prune_at=2), run_dir=tmp_path / "b")
+    monkeypatch.setattr(trackers, "names", lambda: ["tags", "wandb"])
+    monkeypatch.setattr(trackers, "get", lambda name: Tags)
+    trial(Watcher(), "tracker=tags", run_dir=tmp_path / "a")
+    trial(Watcher(prune_at=2), "tracker=tags", run_dir=tmp_path / "b")
     with pytest.raises(TrainingError):
-        trial(Watcher(), "trainer.lr=1e30", run_dir=tmp_path / "c")
+        trial(Watcher(), "tracker=tags", "trainer.lr=1e30", run_dir=tmp_path / "c")
     assert tags == ["finished", "pruned", "failed"]
     assert closed == [0, 0, 1]
 

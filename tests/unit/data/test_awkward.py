@@ -238,7 +238,7 @@ REFUSED: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "a Git LFS pointer as Parquet": ("r.parquet", LFS, ("a Git LFS pointer", "git lfs pull")),
     "Zstandard": ("r.jsonl", b"\x28\xb5\x2f\xfd12345", ("compressed by Zstandard", "zstd -d")),
     "a spreadsheet": ("r.csv", b"PK\x03\x04123", ("a spreadsheet", "save the sheet as CSV")),
-    "Parquet by another name": ("r.jsonl", b"PAR1123", ("a Parquet file", "the ending .parquet")),
+    "Parquet by another name": ("r.jsonl", b"PAR1123", ("a Parquet file", "name ends in .parquet")),
     "a web page": ("r.jsonl", b"\n<!DOCTYPE html><title>Log in</title>", ("a web page", "Download the file again")),
     "an empty archive": ("r.jsonl.gz", gzip.compress(b""), ("the file is empty", "data.path=FILE")),
     "an empty .gz": ("r.jsonl.gz", b"", ("the file is empty",)),

@@ -494,7 +494,6 @@ def test_trials_are_runs_with_their_parameters(sweep: Open) -> None:
         assert [(e.step, e.value) for e in events if e.kind == "rung" and e.number == number] == list(told.items())
         text = (folder / "config.yaml").read_text()
         assert "group: toy" in text
-        assert "job_type: trial" in text
         assert "train ..." in (folder / "output.txt").read_text()
 
 
