@@ -753,8 +753,8 @@ def test_how_a_trial_ends_is_a_tag(trial: Fit, monkeypatch: pytest.MonkeyPatch, 
     tags: list[str] = []
     closed: list[int] = []
 
-    class Tags(trackers.Tracker):
-        name = "tags"
+    class Ends(trackers.Tracker):
+        name = "ends"
 
         def tag(self, name: str) -> None:
             assert len(closed) == len(tags)
@@ -763,12 +763,12 @@ def test_how_a_trial_ends_is_a_tag(trial: Fit, monkeypatch: pytest.MonkeyPatch, 
         def close(self, exit_code: int = 0) -> None:
             closed.append(exit_code)
 
-    monkeypatch.setattr(trackers, "names", lambda: ["tags", "wandb"])
-    monkeypatch.setattr(trackers, "get", lambda name: Tags)
-    trial(Watcher(), "tracker=tags", run_dir=tmp_path / "a")
-    trial(Watcher(prune_at=2), "tracker=tags", run_dir=tmp_path / "b")
+    monkeypatch.setattr(trackers, "names", lambda: ["ends", "wandb"])
+    monkeypatch.setattr(trackers, "get", lambda name: Ends)
+    trial(Watcher(), "tracker=ends", run_dir=tmp_path / "a")
+    trial(Watcher(prune_at=2), "tracker=ends", run_dir=tmp_path / "b")
     with pytest.raises(TrainingError):
-        trial(Watcher(), "tracker=tags", "trainer.lr=1e30", run_dir=tmp_path / "c")
+        trial(Watcher(), "tracker=ends", "trainer.lr=1e30", run_dir=tmp_path / "c")
     assert tags == ["finished", "pruned", "failed"]
     assert closed == [0, 0, 1]
 
