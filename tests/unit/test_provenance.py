@@ -142,8 +142,8 @@ def test_a_folder_of_an_older_ftlab_goes_on_with_one_line(fit: Fit, killed: Path
     terminal.notes.clear()
     fit(f"data.path={mine}")
     assert [note for note in terminal.notes if "older ftlab" in note] == [
-        f"{killed} holds no hash of template, tokenizer (it is damaged, or an older ftlab's): "
-        "whether anything of it has changed is not known"
+        f"{killed} has no hash of template, tokenizer (it is damaged, or from an older version): "
+        "changes to them cannot be detected"
     ]
     assert "resumed from step 2 of 4" in terminal.notes
     assert summary(killed)["sources"].keys() >= {"train", "validation", "test", "template", "tokenizer"}
