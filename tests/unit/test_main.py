@@ -181,8 +181,8 @@ def test_options_may_stand_anywhere(cli: Cli, words: list[str]) -> None:
         (["--cfg", "job", "trainer.lrr=1"], "trainer.lr"),
         (["--cfg", "job", "lora.r=x"], "whole number"),
         (["--cfg", "job", "data.path=a(b"], """'data.path="a(b"'"""),
-        (["--multirun", "--resume", "lora.r=4,8"], "--resume is no option. Did you mean:"),
-        (["--cfg", "job", "--dri-run"], "--dri-run is no option. Did you mean:"),
+        (["--multirun", "--resume", "lora.r=4,8"], "--resume is not an option. Did you mean:"),
+        (["--cfg", "job", "--dri-run"], "--dri-run is not an option. Did you mean:"),
         (["--multirun", "foo"], "'foo' is not of the form key=value"),
         (["--config-dir", ".", "lora.r=4,8", "--cfg", "job"], "--cfg shows one run"),
         (["lora.r=4,8", "--cfg", "job"], "lora.r=4,8 names several values, and --cfg shows one run"),
@@ -207,11 +207,11 @@ def test_bad_input_is_answered_with_exit_code_2(cli: Cli, words: list[str], said
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run_dir=out (1)/a b"], """Type it quoted: 'run_dir="out (1)/a b"'"""),
-        (["run_dir=a=b"], """Type it quoted: 'run_dir="a=b"'"""),
-        (["run_dir=/x#1"], """Type it quoted: 'run_dir="/x#1"'"""),
-        (["run_dir=/x#1", "--config-dir", "."], """Type it quoted: 'run_dir="/x#1"'"""),
-        (["run_dir=a,b"], """Type a name with commas quoted: 'run_dir="a,b"'"""),
+        (["run_dir=out (1)/a b"], """quote it, 'run_dir="out (1)/a b"'"""),
+        (["run_dir=a=b"], """quote it, 'run_dir="a=b"'"""),
+        (["run_dir=/x#1"], """quote it, 'run_dir="/x#1"'"""),
+        (["run_dir=/x#1", "--config-dir", "."], """quote it, 'run_dir="/x#1"'"""),
+        (["run_dir=a,b"], """Quote a name with commas: 'run_dir="a,b"'"""),
         (["run_dir=null"], "run_dir=null names no folder"),
         (["run_dir="], "run_dir= names no folder"),
         (
