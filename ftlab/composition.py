@@ -496,7 +496,7 @@ def _option_problem(override: Override, options: list[str]) -> str | None:
 def _grammar_problem(text: str) -> str:
     if "=" not in text:
         return f"{text!r} is not of the form key=value"
-    return f"{text}: the value has characters that Hydra's grammar reserves: quote it, {_quoted_form(text)}"
+    return f"{text}: the value has characters that Hydra's grammar reserves. Quote it: {_quoted_form(text)}"
 
 
 def _quoted_form(text: str) -> str:

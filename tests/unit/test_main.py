@@ -207,10 +207,10 @@ def test_bad_input_is_answered_with_exit_code_2(cli: Cli, words: list[str], said
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run_dir=out (1)/a b"], """quote it, 'run_dir="out (1)/a b"'"""),
-        (["run_dir=a=b"], """quote it, 'run_dir="a=b"'"""),
-        (["run_dir=/x#1"], """quote it, 'run_dir="/x#1"'"""),
-        (["run_dir=/x#1", "--config-dir", "."], """quote it, 'run_dir="/x#1"'"""),
+        (["run_dir=out (1)/a b"], """Quote it: 'run_dir="out (1)/a b"'"""),
+        (["run_dir=a=b"], """Quote it: 'run_dir="a=b"'"""),
+        (["run_dir=/x#1"], """Quote it: 'run_dir="/x#1"'"""),
+        (["run_dir=/x#1", "--config-dir", "."], """Quote it: 'run_dir="/x#1"'"""),
         (["run_dir=a,b"], """Quote a name with commas: 'run_dir="a,b"'"""),
         (["run_dir=null"], "run_dir=null names no folder"),
         (["run_dir="], "run_dir= names no folder"),

@@ -186,8 +186,8 @@ def test_none_one_and_several_are_chosen() -> None:
     ("words", "said"),
     [
         (["tracker.mode=offline"], "tracker.mode has been replaced by tracker.wandb.mode"),
-        (["tracker.entity=me"], "tracker.entity is tracker.wandb.entity now"),
-        (["tracker.name=none"], "tracker.name is the choice tracker=NAME now"),
+        (["tracker.entity=me"], "tracker.entity has been replaced by tracker.wandb.entity"),
+        (["tracker.name=none"], "tracker.name has been replaced by the choice tracker=NAME"),
         (["tracker=[csv,wandbb]"], "tracker=wandbb is not an option of tracker. Did you mean: wandb?"),
         (["tracker=csv", "tracker.wandb.mode=offline"], "tracker.wandb.mode belongs to a tracker that is not chosen"),
         (["tracker.wandb.mod=offline"], "tracker.wandb.mod is not a setting of tracker=wandb. Did you mean"),
