@@ -1,4 +1,4 @@
-"""Options that installed packages bring: found in every command that composes, and looked at as ftlab's own are."""
+"""Options that installed packages provide are found by every command that composes, and checked like ftlab's own."""
 
 import sys
 from collections.abc import Callable

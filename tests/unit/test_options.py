@@ -1,4 +1,4 @@
-"""Settings that parts bring themselves: what of them is refused, and with which words."""
+"""Settings that parts define themselves: which values are refused, and with which messages."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""A run goes on, is extended or reported on the data, template and tokenizer that it was begun with, or not at all."""
+"""A run is resumed, extended or reported only with the data, template and tokenizer that it was started with."""
 
 import gzip
 import json

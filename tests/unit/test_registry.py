@@ -45,7 +45,7 @@ OWN_ROWS = ["data=jsonl", "data.path=x", "objective=eval/shout_loud"]
 
 @pytest.fixture
 def shout(install: Install) -> Path:
-    """An installed package that brings a task."""
+    """An installed package that provides a task."""
     return install("extra", POINTS, {"extra/__init__.py": "", "extra/shout.py": SHOUT})
 
 

@@ -47,7 +47,7 @@ SUMS = ["data=match", "data.source=sums", "data.validation=9", "data.prompt='{qu
 
 @pytest.fixture
 def sums(install: Install) -> Path:
-    """An installed package that brings a source."""
+    """An installed package that provides a source."""
     return install("extra", POINTS, {"extra/__init__.py": "", "extra/sums.py": SOURCE})
 
 

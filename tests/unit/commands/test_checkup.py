@@ -1,4 +1,4 @@
-"""`doctor RUN|STUDY`: what is damaged, from where it goes on, and that nothing is changed by asking."""
+"""`doctor RUN|STUDY`: what is damaged, from where it would resume, and that the check changes nothing."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Question and answer: what counts as the right answer, and what is told of many of them."""
+"""Question and answer: what counts as the right answer, and the metrics over many of them."""
 
 import json
 from decimal import Decimal
