@@ -60,7 +60,7 @@ def test_they_are_shown_without_what_they_were_made_with(folder: Path, cli: Cli,
     assert "echo_rate" in out
     code, out, err = cli("report", "gone")
     assert code == 0, err
-    assert "2 of 2 finished" in out
+    assert "2 of 2 trials finished" in out
     code, _, err = cli("doctor", str(folder / "0"))
     assert (code, err) == (0, "")
     refused: dict[str, Any] = {
