@@ -141,7 +141,7 @@ def test_a_folder_of_an_older_ftlab_goes_on_with_one_line(fit: Fit, killed: Path
     (killed / "summary.json").write_text(json.dumps(old))
     terminal.notes.clear()
     fit(f"data.path={mine}")
-    assert [note for note in terminal.notes if "older ftlab" in note] == [
+    assert [note for note in terminal.notes if "older version" in note] == [
         f"{killed} has no hash of template, tokenizer (it is damaged, or from an older version): "
         "changes to them cannot be detected"
     ]
