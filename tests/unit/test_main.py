@@ -425,7 +425,7 @@ def test_a_run_goes_on_without_whoever_reads_it(lost: str, small: list[str]) -> 
     assert done.stderr.startswith("ftlab: no further output here (")
     assert len(done.stderr.splitlines()) == 1
     summary = json.loads(Path("r/summary.json").read_text())
-    assert (summary["status"], summary["terminal"][:16]) == ("finished", "lost while the r")
+    assert (summary["status"], summary["terminal"][:16]) == ("finished", "lost during the ")
 
 
 @pytest.mark.parametrize(("rank", "told"), [(None, 1), ("0", 1), ("1", 0)])
