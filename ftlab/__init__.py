@@ -4,14 +4,14 @@
 
     outcome = run(compose(["experiment=quickstart", "trainer.lr=1e-3"]))
 
-Both are loaded when they are first used: torch is not imported before a run.
+Both are loaded at their first use; torch is not imported before a run.
 """
 
 import os
 import sys
 
-# `python -m ftlab` looks for modules in the working folder first, where files of a downloaded folder could stand in
-# for any library. It is left out, unless ftlab itself lies there; nothing but these two modules was needed so far.
+# `python -m ftlab` looks for modules in the working folder first, where files of a downloaded folder could replace any
+# library. So it is removed from the path, unless ftlab itself is there; only these two modules are imported before.
 _HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if getattr(sys, "argv", [])[:1] == ["-m"] and sys.path[:1] == [os.getcwd()] and os.getcwd() != _HOME:
     del sys.path[0]

@@ -1,7 +1,7 @@
 """The command line. Nothing here imports torch before a run starts.
 
-A call whose first word is a command goes to that command. Everything else is Hydra's: overrides are checked,
-composed, and run; `--help`, `--cfg`, `--info`, `--multirun` and shell completion are Hydra's own.
+If the first word is a command, that command runs. Everything else goes to Hydra: overrides are checked, composed,
+and run; `--help`, `--cfg`, `--info`, `--multirun` and shell completion are Hydra's own.
 """
 
 import difflib
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from ftlab.terminal import Terminal
     from ftlab.train.ranks import Ranks
 
-PLAIN = ("predict", "eval", "doctor", "runs", "compare", "report")  # their values are plain text
-COMPOSED = ("fetch", "data")  # their values are Hydra overrides
-DASHED = ("score",)  # their options have dashes
+PLAIN = ("predict", "eval", "doctor", "runs", "compare", "report")  # commands whose values are plain text
+COMPOSED = ("fetch", "data")  # commands whose values are Hydra overrides
+DASHED = ("score",)  # commands with options that begin with dashes
 COMMANDS = (*PLAIN, *COMPOSED, *DASHED)
-ON_A_RUN = ("predict", "eval")  # their first bare word is the run
-WITH_WORDS = ("runs", "compare", "report", "doctor")  # they take bare words
+ON_A_RUN = ("predict", "eval")  # commands whose first bare word is the run
+WITH_WORDS = ("runs", "compare", "report", "doctor")  # commands that accept bare words
 COMPLETION = ("--shell-completion", "-sc")
 SHOWING = (
     "--help",
@@ -47,17 +47,17 @@ SHOWING = (
     *COMPLETION,
 )
 MULTIRUN = ("--multirun", "-m")
-# Hydra's options that take the next word, and what `--info` may take.
+# Hydra's options that take the next word as their value, and the values of `--info`.
 TAKING = (*("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 HYDRAS = (*SHOWING, *MULTIRUN, *TAKING, "--resolve", "--run", "-r")
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}  # to their extras
 
-# What launchers of several processes tell each of them.
+# Environment variables that a launcher sets in each of its processes.
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-# Idle threads of libgomp spin for milliseconds, which on busy cores takes the time of those that work. A short spin
-# costs nothing measurable on free cores. Read when torch is imported; a user's own setting wins.
+# Idle threads of libgomp spin for milliseconds, which on busy cores takes CPU time from working threads. A short spin
+# costs nothing measurable on idle cores. Torch reads the variable when it is imported; a user's own value is kept.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
@@ -67,9 +67,9 @@ def entry() -> None:
     code = main(sys.argv[1:])
     StopSignal.end_at_once(code)
     interrupted = code in (Stopped.exit_code, 130) and not any(word in MULTIRUN for word in sys.argv)
-    if "RANK" in os.environ or interrupted:  # which `launched` leaves to several processes
-        # All is written and said. Threads of gloo can abort the interpreter while it takes itself down, and it would
-        # wait for those of a download. A sweep's launcher has processes to end in its turn.
+    if "RANK" in os.environ or interrupted:  # `launched` keeps RANK for several processes only
+        # Everything has been written. A normal exit could be aborted by gloo's threads, and would wait for the threads
+        # of a download. A sweep exits normally, since its launcher has to end its own processes.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # nobody reads it any more
                 stream.flush()
@@ -78,7 +78,7 @@ def entry() -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one command line; the exit code. A user's mistake is one message without a traceback."""
+    """Run one command line and return the exit code. A user's mistake prints one message without a traceback."""
     remember(words)
     try:
         check_folder()
@@ -87,16 +87,16 @@ def main(words: Sequence[str]) -> int:
     except FtlabError as error:
         return failed(error)
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # a launcher's processes are all interrupted
+        if os.environ.get("RANK", "0") == "0":  # a launcher interrupts all its processes: one message is enough
             print("ftlab: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has seen enough, as in `| head`
+    except BrokenPipeError:  # the reader closed the pipe, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def check_folder() -> None:
-    """Paths, those that libraries make themselves included, begin at the working folder: it must still be there.
+    """Check that the working folder still exists, since relative paths start there, also those of libraries.
 
     Raises:
         InputError: it was removed while the shell was in it.
@@ -106,12 +106,12 @@ def check_folder() -> None:
     except OSError as error:
         raise InputError(
             f"the working folder is gone ({error.strerror or error}), perhaps removed by another program: cd to a "
-            "folder that exists, and call again"
+            "folder that exists, and run the command again"
         ) from None
 
 
 def failed(error: FtlabError) -> int:
-    """Show a user's mistake; the exit code."""
+    """Print the message of a user's mistake; return the exit code."""
     text = redact_message(str(error))
     with suppress(OSError):  # nobody reads it any more, or its disk is full
         print(f"ftlab: {text}" if "\n" not in text else f"ftlab:\n{text}", file=sys.stderr, flush=True)
@@ -119,7 +119,7 @@ def failed(error: FtlabError) -> int:
 
 
 def dispatch(words: list[str]) -> int:
-    """Send the words to their command."""
+    """Run the command that the words name; return the exit code."""
     first = words[0] if words else ""
     if launched() > 1 and first in COMMANDS:
         return in_ranks(words)
@@ -132,7 +132,7 @@ def dispatch(words: list[str]) -> int:
     if first and "=" not in first and not first.startswith(("-", "+", "~")):
         near = difflib.get_close_matches(first, COMMANDS, n=1, cutoff=0.0)
         raise InputError(
-            f"{first!r} is no command. Did you mean: {near[0]}? Commands: {', '.join(COMMANDS)}. "
+            f"{first!r} is not a command. Did you mean: {near[0]}? Commands: {', '.join(COMMANDS)}. "
             "A run takes GROUP=OPTION and KEY=VALUE: python -m ftlab --help"
         )
     if any(word.split("=")[0] in SHOWING for word in words):
@@ -146,7 +146,7 @@ def dispatch(words: list[str]) -> int:
 
 
 def in_ranks(words: list[str]) -> int:
-    """One training in all processes of a launch."""
+    """Run one training in all processes of a launch."""
     with StopSignal().caught() as stop, stop.at_once():
         from ftlab.train.ranks import run_distributed
 
@@ -154,11 +154,11 @@ def in_ranks(words: list[str]) -> int:
 
 
 def launched() -> int:
-    """The number of processes that a launcher (torchrun, accelerate) has started together. What it tells one process
-    alone is forgotten: neither that process nor those that it starts have anybody to meet.
+    """The number of processes that a launcher (torchrun, accelerate) has started together. If it is one, the launcher's
+    variables are removed: neither this process nor those that it starts have others to communicate with.
 
     Raises:
-        ConfigError: what the launcher tells is no number.
+        ConfigError: a variable of the launcher is not a number.
     """
     world = whole_number("WORLD_SIZE", 1) if "RANK" in os.environ else 1
     if world == 1:
@@ -168,7 +168,7 @@ def launched() -> int:
 
 
 def plain(command: str, words: list[str]) -> int:
-    """A command that takes its values as plain text."""
+    """Run a command that takes its values as plain text."""
     if any(word in ("--help", "-h") for word in words):
         return usage(command)
     arguments, bare = plain_arguments(words)
@@ -182,14 +182,14 @@ def plain(command: str, words: list[str]) -> int:
 
 
 def dashed(command: str, words: list[str]) -> int:
-    """A command that reads its words itself."""
+    """Run a command that parses its words itself."""
     if any(word in ("--help", "-h") for word in words):
         return usage(command)
     return int(_module(command).main(words))
 
 
 def composed(command: str, words: list[str]) -> int:
-    """A command on a composed experiment."""
+    """Run a command that needs a composed experiment."""
     if any(word in ("--help", "-h") for word in words):
         return usage(command)
     overrides, options = split_options(words)
@@ -204,7 +204,7 @@ def composed(command: str, words: list[str]) -> int:
 
 
 def usage(command: str) -> int:
-    """What a command is called with: the head of its module."""
+    """Print how a command is used: the docstring of its module."""
     print(_module(command).__doc__.strip())
     return 0
 
@@ -216,7 +216,7 @@ def _module(command: str) -> Any:
 
 
 def train(words: list[str], ranks: "Ranks | None" = None) -> None:
-    """Compose one experiment and run it, as one of several `ranks` where there are.
+    """Compose one experiment and run it, as one of several `ranks` if there are any.
 
     Raises:
         InputError: several processes for a sweep or a command, or processes that differ in their configuration.
@@ -230,8 +230,8 @@ def train(words: list[str], ranks: "Ranks | None" = None) -> None:
 
 
 def _prepared(words: list[str], ranks: "Ranks | None", held: ExitStack) -> Callable[[], Any]:
-    """What is left to do once the words have been read: nothing where they wanted to see something. `held` keeps the
-    run's folder for this process."""
+    """The run to start once the words are parsed; it does nothing for a dry run. `held` keeps the lock on the run's
+    folder."""
     if ranks:
         _check_alone(words, ranks.world)
     overrides, options = split_options(words)
@@ -259,7 +259,7 @@ def _prepared(words: list[str], ranks: "Ranks | None", held: ExitStack) -> Calla
 
 
 def _lead(composition: Any, ranks: "Ranks | None", held: ExitStack) -> Callable[[], Any]:
-    """All that can be refused or reported is, before torch is imported for the run that is returned."""
+    """The run of the first process. Everything that can be refused or reported without torch is handled before."""
     from ftlab.provenance import check_reported
     from ftlab.run_dir import RunDir
     from ftlab.run_report import report_finished
@@ -283,7 +283,7 @@ def _lead(composition: Any, ranks: "Ranks | None", held: ExitStack) -> Callable[
 
 
 def _nothing() -> None:
-    """All is done."""
+    """Do nothing: there is no run to start."""
 
 
 def _terminal() -> "Terminal":
@@ -293,8 +293,7 @@ def _terminal() -> "Terminal":
 
 
 def check_given(cfg: "ExperimentConfig", terminal: "Terminal") -> None:
-    """What can be told of the given files and folders in the first second, before torch is imported; then a word, since
-    that takes a while.
+    """Check the given files and folders before torch is imported, then print that it is loading, which takes a while.
 
     Raises:
         InputError: data or a model's folder that cannot be used.
@@ -322,8 +321,8 @@ def _check_alone(words: list[str], world: int) -> None:
 
 
 def _shared(tree: dict[str, Any]) -> dict[str, Any]:
-    """The settings in which the processes of a launch must agree; the first one alone keeps records, under a name that
-    may hold the time of day."""
+    """The settings that must be the same in all processes of a launch. Those of the records are left out: only the
+    first process keeps records, under a name that may contain the time of day."""
     from ftlab.composition import flatten
 
     settings = flatten(redact_tree(tree))
@@ -331,7 +330,7 @@ def _shared(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_options(words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Overrides, and the values of the options that a single run knows.
+    """Overrides, and the values of the options that a single run has.
 
     Raises:
         InputError: an unknown option.
@@ -354,7 +353,7 @@ def split_options(words: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def _no_option(word: str, known: Sequence[str]) -> InputError:
     near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.0)
-    return InputError(f"{word} is no option. Did you mean: {near[0]}?")
+    return InputError(f"{word} is not an option. Did you mean: {near[0]}?")
 
 
 def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
@@ -364,13 +363,13 @@ def _compose(overrides: list[str], options: dict[str, Any]) -> Any:
     sweep = found.hydra["runtime"]["choices"].get("sweep")
     if sweep:
         command = " ".join(["python -m ftlab --multirun", *map(shlex.quote, overrides)])
-        raise InputError(f"sweep={sweep} is a sweep: it tries several experiments. Run {command}")
+        raise InputError(f"sweep={sweep} is a sweep: it runs several experiments. Run {command}")
     return found
 
 
 def show(words: list[str]) -> int:
-    """Hydra's own answers: help, the composed configuration, information, completion. What `--multirun` is given is
-    shown as one run would have it."""
+    """Print what Hydra shows itself: help, the composed configuration, information, completion. Arguments of
+    `--multirun` are shown as for a single run."""
     shown = io.StringIO()
     try:
         with redirect_stdout(shown), _root_logger_restored():
@@ -381,7 +380,7 @@ def show(words: list[str]) -> int:
 
 @contextmanager
 def _root_logger_restored() -> Iterator[None]:
-    """Hydra's handlers write to what stdout is now; they go again."""
+    """Remove the log handlers that Hydra adds, since they write to the redirected stdout."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -401,7 +400,7 @@ def multirun(words: list[str]) -> int:
 
 
 def _in_folder(overrides: list[str]) -> list[str]:
-    """Overrides with `run_dir` as Hydra calls the folder of several runs. Needs a Hydra session.
+    """Overrides with `run_dir` replaced by Hydra's key for the folder of several runs. Needs a Hydra session.
 
     Raises:
         InputError: `run_dir` names no folder, or several.
@@ -417,9 +416,7 @@ def _in_folder(overrides: list[str]) -> list[str]:
         override, written = OverridesParser.create().parse_override(text), text.partition("=")[2]
         if override.is_sweep_override():
             whole = shlex.quote(f"run_dir={quoted(written)}")
-            raise InputError(
-                f"{text} names several folders, and a sweep has one. Type a name with commas quoted: {whole}"
-            )
+            raise InputError(f"{text} names several folders, and a sweep has one. Quote a name with commas: {whole}")
         if override.value() in (None, ""):
             raise InputError(f"{text} names no folder: leave run_dir out for one below outputs/")
     rest = [text for text in overrides if text not in given]
@@ -427,7 +424,7 @@ def _in_folder(overrides: list[str]) -> list[str]:
 
 
 def _harmless(word: str) -> str:
-    """The word without the password of a database, since Hydra hands its words to launchers, which write them down."""
+    """The word without the password of a database, since Hydra passes words to launchers, which write them to files."""
     if not word.lstrip("+").startswith("sweep.storage="):
         return word
     from ftlab.sweep.storage import set_password_aside
@@ -436,8 +433,8 @@ def _harmless(word: str) -> str:
 
 
 def through_hydra(words: list[str], changed: Callable[[list[str]], list[str]] = lambda overrides: overrides) -> int:
-    """Check the overrides, then let Hydra's main act on the words, the overrides `changed` to what Hydra calls them.
-    Hydra shows, or starts the sweeper; it runs no experiment itself."""
+    """Check the overrides, then call Hydra's main with the words; `changed` maps overrides to Hydra's own keys.
+    Hydra prints information or starts the sweeper; it runs no experiment itself."""
     import hydra
     import yaml
     from hydra.errors import HydraException
@@ -448,10 +445,10 @@ def through_hydra(words: list[str], changed: Callable[[list[str]], list[str]] = 
 
     options, overrides = hydras_options(words)
     register()
-    if not any(word in COMPLETION for word in options):  # which has words of its own
+    if not any(word in COMPLETION for word in options):  # completion has words of its own
         overrides = normalise(overrides)
         overrides = _checked(overrides, options, changed)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of printing them
     before, sys.argv = sys.argv, [sys.argv[0], *overrides, *options]
     try:
         with guarded():
@@ -459,7 +456,7 @@ def through_hydra(words: list[str], changed: Callable[[list[str]], list[str]] = 
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(_missing_launcher(str(error)) or explain(error)) from None
     except ValueError as error:
-        if "Only one of --run" not in str(error):  # Hydra's answer to, say, --cfg with --info
+        if "Only one of --run" not in str(error):  # Hydra's message for, say, --cfg with --info
             raise
         raise InputError(str(error)) from None
     except SystemExit as error:
@@ -470,17 +467,17 @@ def through_hydra(words: list[str], changed: Callable[[list[str]], list[str]] = 
 
 
 def run_sweep(*given: Any) -> None:
-    """The task of Hydra's main, which `--multirun` alone comes to: ftlab's sweeper calls it."""
+    """The task function of Hydra's main: ftlab's sweeper calls it, with `--multirun` only."""
     from ftlab.sweep.driver import drive
 
     drive(*given)
 
 
 def _checked(overrides: list[str], options: list[str], changed: Callable[[list[str]], list[str]]) -> list[str]:
-    """The overrides as Hydra is told them.
+    """The overrides to pass to Hydra.
 
     Raises:
-        InputError: what is wrong with them, as far as it shows before the composition.
+        InputError: problems that can be found before the composition.
     """
     from ftlab.composition import check_overrides, hydra_session
     from ftlab.sweep.space import check_syntax, is_swept
@@ -497,7 +494,7 @@ def _checked(overrides: list[str], options: list[str], changed: Callable[[list[s
 
 
 def hydras_options(words: list[str]) -> tuple[list[str], list[str]]:
-    """Options with their values, and overrides: argparse wants the overrides of Hydra's command line in one place.
+    """Options with their values, and overrides, apart: argparse requires Hydra's overrides to stand together.
 
     Raises:
         InputError: an option that Hydra does not have.
@@ -513,7 +510,7 @@ def hydras_options(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _missing_launcher(message: str) -> str:
-    """What to install, where Hydra did not find a launcher that a package brings."""
+    """The message that names the package to install, if Hydra did not find the launcher of a package; else empty."""
     for launcher, extra in LAUNCHERS.items():
         if f"'hydra/launcher/{launcher}'" in message:
             return f"hydra/launcher={launcher} needs a package that is not installed: pip install 'ftlab[{extra}]'"

@@ -1,7 +1,7 @@
 """Hydra composes `conf/` and `sweeps/` into a typed, checked ExperimentConfig. Never imports torch.
 
-Every override is looked at before Hydra composes, so that a misspelt group, option or key is answered
-with the nearest right one, and `+key` of an unknown key is refused instead of dropped.
+Every override is checked before Hydra composes, so that the message for a misspelt group, option or key names
+the nearest valid one, and `+key` of an unknown key is refused instead of dropped.
 """
 
 import difflib
@@ -54,13 +54,13 @@ SWEEPS = _shipped("sweeps")
 
 TRUST = "model.trust_remote_code"
 UNTYPED = (
-    f"{TRUST}=true stands in a configuration file (or is not literally true), where it does not count: it lets Python "
-    f"files of the model's folder run here. Look at them, then type {TRUST}=true for this call, or remove it"
+    f"{TRUST}=true comes from a configuration file (or is not literally true), where it has no effect, since it lets "
+    f"Python files of the model's folder run here. Read them, then pass {TRUST}=true in this command, or remove it"
 )
-BEST = "best"  # the experiment that a study's report writes
+BEST = "best"  # the experiment file that a study's report writes
 PATH_KEYS = ("data.path", "run_dir", "lora.init_from", "model.id")
 
-# What other tools call these keys.
+# Names of these keys in other tools.
 ALIASES = {
     "learning_rate": "trainer.lr",
     "lora_rank": "lora.r",
@@ -191,7 +191,7 @@ class OwnPaths(SearchPathPlugin):
 
 
 def register() -> None:
-    """Tell Hydra of the schema, the sweeper, the `sweep` group and packages' options; safe to call again."""
+    """Register the schema, the sweeper, config groups and packages' options with Hydra; may be called again."""
     config.register()
     ftlab_sweeper.register()
     for plugin in (SweepsSource, TrackersSource, OwnPaths, ConfFoldersPath):
@@ -200,7 +200,7 @@ def register() -> None:
 
 @dataclass(frozen=True)
 class Composition:
-    """A checked experiment with what Hydra knows of it."""
+    """A checked experiment with Hydra's record of it."""
 
     config: ExperimentConfig
     tree: dict[str, Any]  # the resolved configuration as plain containers
@@ -244,7 +244,7 @@ def composition(overrides: Sequence[str] = (), *, config_dir: str | None = None)
 
 @contextmanager
 def hydra_session() -> Iterator[None]:
-    """Hydra's global state, set up on `conf/` and cleared again."""
+    """Set up Hydra's global state for `conf/`, and clear it at the end."""
     register()
     GlobalHydra.instance().clear()
     with guarded(), initialize_config_dir(str(CONF), version_base="1.3", job_name="ftlab"):
@@ -252,7 +252,7 @@ def hydra_session() -> Iterator[None]:
 
 
 def search_path(config_dir: str | None) -> list[str]:
-    """The override that adds `--config-dir`."""
+    """The override that adds the folder of `--config-dir` to Hydra's search path."""
     if config_dir is None:
         return []
     folder = Path(config_dir).expanduser().absolute()
@@ -270,7 +270,7 @@ def _composed(overrides: list[str]) -> DictConfig:
 
 @lru_cache(maxsize=1)
 def _default(sources: Hashable) -> DictConfig:
-    """What config.yaml composes to without overrides; only to be read."""
+    """What config.yaml composes to without overrides; callers must not change it."""
     return _composed([])
 
 
@@ -287,8 +287,8 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
-    """A tree in which no known secret stands (`run_name=x-${oc.env:HF_TOKEN}`): what is trained is what is recorded.
-    Places and connections stay, which must function; they are masked where they are written."""
+    """A tree with all known secrets masked (`run_name=x-${oc.env:HF_TOKEN}`), so that what is trained is what is
+    recorded. Paths and connections must work, so they stay; they are masked when they are written."""
     masked: dict[str, Any] = redact_tree(tree, known)
     for node, key in (("sweep", "storage"), ("data", "path"), ("model", "id"), ("lora", "init_from")):
         masked[node][key] = tree[node][key]
@@ -299,13 +299,13 @@ def without_secrets(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hydra_record(cfg: DictConfig) -> dict[str, Any]:
-    """Hydra's own node, unresolved: parts of it exist only while Hydra runs a job."""
+    """Hydra's own node, unresolved, since some of its values exist only while Hydra runs a job."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg.hydra, resolve=False, enum_to_str=True))
 
 
 def typed_from_tree(tree: dict[str, Any], trust_remote_code: bool = False) -> ExperimentConfig:
-    """An ExperimentConfig from plain containers, e.g. a run's config.yaml, whose word on a model's own code does not
-    count: `trust_remote_code` is what was typed for this call.
+    """An ExperimentConfig from plain containers, such as a run's config.yaml. Its value of `model.trust_remote_code` is
+    ignored: the argument `trust_remote_code` is what the user gave in this command.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a broken rule.
@@ -343,23 +343,23 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def allows_code(overrides: Sequence[str]) -> bool:
-    """Whether overrides say literally, as the last word on it, that a model's own code may run."""
+    """Whether the last override of `model.trust_remote_code` is literally true, so that a model's own code may run."""
     said = [text.lstrip("+").partition("=") for text in overrides]
     values = [value.strip().lower() for key, _, value in said if key.strip() == TRUST]
     return values[-1:] == ["true"]
 
 
-# --- overrides, looked at before Hydra composes ---------------------------------------------------------
+# --- overrides, checked before Hydra composes -----------------------------------------------------------
 
 
 def normalise(overrides: Sequence[str]) -> list[str]:
-    """Overrides with what they imply, which Hydra cannot know.
+    """The overrides with those that they imply.
 
-    `~` of a path value is the home folder (Hydra's grammar has another use for that character). Another
-    `model.id` is not the model that the option names: its label follows the id, and the option's package holds
-    other weights. The objective of a `data.task` is its headline. What a `trainer.stage` measures in place of a loss is
-    `sweep.rung_metric`, and where the model answers nothing the objective. `trainer.epochs` on the command line wins
-    over an experiment's `trainer.max_steps`.
+    `~` at the start of a path is the home folder (Hydra's grammar uses that character otherwise). Another `model.id`
+    replaces the model of the chosen option, so its name follows from the id and the option's package does not apply.
+    `data.task` sets the objective to the task's headline metric. A `trainer.stage` that measures no loss sets
+    `sweep.rung_metric` to its own metric, and the objective too if its model generates no answers. `trainer.epochs` on
+    the command line takes precedence over an experiment's `trainer.max_steps`.
     """
     given = {text.partition("=")[0].lstrip("+"): text.partition("=")[2] for text in overrides}
     implied = []
@@ -376,7 +376,7 @@ def normalise(overrides: Sequence[str]) -> list[str]:
 
 
 def _of_stage(name: str) -> list[str]:
-    """What naming a stage implies that measures no loss: its first metric that may be an objective."""
+    """The overrides that a stage without a loss implies: they name its first metric that may be an objective."""
     if not name or name not in stages.names():
         return []
     stage = stages.get(name)
@@ -387,7 +387,7 @@ def _of_stage(name: str) -> list[str]:
 
 
 def _open(text: str) -> str:
-    """A setting that a part brings itself is added where no option has set it."""
+    """The override with `++` if it is a setting that a part defines, since no option may have set it yet."""
     return f"++{text.lstrip('+')}" if text.lstrip("+").startswith(config.OPTIONS) else text
 
 
@@ -399,10 +399,10 @@ def _with_home(text: str) -> str:
 
 
 def check_overrides(overrides: Sequence[str], *, multirun: bool = False, extra: Sequence[str] = ()) -> None:
-    """Refuse what Hydra would drop, misread or answer without a suggestion. Needs a Hydra session.
+    """Refuse overrides that Hydra would drop, misread or reject without a suggestion. Needs a Hydra session.
 
     Raises:
-        ConfigError: every wrong override, each with its nearest right forms.
+        ConfigError: every wrong override, each with the nearest valid ones.
     """
     groups = config_groups(extra)
     problems = [problem for text in overrides if (problem := _problem(text, groups, multirun))]
@@ -420,7 +420,7 @@ def config_groups(extra: Sequence[str] = ()) -> dict[str, list[str]]:
 
 @lru_cache(maxsize=1)
 def _options(sources: Hashable) -> dict[str, list[str]]:
-    """The groups of Hydra's search path; only to be read."""
+    """The groups on Hydra's search path; callers must not change them."""
     loader = _loader()
     return {name: loader.get_group_options(name) for name in loader.list_groups("") if name != "hydra"}
 
@@ -428,13 +428,13 @@ def _options(sources: Hashable) -> dict[str, list[str]]:
 def _loader() -> ConfigLoader:
     hydra = GlobalHydra.instance().hydra
     if hydra is None:
-        raise RuntimeError("the groups are known in a Hydra session only: with hydra_session()")
+        raise RuntimeError("config groups are available in a Hydra session only: use with hydra_session()")
     return hydra.config_loader
 
 
 def _sources() -> Hashable:
-    """What Hydra's answers depend on, so that they can be kept as long as it is equal: the search path, the files of
-    its folders with their sizes and times of change, and the nodes that were stored by name."""
+    """A key for caching what Hydra finds: the search path, the files of its folders with their sizes and modification
+    times, and the names of the nodes in its config store."""
     path = tuple((place.provider, place.path) for place in _loader().get_search_path().get_path())
     folders = [SWEEPS, *(Path(str(place).removeprefix("file://")) for _, place in path if place)]
     stored = frozenset(flatten(ConfigStore.instance().repo))
@@ -442,7 +442,7 @@ def _sources() -> Hashable:
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Each configuration below a folder with its size and time of change; nothing where that is no folder."""
+    """Each configuration file below a folder with its size and modification time; empty if there is no folder."""
     files = sorted(folder.rglob("*.yaml"))
     return tuple((str(file), (found := file.stat()).st_size, found.st_mtime_ns) for file in files)
 
@@ -464,7 +464,7 @@ def _problem(text: str, groups: dict[str, list[str]], multirun: bool) -> str | N
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return "hydra.run.dir is not used: name the run's folder with run_dir=DIR" if key == "hydra.run.dir" else None
     if override.type == OverrideType.DEL:
-        return f"{text} deletes a key; the configuration's keys are fixed: set {key}=null or another value"
+        return f"{text} deletes a key, but the configuration's keys are fixed: set {key}=null or another value"
     if override.is_sweep_override() and not multirun:
         return f"{text} names several values: add --multirun to try them all, or quote the value: {_quoted_form(text)}"
     if key in groups:
@@ -474,29 +474,29 @@ def _problem(text: str, groups: dict[str, list[str]], multirun: bool) -> str | N
     if key.startswith("tracker."):
         return trackers.unknown(key) if key.split(".")[1] not in trackers.names() else None
     near = suggestions(key, groups)
-    return f"{key} is no key or group of the configuration. Did you mean: {', '.join(near)}?"
+    return f"{key} is not a key or group of the configuration. Did you mean: {', '.join(near)}?"
 
 
 def _option_problem(override: Override, options: list[str]) -> str | None:
     group = override.key_or_group
-    if isinstance(override.value(), Glob):  # options that are there, by definition
+    if isinstance(override.value(), Glob):  # it matches existing options only
         return None
     values = [override.value()] if not override.is_sweep_override() else list(override.sweep_string_iterator())
     listed = [one for value in values for one in (value if isinstance(value, list) else [value])]
     for value in listed:
         if value is None:
-            return f"{group}=null chooses nothing: leave {group}= out, or take one of: {', '.join(options)}"
+            return f"{group}=null chooses no option: leave {group}= out, or choose one of: {', '.join(options)}"
         if str(value).strip("'\"") not in options:
             near = difflib.get_close_matches(str(value), options, n=3, cutoff=0.3)
             hint = f" Did you mean: {', '.join(near)}?" if near else ""
-            return f"{group}={value} is no option of {group}.{hint} Options: {', '.join(options)}"
+            return f"{group}={value} is not an option of {group}.{hint} Options: {', '.join(options)}"
     return None
 
 
 def _grammar_problem(text: str) -> str:
     if "=" not in text:
         return f"{text!r} is not of the form key=value"
-    return f"{text}: the value has characters of Hydra's grammar. Type it quoted: {_quoted_form(text)}"
+    return f"{text}: the value has characters that Hydra's grammar reserves. Quote it: {_quoted_form(text)}"
 
 
 def _quoted_form(text: str) -> str:
@@ -505,8 +505,8 @@ def _quoted_form(text: str) -> str:
 
 
 def suggestions(key: str, groups: dict[str, list[str]] | None = None, n: int = 3) -> list[str]:
-    """The right keys nearest to a wrong one: other tools' names first, then the spelling of the whole key,
-    then that of its last part."""
+    """The valid keys most similar to a wrong one: first by other tools' names, then by the spelling of the whole key or
+    of its last part."""
     known = [*config.known_keys(), *trackers.keys(), *(groups or {})]
     last = key.rpartition(".")[2]
     lasts = {name.rpartition(".")[2]: name for name in known}
@@ -528,7 +528,7 @@ TYPE_WORDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true
 
 
 def explain(error: Exception) -> str:
-    """One or two plain sentences for an exception of Hydra, OmegaConf or YAML, with the file it speaks of."""
+    """A short message for an exception of Hydra, OmegaConf or YAML, with the file if it names one."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: not YAML ({error.problem})"
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -555,7 +555,7 @@ def _cause(error: Exception) -> str:
     if "not in" in message and (key.startswith("tracker.") or "'tracker." in str(error)):
         return trackers.unknown(re.findall(r"tracker\.[\w.]+", f"{error} {key}")[0])
     if "not in '" in message and key:
-        return f"{key} is no key of the configuration. Did you mean: {', '.join(suggestions(key))}?"
+        return f"{key} is not a key of the configuration. Did you mean: {', '.join(suggestions(key))}?"
     return f"{key}: {message}" if key and key not in message else message
 
 
@@ -564,9 +564,9 @@ def load_tree(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: not readable as a configuration ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{file}: cannot be read as a configuration ({str(error).splitlines()[0]})") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: holds no configuration")
+        raise ConfigError(f"{file}: contains no configuration")
     if isinstance(tree.get("tracker"), dict):
         tree["tracker"] = trackers.modern(tree["tracker"])
     return tree

@@ -1,8 +1,8 @@
-"""Options that installed packages bring: folders of YAML files, which are on Hydra's search path behind ftlab's own.
+"""Options that installed packages provide: folders of YAML files, on Hydra's search path behind ftlab's own.
 
-A package declares its folder as an entry point: `[project.entry-points."ftlab.conf"] mypackage = "mypackage.conf"`. In
-it lie files as in `conf/`, `model/NAME.yaml` and `sweep/NAME.yaml` among them. What they compose to is looked at as
-whatever else is composed (`ftlab/allowlist.py`).
+A package declares its folder as an entry point: `[project.entry-points."ftlab.conf"] mypackage = "mypackage.conf"`. The
+folder is laid out like `conf/`, with files such as `model/NAME.yaml` and `sweep/NAME.yaml`. What they compose to is
+checked like any other configuration (`ftlab/allowlist.py`).
 """
 
 import sys
@@ -21,14 +21,14 @@ from ftlab.errors import ConfigError, first_line
 from ftlab.registry import Provider, outside
 
 GROUP = "ftlab.conf"
-PACKAGE = "package "  # what Hydra's name for the provider of such a folder begins with
+PACKAGE = "package "  # prefix of the provider name that Hydra stores for such a folder
 OWN = ("main", "ftlab")  # Hydra's names for conf/ and sweeps/
 NOT_OPTIONS = ("hydra", "schema")
 
 
 @dataclass(frozen=True)
 class ConfFolder:
-    """The folder that a package declares; what is wrong with it in place of one that is not there."""
+    """The folder that a package declares; `problem` is the message if the folder is missing."""
 
     provider: Provider
     path: Path | None
@@ -44,20 +44,20 @@ def folders() -> list[ConfFolder]:
 def _found(provider: Provider) -> ConfFolder:
     try:
         found = next((path for path in _places(provider.target) if path.is_dir()), None)
-        why = "is not there"
-    except Exception as error:  # whatever a package does when it is looked for
+        why = "does not exist"
+    except Exception as error:  # code of another package may raise anything
         found, why = None, f"cannot be found ({type(error).__name__}: {first_line(error)})"
     if found:
         return ConfFolder(provider, found)
     declares = f"the package {provider.package} declares the configuration folder {provider.target}, which {why}"
     return ConfFolder(
-        provider, None, f"{declares}: its options are missing. Repair it, or pip uninstall {provider.package}"
+        provider, None, f"{declares}: its options are not available. Repair it, or pip uninstall {provider.package}"
     )
 
 
 def _places(target: str) -> Iterator[Path]:
-    """Where the folder `package.folder` may lie: below its package, which is not imported for that. Only where another
-    place was made for the folder when the package was installed, the packages around it are."""
+    """Paths where the folder `package.folder` may be. The first is below its package, which is not imported for this.
+    If the package was installed with another path for the folder, the packages around it are imported."""
     top, *rest = target.split(".")
     spec = find_spec(top)
     for place in (spec and spec.submodule_search_locations) or ():
@@ -68,39 +68,39 @@ def _places(target: str) -> Iterator[Path]:
 
 
 class ConfFoldersPath(SearchPathPlugin):
-    """Puts the folders on Hydra's search path; one that is not there costs a line."""
+    """Puts the folders on Hydra's search path, and prints a line for each that is missing."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in folders():
             if folder.path:
                 search_path.append(f"{PACKAGE}{folder.provider.package}", f"file://{folder.path}")
             else:
-                _tell(folder.problem)
+                _warn(folder.problem)
 
 
 @lru_cache(maxsize=64)
-def _tell(line: str) -> None:
-    """One line on stderr, once a process."""
+def _warn(line: str) -> None:
+    """Print a line to stderr, once per process."""
     print(f"ftlab: {line}", file=sys.stderr)
 
 
 class Repository(ConfigRepository):
-    """Hydra's files by name, none of which stands for two where a package brings it."""
+    """Hydra's configuration files by name. A file of a package must not share its name with another file."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """The configuration of that name.
 
         Raises:
-            ConfigError: a package has it, and so has ftlab, another package or a folder that is named for this call.
+            ConfigError: a package provides it, and so does ftlab, another package or a folder given for this call.
         """
         group, _, name = config_path.rpartition("/")
         having = [source for source in self.sources if group and source.provider not in NOT_OPTIONS]
         having = [source for source in having if source.is_config(config_path)]
-        brought = [source.provider.removeprefix(PACKAGE) for source in having if source.provider.startswith(PACKAGE)]
-        if brought and len(having) > 1:
+        packages = [source.provider.removeprefix(PACKAGE) for source in having if source.provider.startswith(PACKAGE)]
+        if packages and len(having) > 1:
             places = " and ".join(_described(source.provider, source.path) for source in having)
-            remedy = f"rename its file, or pip uninstall {brought[0]}"
-            raise ConfigError(f"{group}={name} is ambiguous, since {places} have an option of that name: {remedy}")
+            remedy = f"rename its file, or pip uninstall {packages[0]}"
+            raise ConfigError(f"{group}={name} is ambiguous: {places} both provide it; {remedy}")
         return super().load_config(config_path)
 
 

@@ -1,4 +1,4 @@
-"""The typed schema of an experiment; `ftlab.rules` says what its values may be. Never imports torch.
+"""The typed schema of an experiment; `ftlab.rules` checks its values. Never imports torch.
 
 Field names are the consuming library's own keywords (PEFT's `LoraConfig`, transformers'
 `BitsAndBytesConfig`), so that mapping them is mechanical.
@@ -18,7 +18,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 SAMPLERS = ("auto", "tpe", "random", "grid", "qmc", "gp", "cmaes")
 PRUNERS = ("none", "median", "successive_halving", "hyperband", "wilcoxon")
 MOST_DATABASES = 1000
-OPTIONS = ("data.options.", "trainer.options.")  # what keys of settings begin with that parts bring themselves
+OPTIONS = ("data.options.", "trainer.options.")  # prefixes of the settings that a task, source or stage defines
 
 
 @dataclass
@@ -59,12 +59,13 @@ class LoraConfig:
     use_dora: bool = False
     init_lora_weights: Any = True  # true, gaussian, pissa, pissa_niter_N
     modules_to_save: Optional[List[str]] = None
-    init_from: Optional[str] = None  # a run folder or an adapter folder to go on from
+    init_from: Optional[str] = None  # a run folder or an adapter folder whose adapter the training starts from
 
 
 @dataclass
 class ColumnsConfig:
-    """Names of the data set's columns. `group` may be absent from the data: the context then groups rows."""
+    """Names of the data set's columns. `group` may be absent from the data: rows are then grouped by
+    their context."""
 
     question: str = "question"
     context: str = "context"
@@ -77,21 +78,21 @@ class DataConfig:
     """Where rows come from, how they are split, and how a row becomes a prompt."""
 
     name: str = MISSING
-    source: str = MISSING  # table (files and Hub data sets), rows that the task makes itself, or a package's own rows
+    source: str = MISSING  # table (files and Hub data sets), rows that the task generates, or a package's source
     path: Optional[str] = None  # a folder with train*/test* files, or one file
     hub_id: Optional[str] = None
     hub_revision: Optional[str] = None
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     prompt: str = "### Schema:\n{context}\n\n### Question:\n{question}\n\n### SQL:\n"
     max_length: int = 512  # tokens of prompt, answer and end marker together
-    max_field_bytes: int = 1_000_000  # a question, context or answer with more, in UTF-8, is refused
-    train_rows: Optional[int] = None  # at most so many rows are trained on
+    max_field_bytes: int = 1_000_000  # a question, context or answer of more UTF-8 bytes is refused
+    train_rows: Optional[int] = None  # the most rows to train on; null: all
     validation: float = 200  # rows, or a fraction below 1, taken from train by group
     test_size: float = 0.1  # rows, or a fraction below 1, where the data has no test split of its own
-    test_rows: Optional[int] = None  # at most so many rows in the test split
+    test_rows: Optional[int] = None  # the most rows in the test split; null: all
     split_seed: int = 0
-    task: str = "sql"  # what rows are, how answers are judged: see ftlab/tasks/
-    options: Dict[str, Any] = field(default_factory=dict)  # settings of the task's own, and of the source's
+    task: str = "sql"  # how rows are read and answers judged: see ftlab/tasks/
+    options: Dict[str, Any] = field(default_factory=dict)  # settings that the task and the source define
 
 
 @dataclass
@@ -108,38 +109,38 @@ class TrainerConfig:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
-    max_steps: Optional[int] = None  # replaces `epochs` where set
+    max_steps: Optional[int] = None  # replaces `epochs` if set
     epochs: float = 1.0
     global_batch_size: int = 16
-    micro_batch_size: Any = "auto"  # rows a forward pass; auto: the largest that fits
-    activation_checkpointing: Any = "auto"  # true, false; auto: where memory asks for it
-    weight_cache: Any = "auto"  # true, false; auto: the fast path holds 4-bit weights unpacked where memory allows
+    micro_batch_size: Any = "auto"  # rows per forward pass; auto: the largest that fits
+    activation_checkpointing: Any = "auto"  # true, false; auto: if memory requires it
+    weight_cache: Any = "auto"  # true, false; auto: keep dequantized 4-bit weights if memory allows
     loss_on: str = "completion"  # completion or all
     log_every: int = 10
     save_every: int = 200
-    keep: int = 2  # checkpoints kept beside the best one
-    load_best: bool = True  # end with the adapter of the best evaluation
-    early_stopping: Optional[int] = None  # evaluations without a better objective before stopping
-    profile: int = 0  # steps written as a torch trace
-    options: Dict[str, Any] = field(default_factory=dict)  # settings of the stage's own
+    keep: int = 2  # checkpoints to keep besides the best one
+    load_best: bool = True  # the final adapter is that of the best evaluation
+    early_stopping: Optional[int] = None  # evaluations without improvement before training stops
+    profile: int = 0  # training steps to record as a torch profiler trace
+    options: Dict[str, Any] = field(default_factory=dict)  # settings that the stage defines
 
 
 @dataclass
 class EvalConfig:
-    """Evaluation by generation: `every` steps on validation, once before and once after on test."""
+    """Evaluation by generation: on validation `every` so many steps, on test once before and once after training."""
 
     every: Optional[int] = 200  # null: only after the last step
-    max_rows: Optional[int] = 200  # rows scored of each split; null: all
-    batch_size: Any = "auto"  # prompts answered at a time
+    max_rows: Optional[int] = 200  # the most rows to score of each split; null: all
+    batch_size: Any = "auto"  # prompts per generated batch
     max_new_tokens: int = 128
-    databases: int = 32  # made-up databases that an answer other than the gold one is executed on
+    databases: int = 32  # generated databases to execute an answer on that differs from the gold one
     extract_sql: bool = False  # score the query inside a fence, tags or prose (ftlab.sql.extract)
-    rows_dir: Optional[str] = None  # a folder of <group>.sqlite with real rows, to be executed on too
+    rows_dir: Optional[str] = None  # a folder of <group>.sqlite with real rows; answers are executed on them too
 
 
 @dataclass
 class TrackerConfig:
-    """What all trackers share. The settings of a chosen tracker stand beside it, under `tracker.NAME`."""
+    """Settings that all trackers share. Those of one tracker are under `tracker.NAME`."""
 
     project: str = "ftlab"
     group: Optional[str] = None
@@ -148,36 +149,36 @@ class TrackerConfig:
 
 @dataclass
 class SweepConfig:
-    """How a sweep searches; read with --multirun only. Its space stands in `hydra.sweeper.params` and on the command
-    line."""
+    """How a sweep searches; read with --multirun only. The search space is in `hydra.sweeper.params` and on the
+    command line."""
 
     study: Optional[str] = None  # its name; null: the sweep file's, or a hash of the overrides
-    n_trials: Optional[int] = None  # finished trials wanted, pruned ones included; null: the whole grid, else 20
-    sampler: str = "auto"  # auto: the grid where every dimension is a list, else tpe
+    n_trials: Optional[int] = None  # finished trials to reach, pruned ones included; null: the whole grid, or 20
+    sampler: str = "auto"  # auto: grid if every dimension is a list, otherwise tpe
     sampler_seed: int = 0
     pruner: str = "none"
-    patience: Optional[int] = None  # rungs without improvement that the pruner waits for
+    patience: Optional[int] = None  # rungs without improvement that the pruner tolerates
     warmup_rungs: int = 0  # rungs before the pruner acts
     rung_metric: str = "eval/loss"  # what each validation evaluation reports to the pruner
     objectives: List[str] = field(default_factory=list)  # empty: `objective`; several: a Pareto front
     direction: Any = None  # maximize, minimize or a list of them; null: as the metrics are defined
-    seeds: int = 1  # runs of each configuration, over seeds from `seed` on; their mean counts
-    first: List[Any] = field(default_factory=list)  # configurations to begin with, each a map of swept keys
-    warm_start: Optional[str] = None  # a study over the same space whose finished trials are taken over
-    vram_limit_gib: Optional[float] = None  # what training may allocate; configurations that cannot are not run
+    seeds: int = 1  # runs of each configuration, with seeds from `seed` on; a trial's value is their mean
+    first: List[Any] = field(default_factory=list)  # configurations to run first, each a map of swept keys
+    warm_start: Optional[str] = None  # a study over the same space whose finished trials are imported
+    vram_limit_gib: Optional[float] = None  # GPU memory of training; configurations forecast to need more are not run
     trial_limit_s: Optional[float] = None  # seconds that a trial may take
-    max_failures: int = 5  # failed trials after which the sweep gives up
-    retries: int = 2  # times that an interrupted trial is taken up again
+    max_failures: int = 5  # failed trials after which the sweep stops
+    retries: int = 2  # times that an interrupted trial is resumed
     workers: int = 1
     storage: Optional[str] = None  # a database URL; null: study.db in the study's folder
-    heartbeat_s: int = 60  # how often a trial shows other hosts that it lives
-    grace_s: int = 180  # silence after which other hosts take it for dead
+    heartbeat_s: int = 60  # seconds between a trial's heartbeats to other hosts
+    grace_s: int = 180  # seconds without a heartbeat after which other hosts consider a trial dead
     keep_pruned: bool = False  # keep the checkpoints of pruned trials
 
 
 @dataclass
 class ExperimentConfig:
-    """One experiment, complete. `rules.check` holds for every instance that `compose` returns."""
+    """A complete experiment. `rules.check` holds for every instance that `compose` returns."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
@@ -185,7 +186,7 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    # TrackerConfig, and for each chosen tracker a node with its name: `trackers.settings` types it.
+    # TrackerConfig, and a node for each chosen tracker under its name; `trackers.settings` checks their types.
     tracker: Dict[str, Any] = field(default_factory=lambda: asdict(TrackerConfig()), metadata={"keys": TrackerConfig})
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
@@ -201,7 +202,8 @@ def register() -> None:
 
 
 def is_key(key: str) -> bool:
-    """Whether a dotted key is one of the schema, or a setting that a part brings itself (`data.options.NAME`)."""
+    """Whether a dotted key is in the schema or is a setting that a task, source or stage defines
+    (`data.options.NAME`)."""
     return key in known_keys() or key.startswith(OPTIONS)
 
 

@@ -82,7 +82,7 @@ def refused(task: str | None, stage: str | None) -> list[str]:
     own = {*map(id, tasks.own()), *map(id, stages.own())}
     others = _own() if all(id(part) in own for part in chosen.values()) else _every()
     return [
-        f"{part} declares the metric {metric.name} otherwise than {others[metric.name].part}: rename it"
+        f"{part} and {others[metric.name].part} declare the metric {metric.name} differently: rename it in {part}"
         for part, declaring in chosen.items()
         for metric in declaring.metrics
         if metric.name in others and others[metric.name].metric != metric

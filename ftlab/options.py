@@ -1,4 +1,4 @@
-"""Settings that a part brings itself, typed by its dataclass: `data.options`, `trainer.options`, `tracker.NAME`."""
+"""Settings that a part defines itself in a dataclass: `data.options`, `trainer.options`, `tracker.NAME`."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -24,8 +24,8 @@ def options_of(part: object) -> type:
 
 
 def settings(options: type[T], values: Mapping[str, Any]) -> T:
-    """The values of the names that the dataclass `options` has, as an instance; its defaults fill the rest. Values of
-    other names are another part's; `problems` says beforehand whether all of them can be used."""
+    """An instance of the dataclass `options` with the values of its fields; defaults fill the rest. Other names are
+    ignored, since they may be another part's; call `problems` first to check the values."""
     node = _structured(options)
     for name in _types(options).keys() & values.keys():
         node.merge_with({name: values[name]})
@@ -35,11 +35,11 @@ def settings(options: type[T], values: Mapping[str, Any]) -> T:
 def typed(options: type[T], values: Mapping[str, Any], prefix: str, owner: str) -> T:
     """The values as an instance of the dataclass `options`, whose defaults fill the rest.
 
-    `prefix` is the key of the values (`data.options`), `owner` what chose the part (`data.task=match`); both are for
-    messages.
+    `prefix` is the key of the values (`data.options`) and `owner` the choice of the part (`data.task=match`); both
+    appear in messages.
 
     Raises:
-        ConfigError: a name or a value that the dataclass does not have; all of them are listed.
+        ConfigError: a name or a value that the dataclass does not accept; all of them are listed.
     """
     if wrong := problems({owner: options}, values, prefix):
         raise ConfigError(*wrong)
@@ -59,12 +59,12 @@ def plain(options: type, prefix: str, owner: str) -> dict[str, Any]:
 
 
 def problems(owners: Mapping[str, type], values: Mapping[str, Any], prefix: str) -> list[str]:
-    """What is wrong with the values of several parts' settings that share one key, a line each: a name that none of the
-    parts has, a value of another type, a value that is missing. A name that several parts have goes to each of them.
+    """Problems with the settings of several parts that share one key, one line each: a name that none of the parts
+    has, a value of the wrong type, a missing value. A name that several parts have is set for each of them.
 
     A dataclass may check its values in `__post_init__` and raise ValueError("NAME=VALUE must ...").
 
-    `owners` are the dataclasses by what chose each part (`data.task=match`); `prefix` is the key (`data.options`).
+    `owners` maps the choice of each part (`data.task=match`) to its dataclass; `prefix` is the key (`data.options`).
     """
     names = {owner: list(_types(options)) for owner, options in owners.items()}
     known = {name for each in names.values() for name in each}
@@ -75,7 +75,7 @@ def problems(owners: Mapping[str, type], values: Mapping[str, Any], prefix: str)
 
 
 def _mistyped(owner: str, options: type, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Values that the dataclass does not take, and those that it lacks."""
+    """Values that the dataclass does not accept, and required values that are missing."""
     types = _types(options)
     try:
         node = _structured(options)
@@ -89,18 +89,18 @@ def _mistyped(owner: str, options: type, values: Mapping[str, Any], prefix: str)
                 node.merge_with({name: value})
         except OmegaConfBaseException:
             kind = getattr(types[name], "__name__", types[name])
-            wrong.append(f"{prefix}.{name}={value} must be of the type {kind}, as {owner} has it")
+            wrong.append(f"{prefix}.{name}={value} must be of the type {kind}, which {owner} declares")
     missing = [name for name in sorted(OmegaConf.missing_keys(node)) if name not in values]
-    wrong += [f"{prefix}.{name} has no value, and {owner} needs one: set {prefix}.{name}=VALUE" for name in missing]
+    wrong += [f"{prefix}.{name} has no value, but {owner} requires one: set {prefix}.{name}=VALUE" for name in missing]
     yield from wrong or _checked(owner, node, prefix)
 
 
 def _unusable(owner: str, prefix: str, error: Exception) -> str:
-    return f"{prefix}: the options of {owner} are no dataclass that a configuration can have ({first_line(error)})"
+    return f"{prefix}: the options of {owner} are not a dataclass that OmegaConf supports ({first_line(error)})"
 
 
 def _checked(owner: str, node: DictConfig, prefix: str) -> Iterator[str]:
-    """What the dataclass itself says of its values."""
+    """The error that the dataclass itself raises for its values."""
     try:
         OmegaConf.to_object(node)
     except ValueError as error:
@@ -110,14 +110,14 @@ def _checked(owner: str, node: DictConfig, prefix: str) -> Iterator[str]:
 
 
 def _unknown(name: str, names: Mapping[str, list[str]], prefix: str) -> str:
-    """A name that no part has, with the nearest one and those that there are."""
+    """The message for a name that no part has, with the nearest name and all names."""
     near = difflib.get_close_matches(name, [known for each in names.values() for known in each], n=1, cutoff=0.5)
     hint = f" Did you mean {prefix}.{near[0]}?" if near else ""
     if len(names) == 1:
         ((owner, known),) = names.items()
-        return f"{prefix}.{name} is no option of {owner}.{hint} {_listed('It', known)}"
+        return f"{prefix}.{name} is not an option of {owner}.{hint} {_listed('It', known)}"
     there = "; ".join(_listed(owner, known) for owner, known in names.items())
-    return f"{prefix}.{name} is no option of {' or '.join(names)}.{hint} {there}"
+    return f"{prefix}.{name} is not an option of {' or '.join(names)}.{hint} {there}"
 
 
 def _listed(owner: str, names: list[str]) -> str:

@@ -1,8 +1,8 @@
-"""Parts by name: those that ftlab ships, and those that installed packages add by an entry point.
+"""Parts (tasks, sources, stages, trackers) by name: those of ftlab, and those that installed packages provide.
 
 A part of ftlab is a module of a package that holds an object of a given name (`ftlab/tasks/sql.py: TASK`). A part of
 another package is an entry point (`[project.entry-points."ftlab.tasks"] shout = "mypackage.shout:TASK"`). It is
-imported when it is asked for, so that a broken one hinders nothing else.
+imported only when it is used, so that a broken one does not affect the others.
 """
 
 import difflib
@@ -21,15 +21,15 @@ from ftlab.errors import ConfigError, first_line
 from ftlab.metrics import Metric
 
 T = TypeVar("T")
-OPTIONS = "options"  # the attribute of a part that has settings of its own, which others may lack
-OWN = "ftlab"  # the package that ftlab's own parts come from
-# What brings a part that is not installed, by its group and name.
+OPTIONS = "options"  # the attribute that holds the dataclass of a part's own settings; optional
+OWN = "ftlab"  # the name of the package that provides ftlab's own parts
+# How to install a part that is missing, by its group and name.
 KNOWN: dict[str, dict[str, str]] = {"ftlab.trackers": {"tensorboard": "pip install 'ftlab[tensorboard]'"}}
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Where a part comes from: a distribution with its version, and the module or `module:attribute` in it."""
+    """Where a part comes from: a package with its version, and the module or `module:attribute` in it."""
 
     package: str
     target: str
@@ -40,7 +40,7 @@ class Provider:
 
 
 class Registry(Generic[T]):
-    """The parts of one kind, such as the tasks, by the names that a key of the configuration has for them."""
+    """The parts of one kind, such as the tasks, by the names that a configuration key chooses them by."""
 
     def __init__(
         self,
@@ -51,11 +51,11 @@ class Registry(Generic[T]):
         classes: bool = False,
         taken: Collection[str] = (),
     ) -> None:
-        """`key` names a part in a configuration (`data.task`). `package` is the package of ftlab whose modules hold
-        parts, as `attribute`; a folder added to its `__path__` adds its modules. The entry points' group has its name.
-        A part must have what the class `protocol` has (`module:class`), which is imported for parts from outside only.
-        `classes`: a part is a class, of which each use makes an instance. `taken` are names that the key has another
-        meaning for, which no part can have.
+        """`key` is the configuration key that names a part (`data.task`). `package` is the package of ftlab whose
+        modules hold the parts, each as `attribute`; a folder added to its `__path__` adds its modules. The group of
+        entry points has the same name. A part must have the members of the class `protocol` (`module:class`), which
+        is imported only to check parts of other packages. `classes`: parts are classes, instantiated at each use.
+        `taken` are names that have another meaning for the key, which no part can have.
         """
         self.key = key
         self.package = package
@@ -63,22 +63,22 @@ class Registry(Generic[T]):
         self.protocol = protocol
         self.classes = classes
         self.taken = taken
-        self._broken: tuple[object, dict[str, str]] | None = None  # of the places where parts were looked for
+        self._broken: tuple[object, dict[str, str]] | None = None  # by the places that were searched
 
     def names(self) -> list[str]:
-        """Every name, in alphabetical order, those of parts that turn out to be broken included."""
+        """Every name in alphabetical order, including those of broken parts."""
         return sorted(self.providers())
 
     def providers(self) -> dict[str, list[Provider]]:
-        """Where each name comes from: one place, unless several packages use it."""
+        """The providers of each name: one, unless several packages use the name."""
         return _providers(self.package, self.attribute, *self._searched())
 
     def get(self, name: str) -> T:
         """The part of that name.
 
         Raises:
-            KeyError: there is none.
-            ConfigError: it cannot be imported, is no such part, has another name, or several packages use the name.
+            KeyError: no part has the name.
+            ConfigError: it cannot be imported, is not such a part, has another name, or several packages use the name.
         """
         providers = self.providers()[name]
         chosen = f"{self.key}={name}"
@@ -91,46 +91,46 @@ class Registry(Generic[T]):
             with redirect_stdout(sys.stderr):  # a package that prints leaves what commands print readable by programs
                 part = _object(provider.target, self.attribute)
             wrong = "" if provider.package == OWN else self._wrong(part)
-        except (Exception, SystemExit) as error:  # whatever a part from outside does when it is imported
+        except (Exception, SystemExit) as error:  # code of another package may raise anything
             why = f"{type(error).__name__}: {first_line(error)}"
             raise ConfigError(f"{chosen}: {provider} cannot be imported ({why}): {_remedy(provider)}") from error
         if wrong:
             raise ConfigError(f"{chosen}: {provider} {wrong}: {_remedy(provider)}")
         if part.name != name:  # a configuration could not name it
-            raise ConfigError(f"{chosen}: {provider} calls itself {part.name}: both must have one name")
+            raise ConfigError(f"{chosen}: {provider} has the name {part.name}: name the entry point and the part alike")
         return cast(T, part)
 
     def unknown(self, name: str, beside: Iterable[str] = ()) -> str:
-        """What to say of a name that no part has: what to install for it where that is known, or the names like it.
-        `beside` are names that the key takes beside those of parts."""
+        """The message for a name that no part has: what to install for it if that is known, or the most similar names.
+        `beside` are further names that the key accepts."""
         names = [*beside, *self.names()]
-        chosen, there = f"{self.key}={name}", f"There are: {', '.join(names)}"
-        if bring := KNOWN.get(self.package, {}).get(name):
-            return f"{chosen} is not installed: {bring}. {there}"
+        chosen, there = f"{self.key}={name}", f"Available: {', '.join(names)}"
+        if install := KNOWN.get(self.package, {}).get(name):
+            return f"{chosen} is not installed: {install}. {there}"
         if near := nearest(name, names):
-            return f"{chosen} is not known.{near} {there}"
-        return f"{chosen} is not known. {there}. If a package brings it, install that package"
+            return f"{chosen} does not exist.{near} {there}"
+        return f"{chosen} does not exist. {there}. If a package provides it, install that package"
 
     def usable(self) -> list[T]:
-        """Every part that `get` returns, in alphabetical order of names; the others are left out."""
+        """Every part that is not broken, in alphabetical order of names."""
         broken = self.broken()
         return [self.get(name) for name in self.names() if name not in broken]
 
     def own(self) -> list[T]:
-        """The same of ftlab's own parts; no other package is imported for it."""
+        """Every part of ftlab itself that is not broken; no other package is imported."""
         names = [name for name in self.names() if self.is_own(name)]
         broken = dict(self._refused(names))
         return [self.get(name) for name in names if name not in broken]
 
     def broken(self) -> dict[str, str]:
-        """Why `get` refuses a name, for each that it does; each part is tried once a process."""
+        """The reason for each name that `get` refuses; each part is tried once per process."""
         searched = self._searched()
         if self._broken is None or self._broken[0] != searched:
             self._broken = searched, dict(self._refused(self.names()))
         return self._broken[1]
 
     def is_own(self, name: str) -> bool:
-        """Whether ftlab itself ships the part."""
+        """Whether ftlab itself provides the part."""
         return all(provider.package == OWN for provider in self.providers()[name])
 
     def _refused(self, names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -141,24 +141,24 @@ class Registry(Generic[T]):
                 yield name, str(error)
 
     def _searched(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Where parts are looked for: the folders of ftlab's own, and those of installed packages."""
+        """The folders that are searched for parts: those of ftlab, and those of installed packages."""
         return tuple(sys.modules[self.package].__path__), tuple(sys.path)
 
     def _wrong(self, part: Any) -> str:
-        """Why an object is no part of this kind; empty where it is one."""
+        """Why an object is not a part of this kind; empty if it is one."""
         if isinstance(part, type) != self.classes:
-            return "is no class" if self.classes else "is a class, not an instance of one"
+            return "is not a class" if self.classes else "is a class, not an instance of one"
         if lacking := [name for name in self._members() if not hasattr(part, name)]:
             return f"has no {', '.join(lacking)}"
         if wrong := _wrong_metrics(part):
             return wrong
         if type(part).__hash__ is None:
-            return "can change: make its class @dataclass(frozen=True)"
+            return "is not hashable: make its class @dataclass(frozen=True)"
         options = getattr(part, OPTIONS, None)
-        return "" if options is None or is_dataclass(options) else f"has {OPTIONS} that are no dataclass"
+        return "" if options is None or is_dataclass(options) else f"has an attribute {OPTIONS} that is not a dataclass"
 
     def _members(self) -> list[str]:
-        """What a part must have: attributes and methods of the protocol, its options apart."""
+        """What a part must have: the attributes and methods of the protocol, except its options."""
         if not self.protocol:
             return ["name"]
         protocol = _object(self.protocol, "")
@@ -167,25 +167,25 @@ class Registry(Generic[T]):
 
 
 def outside(group: str) -> list[tuple[str, Provider]]:
-    """What installed packages declare in a group of entry points: names, each with where it comes from."""
+    """What installed packages declare in a group of entry points: names with their providers."""
     return _declared(tuple(sys.path)).get(group, [])
 
 
 def ambiguous(chosen: str, packages: list[str]) -> str:
-    """What to say of a name that several packages bring."""
+    """The message for a name that several packages provide."""
     others = [package for package in packages if package != OWN]
     remedy = f"pip uninstall {others[0]}" if len(others) == 1 else "uninstall one of them"
-    return f"{chosen} is ambiguous: the packages {' and '.join(packages)} both bring it: {remedy}"
+    return f"{chosen} is ambiguous: the packages {' and '.join(packages)} both provide it; {remedy}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """` Did you mean: …?` with the names most like one; empty where none is."""
+    """` Did you mean: …?` with the most similar names; empty if there are none."""
     near = difflib.get_close_matches(str(name).lower(), list(names), n=3, cutoff=0.5)
     return f" Did you mean: {', '.join(near)}?" if near else ""
 
 
 def _object(target: str, default: str) -> Any:
-    """What `module:attribute` names; `default` is the attribute where the target is a module alone."""
+    """The object at `module:attribute`; `default` is the attribute of a target that is a module only."""
     module, _, attribute = target.partition(":")
     return attrgetter(attribute or default)(importlib.import_module(module))
 
@@ -210,7 +210,7 @@ def _remedy(provider: Provider) -> str:
 
 @lru_cache(maxsize=64)
 def _providers(package: str, attribute: str, own: tuple[str, ...], path: tuple[str, ...]) -> dict[str, list[Provider]]:
-    """`Registry.providers`; `path` is where installed packages are looked for."""
+    """`Registry.providers`; `path` is searched for installed packages."""
     modules = sorted(module.name for module in pkgutil.iter_modules(own))
     found = {name: [Provider(OWN, f"{package}.{name}")] for name in modules if _has(f"{package}.{name}", attribute)}
     for name, provider in _declared(path).get(package, []):
@@ -220,12 +220,12 @@ def _providers(package: str, attribute: str, own: tuple[str, ...], path: tuple[s
 
 @lru_cache(maxsize=64)
 def _declared(path: tuple[str, ...]) -> dict[str, list[tuple[str, Provider]]]:
-    """`outside` for every group of ours; of a package that is installed twice the first counts, as for Python."""
+    """`outside` for every group of ftlab; if a package is installed twice, the first counts, as in Python."""
     found: dict[str, list[tuple[str, Provider]]] = {}
     seen: set[str] = set()
     for distribution in distributions(path=list(path)):
         points = [point for point in distribution.entry_points if point.group.startswith(f"{OWN}.")]
-        if not points or distribution.name in seen:  # to ask for names takes far longer than for entry points
+        if not points or distribution.name in seen:  # reading a name takes far longer than reading entry points
             continue
         seen.add(distribution.name)
         for point in points:
@@ -235,8 +235,8 @@ def _declared(path: tuple[str, ...]) -> dict[str, list[tuple[str, Provider]]]:
 
 
 def _has(module: str, attribute: str) -> bool:
-    """Whether a module holds a part. One that cannot be imported is taken for one: whoever names it is told why."""
+    """Whether a module holds a part. True if it cannot be imported, so that choosing it reports why."""
     try:
         return hasattr(importlib.import_module(module), attribute)
-    except Exception:  # whatever a module does when it is imported; `get` says what
+    except Exception:  # a module may raise anything; `get` reports it
         return True

@@ -151,7 +151,7 @@ class Summary:
         return {**found, **self.others}
 
     def __getitem__(self, key: str) -> Any:
-        """Return a field as in summary.json: `summary["tuned"]["eval/loss"]`. Raises KeyError if it is not known."""
+        """Return a field as in summary.json: `summary["tuned"]["eval/loss"]`. Raises KeyError if it is missing."""
         return self.tree()[key]
 
     @property

@@ -35,7 +35,7 @@ class Bar:
 
 
 class Recorder:
-    """Stands in for ftlab.terminal.Terminal: keeps what it is told. `on_update` hears of every metric."""
+    """Stands in for ftlab.terminal.Terminal: keeps what it is given. `on_update` is called with every metric."""
 
     lost = ""
 

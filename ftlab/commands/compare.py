@@ -152,7 +152,7 @@ def _side(word: str, split: str) -> Side:
     folder, task = run.path, task_of(run)
     if task is None:
         named = "data.task in its config.yaml"
-        raise InputError(f"{word}: its task ({named}) is not known here: install the package that brings it")
+        raise InputError(f"{word}: its task ({named}) is not available here: install the package that provides it")
     own = [folder / "predictions.jsonl"] if split == "test" else []
     for file in (file for file in (*own, *run.evaluated()) if file.is_file()):
         rows = _by_id(file, "answers")

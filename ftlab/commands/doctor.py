@@ -186,7 +186,7 @@ def packages() -> Iterator[Line]:
 
 
 def parts() -> Iterator[Line]:
-    """Every task, source, stage and tracker that another package brings, with that package; a broken one with the
+    """Every task, source, stage and tracker that another package provides, with that package; a broken one with the
     cause."""
     from ftlab import declared, sources, stages, tasks, trackers
     from ftlab.registry import OWN
@@ -195,32 +195,32 @@ def parts() -> Iterator[Line]:
     for kind, key in kinds:
         broken = kind.broken()
         for name, providers in kind.providers().items():
-            brought = " and ".join(f"{one.package} {one.version}" for one in providers if one.package != OWN)
-            if not brought:
+            provided_by = " and ".join(f"{one.package} {one.version}" for one in providers if one.package != OWN)
+            if not provided_by:
                 continue
             problem = broken.get(name)
             if not problem and kind in (tasks, stages):  # the kinds that declare metrics
                 refused = declared.refused(*((name, None) if kind is tasks else (None, name)))
                 problem = next(iter(refused), None)
             yield (
-                Line("warn", "part", f"{problem} ({brought})")
+                Line("warn", "part", f"{problem} ({provided_by})")
                 if problem
-                else Line("ok", "part", f"{key}={name}, {brought}")
+                else Line("ok", "part", f"{key}={name}, {provided_by}")
             )
 
 
 def options() -> Iterator[Line]:
-    """Every folder of options that another package brings; one that is not there with the reason."""
+    """Every folder of options that another package provides; a missing one with the reason."""
     from ftlab.conf_folders import folders
 
     for folder in folders():
-        brought = f"{folder.provider.package} {folder.provider.version}"
+        provided_by = f"{folder.provider.package} {folder.provider.version}"
         if not folder.path:
-            yield Line("warn", "options", f"{folder.problem} ({brought})")
+            yield Line("warn", "options", f"{folder.problem} ({provided_by})")
             continue
         files = sorted(folder.path.glob("*/*.yaml"))
         names = ", ".join(f"{file.parent.name}={file.stem}" for file in files)
-        yield Line("ok", "options", f"{names or 'none'}, {brought} ({folder.path})")
+        yield Line("ok", "options", f"{names or 'none'}, {provided_by} ({folder.path})")
 
 
 def requirements() -> dict[str, str]:

@@ -45,7 +45,7 @@ def read(content: Content, wanted: Collection[str]) -> tuple[list[Located], str,
 
 
 def _spans_lines(content: Content, first: bytes) -> bool:
-    """Whether the file's values span several lines: a list, or objects of which the first does not end on the first
+    """Whether the file's values span several lines: a list, or objects, the first of which does not end on the first
     line. A file of objects per line whose first line is broken does not count, so that every line's fault is found."""
     if not first.startswith(b"{"):
         return first.startswith(b"[")

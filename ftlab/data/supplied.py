@@ -1,4 +1,4 @@
-"""Rows of a source that an installed package brings: they are read as rows of a file are."""
+"""Rows of a source that an installed package provides; they are read like the rows of a file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ def load(cfg: DataConfig, task: Reader) -> SourceSplits:
     """The rows of the source `cfg.source`, as the task reads them.
 
     Raises:
-        DataError: the source gives no rows or splits of other names, it fails, or rows cannot be used.
+        DataError: the source fails, provides no rows or unknown splits, or its rows cannot be used.
     """
     source = sources.get(cfg.source)
     chosen = f"data.source={source.name}"
@@ -29,11 +29,11 @@ def load(cfg: DataConfig, task: Reader) -> SourceSplits:
     if foreign or "train" not in given:
         named = ", ".join(map(str, given)) or "none"
         raise DataError(
-            f"{chosen} gives the splits {named}: it must give train, and may give {' and '.join(SPLITS[1:])}"
+            f"{chosen} provides the splits {named}: it must provide train, and may provide {' and '.join(SPLITS[1:])}"
         )
     for split, rows in given.items():
         if not rows:
-            raise DataError(f"{chosen} ({split}): no rows. Look at its settings: data.options.NAME=VALUE")
+            raise DataError(f"{chosen} ({split}): no rows. Check its settings: data.options.NAME=VALUE")
     return from_tables(chosen, given, chosen, cfg, task)
 
 
@@ -46,13 +46,13 @@ def _given(source: RowSource, cfg: DataConfig, chosen: str) -> dict[str, list[di
         return {split: [_row(row) for row in rows] for split, rows in found.items()}
     except FtlabError:
         raise
-    except (Exception, SystemExit) as error:  # whatever code from outside does
+    except (Exception, SystemExit) as error:  # code of another package may raise anything
         (provider,) = sources.providers()[source.name]
         raise DataError(f"{chosen}: {provider} failed ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _row(row: Any) -> dict[str, Any] | Fault:
     if not isinstance(row, Mapping):
-        return Fault(f"{describe(row)}, not values by column")
+        return Fault(f"{describe(row)}, not a mapping of columns to values")
     unnamed = [name for name in row if not isinstance(name, str)]
     return Fault(f"a column's name is {describe(unnamed[0])}, not text") if unnamed else dict(row)

@@ -64,7 +64,7 @@ def flops_per_token(base: PreTrainedModel, parameters: int, cfg: ExperimentConfi
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the GPU's peak rate in FLOP/s, or None if it is not known."""
+    """Return the GPU's peak rate in FLOP/s, or None if it is unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

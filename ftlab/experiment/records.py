@@ -1,4 +1,4 @@
-"""What is written of a run while it goes on and at its end: summary, metrics, tracker, times, memory."""
+"""What is recorded of a run while it runs and at its end: summary, metrics, tracker, times, memory."""
 
 import shutil
 import time
@@ -28,7 +28,7 @@ KEPT = ("trainable_parameters", "parameters", "data_sha256", "model", "seconds",
 
 
 class Records:
-    """The summary under way, and whatever else hears of it. Nothing is written before `begin`."""
+    """The summary of a run in progress, its metrics and its trackers. Nothing is written before `begin`."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.cfg, self.folder, self.terminal = run, run.cfg, run.folder, run.terminal
@@ -36,7 +36,7 @@ class Records:
         self.tracker: trackers.Trackers | None = None
         self.bar: Bar | None = None
         self.began = time.perf_counter()
-        self.begun = False  # whether the folder is this run's
+        self.begun = False  # whether the folder belongs to this run
         self.flops_per_token = 0.0
         self.summary = Summary(
             status="running",
@@ -50,17 +50,16 @@ class Records:
     # --- at the beginning ---------------------------------------------------------------------------------------
 
     def begin(self, prepared: Prepared) -> None:
-        """Data and settings are sound: from here on the folder is written, and what an interrupted run left of
-        its base scores is used again.
+        """Start writing the folder, once data and settings are checked. Base scores of an interrupted run are reused.
 
         Raises:
-            RunDirError: the folder's run was begun on other data.
+            RunDirError: the run in the folder was started with other data.
         """
         unknown = self.folder.check_sources(prepared.sources, self.cfg.force)
         if unknown:
             self.terminal.note(
-                f"{self.folder.path} holds no hash of {', '.join(unknown)} (it is damaged, or an older ftlab's): "
-                "whether anything of it has changed is not known"
+                f"{self.folder.path} has no hash of {', '.join(unknown)} (it is damaged, or from an older version): "
+                "changes to them cannot be detected"
             )
         for line in [] if self.cfg.force else self.folder.set_damaged_aside(self.run.composition.tree):
             self.terminal.warn(line)
@@ -74,14 +73,14 @@ class Records:
         summary.data_sha256, summary.sources, summary.data = prepared.splits.sha256, prepared.sources, prepared.counts
 
     def describe(self, prepared: Prepared) -> None:
-        """Show what a person should know of the data."""
+        """Print notes and warnings on the data."""
         for note in (*prepared.splits.notes, *prepared.notes):
             self.terminal.note(note)
         for warning in prepared.warnings(self.cfg):
             self.terminal.warn(warning)
 
     def open_tracker(self, resumed: Checkpoint | None) -> None:
-        """Go on with metrics.jsonl from the checkpoint on, and with the trackers' own records."""
+        """Continue metrics.jsonl and the trackers' records from the checkpoint, or start them."""
         jsonl = JsonlTracker(self.folder / "metrics.jsonl")
         damaged = jsonl.truncate(resumed.step if resumed else -1)
         if damaged:
@@ -94,17 +93,17 @@ class Records:
         self.summary.tracker_ids = self.tracker.ids
         self.write()
 
-    # --- under way ----------------------------------------------------------------------------------------------
+    # --- while it runs --------------------------------------------------------------------------------------------
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A part of the run with its seconds and its memory peaks."""
+        """Run a part of the run as a phase: record its seconds and its memory peaks."""
         kind = "eval" if name.startswith("evaluate") else name
         with self.terminal.phase(name), self.meter.phase(kind), self.clock(kind), self.explain_oom(name):
             yield
 
     def explain_oom(self, phase: str) -> AbstractContextManager[None]:
-        """A part of the run where GPU memory may run out: one message, with lighter settings."""
+        """A context that turns an out-of-memory error into one message with lighter settings."""
         return explain_oom(phase, *oom_remedies(self.cfg, phase))
 
     @contextmanager
@@ -119,7 +118,7 @@ class Records:
 
     @contextmanager
     def training(self, steps: int, done: int) -> Iterator[None]:
-        """The phase of the training, with a bar over its steps."""
+        """The training phase, with a progress bar over its steps."""
         try:
             with self.terminal.progress(steps, done) as self.bar:
                 yield
@@ -127,7 +126,7 @@ class Records:
             self.bar = None
 
     def step(self, metrics: Metrics, step: int) -> None:
-        """Record the metrics of training steps, memory and the share of the GPU's arithmetic beside them."""
+        """Record the metrics of training steps, with memory use and model FLOPs utilization (MFU)."""
         limit = (peak_flops(self.run.accelerator.device) or 0) * self.run.ranks.world
         if limit and "perf/tokens_per_second" in metrics:
             metrics = {**metrics, "perf/mfu": metrics["perf/tokens_per_second"] * self.flops_per_token / limit}
@@ -141,7 +140,7 @@ class Records:
             self.tracker.log(metrics, step)
 
     def add_scores(self, of: str, scores: Scores) -> None:
-        """Take scores of the `base` or of the `tuned` model into the summary."""
+        """Add scores of the `base` or of the `tuned` model to the summary."""
         getattr(self.summary, of).update(scores.metrics)
         getattr(self.summary.intervals, of).update(scores.intervals)
 
@@ -152,7 +151,7 @@ class Records:
     # --- at the end ---------------------------------------------------------------------------------------------
 
     def finish(self, validation: Scores, rows: list[dict[str, Any]]) -> Outcome:
-        """The run is over: write everything, show the result. `rows` are the predictions on test; a trial has none."""
+        """Write all files of a finished run, show the result. `rows` are the predictions on test; a trial has none."""
         step = int(self.summary.step or 0)
         if not self.run.trial:
             self.folder.write_rows("predictions.jsonl", rows)
@@ -165,7 +164,7 @@ class Records:
         return outcome
 
     def prune(self, reason: str, last: Scores, step: int) -> Outcome:
-        """The sweep gave the run up after its `last` evaluation: remove what only a run that goes on would need."""
+        """Record that the sweep pruned the run after its `last` evaluation, and remove its checkpoints."""
         summary = self.summary
         summary.reason, summary.step = reason, step
         summary.tuned, summary.intervals.tuned = dict(last.metrics), dict(last.intervals)
@@ -181,12 +180,12 @@ class Records:
         return outcome
 
     def ended_early(self, error: BaseException) -> None:
-        """The run stopped or failed: its summary says so."""
+        """Record in the summary that the run was stopped or failed."""
         self.summary.status = "stopped" if isinstance(error, Stopped) else "failed"
         self.summary.error = f"{type(error).__name__}: {error}"
         self.summary.vram = self.meter.peaks
         self._lost_terminal()
-        with suppress(OSError):  # on a full disk the error under way matters more
+        with suppress(OSError):  # if the disk is full, the original error matters more
             if self.tracker:
                 self._tag()
                 self.tracker.close(exit_code=getattr(error, "exit_code", 1))
@@ -217,10 +216,10 @@ class Records:
         return self.tracker.close()
 
     def _tag(self) -> None:
-        """How a trial ends, as a tag; one that was stopped has not ended."""
+        """Tag a trial with how it ended; a stopped trial has not ended."""
         if self.run.trial and self.tracker and self.summary.status != "stopped":
             self.tracker.tag(self.summary.status)
 
     def _lost_terminal(self) -> None:
         if self.terminal.lost:
-            self.summary.terminal = f"lost while the run went on: {self.terminal.lost}"
+            self.summary.terminal = f"lost during the run: {self.terminal.lost}"

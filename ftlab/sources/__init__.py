@@ -1,7 +1,7 @@
-"""Rows that installed packages bring: each entry point of the group `ftlab.sources` is a source, and so is each module
-here with an attribute SOURCE; `data.source` names it.
+"""Rows that installed packages provide: each entry point of the group `ftlab.sources` is a source, and so is each
+module here with an attribute SOURCE; `data.source` names it.
 
-Rows of files and of the Hub (`data.source=table`) and rows that tasks make themselves are no parts of their own.
+Rows of files and of the Hub (`data.source=table`) and rows that tasks generate are not listed here.
 """
 
 from ftlab.registry import Registry

@@ -14,7 +14,7 @@ from ftlab.disk import write_atomic
 from ftlab.errors import ConfigError
 from ftlab.redact import MASK
 
-# Keys that name a run's folder, name and group: another run of the same configuration has its own.
+# Keys for a run's folder, name and group: another run of the same configuration has its own.
 LEFT_OUT = ("run_dir", "run_name", "force", "tracker.group")
 LEFT_OUT_NODES = ("sweep.",)
 HEAD = "# @package _global_\n"
@@ -22,7 +22,7 @@ HEAD = "# @package _global_\n"
 
 @dataclass(frozen=True)
 class ComposedConfig:
-    """A configuration, and the option of each group that it was composed of."""
+    """A configuration, and the option of each group that it was composed from."""
 
     tree: Mapping[str, Any]
     choices: Mapping[str, Any]
@@ -53,8 +53,8 @@ class ComposedConfig:
 
 
 def write(folder: Path, recipe: ComposedConfig, comment: str) -> list[str]:
-    """Write `folder`/experiment/best.yaml. Returns the keys in which what it composes to differs from the recipe:
-    none, unless a value is a secret, which is left out.
+    """Write `folder`/experiment/best.yaml. Returns the keys whose values differ between what the file composes to
+    and the recipe: none, unless a value is a secret, which is left out.
 
     Raises:
         ConfigError: the file does not compose to a valid configuration.
@@ -97,14 +97,14 @@ def _choices(tree: Mapping[str, Any], hydra: Mapping[str, Any]) -> dict[str, Any
 
 
 def _shipped(group: str, option: Any) -> bool:
-    """Whether an option comes with ftlab and is no experiment or sweep, whose values are written out."""
+    """Whether an option belongs to ftlab. Experiments and sweeps do not count: their values are written out."""
     return group == "tracker" or (
         group != "experiment" and "/" not in group and (CONF / group / f"{option}.yaml").is_file()
     )
 
 
 def _written(option: Any) -> str:
-    """An option, or several, as an override has them."""
+    """One option or several, in the form of an override."""
     return f"[{','.join(option)}]" if isinstance(option, list) else str(option)
 
 

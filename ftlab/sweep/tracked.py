@@ -1,4 +1,4 @@
-"""The study as a run of its own at the trackers: leaderboard, counts and the report page, beside the trials' runs."""
+"""The study as a run of its own in the trackers: leaderboard, counts and the report page, beside the trials' runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from ftlab.terminal import Terminal
 
 
 def record(study: Study, found: Report, node: Mapping[str, Any], terminal: Terminal) -> None:
-    """Record how the study stands, at the trackers that the node `tracker` chooses; once for each number of finished
+    """Record the state of the study in the trackers that the node `tracker` chooses: once for each number of finished
     trials, always in the same run."""
     chosen, counts = trackers.settings(node), study.counts()
     before = study.optuna.user_attrs.get("tracked", {})

@@ -1,8 +1,8 @@
-"""Kinds of work that a model is trained and scored on: each module here with an attribute TASK is one, as is each entry
+"""Tasks that a model is trained and scored on: each module here with an attribute TASK is one, and so is each entry
 point of the group `ftlab.tasks`.
 
-`data.task` names it. A task is declared in one module or one small package; nothing lists them by hand. Importing a
-task imports neither torch nor what it judges with.
+`data.task` names it. A task is defined in one module or one small package; there is no list of them to maintain.
+Importing a task imports neither torch nor the libraries that judge answers.
 """
 
 from ftlab.registry import Registry

@@ -1,4 +1,4 @@
-"""What a task is: the rows it reads, the prompt it makes of them, how it judges answers, and its metrics."""
+"""What a task is: the rows it reads, the prompts it builds, how it judges answers, and its metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Source = Callable[[DataConfig], SourceSplits]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a task says of one answer; all of it can be written as JSON.
+    """The verdict on one answer; all of it can be written as JSON.
 
-    `record` are the columns that predictions.jsonl gets. `hits` are the row's parts of the metrics, by name, without
-    those that the row says nothing about. Rows of one `cluster` are alike and are drawn together in intervals.
+    `record` holds the columns for predictions.jsonl. `hits` holds the row's values for the metrics, by name; metrics
+    that do not apply to the row are absent. Rows of one `cluster` are similar: the bootstrap draws them together.
     """
 
     record: Mapping[str, Any]
@@ -36,15 +36,15 @@ Scored = tuple[dict[str, float], dict[str, tuple[float, float]]]  # metrics and 
 
 
 class Task(Protocol):
-    """One kind of work. Instances are cheap, and making one imports neither torch nor what it judges with."""
+    """One task. Instances are cheap, and making one imports neither torch nor the libraries that judge answers."""
 
     @property
     def name(self) -> str:
-        """What `data.task` calls it."""
+        """The value of `data.task` that chooses it."""
 
     @property
     def title(self) -> str:
-        """A few words for a person."""
+        """A few words that describe it to a person."""
 
     @property
     def metrics(self) -> Sequence[Metric]:
@@ -52,19 +52,19 @@ class Task(Protocol):
 
     @property
     def headline(self) -> str:
-        """The name of the metric that counts, and that is the objective unless another is named."""
+        """The name of the main metric, which is the objective unless another is chosen."""
 
     @property
     def gives(self) -> frozenset[str]:
-        """What a stage may make of its rows: `completion` (a prompt with its answer), `prompt`."""
+        """The kinds of rows that it can provide to a stage: `completion` (a prompt with its answer), `prompt`."""
 
     @property
     def options(self) -> type:
-        """The dataclass of its own settings, `data.options`, where a source has others; its defaults are theirs."""
+        """The dataclass of its own settings and their defaults, set in `data.options`, which the source shares."""
 
     @property
     def sources(self) -> Mapping[str, Source]:
-        """Rows that it makes itself, by the name that `data.source` has for them."""
+        """Rows that it generates itself, by the value of `data.source` that chooses them."""
 
     @property
     def roles(self) -> Sequence[Role]:
@@ -76,36 +76,36 @@ class Task(Protocol):
 
     @property
     def eval_keys(self) -> Sequence[str]:
-        """Keys below `eval` that its judge alone reads; set for another task they are refused."""
+        """Keys below `eval` that only this task reads; they are refused for other tasks."""
 
     @property
     def cluster(self) -> str:
-        """What rows of one cluster share, in a word."""
+        """A word for what rows of one cluster share."""
 
     @property
     def sample(self) -> Mapping[str, str]:
-        """What a command that shows how to ask a model of this task asks, by column."""
+        """An example question by column, for the commands that a report suggests."""
 
     def check(self, cfg: ExperimentConfig) -> list[str]:
-        """What is wrong with its options, beyond their types: a line each, as rules of the configuration are."""
+        """Problems with its options beyond their types, one line each, worded like the rules of the configuration."""
 
     def check_files(self, cfg: ExperimentConfig) -> None:
-        """Refuse files that judging needs and that are not there.
+        """Refuse a configuration if files that judging needs are missing.
 
         Raises:
             ConfigError: names the key.
         """
 
     def parse(self, row: Mapping[str, Any], cfg: DataConfig, id: str) -> Example | Fault:
-        """A row of a file as an example, or what is wrong with it."""
+        """A row of a file as an example, or the fault that makes it unusable."""
 
     def ask(self, fields: Mapping[str, str], id: str) -> Example:
-        """An example without an answer, of the columns that the prompt may show."""
+        """An example without an answer, from the columns that the prompt may show."""
 
     def render(
         self, examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", cfg: DataConfig
     ) -> list[Tokens]:
-        """Prompt and answer of each example as token ids, and what of them may be cut."""
+        """Prompt and answer of each example as token ids, with the parts that may be truncated."""
 
     def judge(
         self,
@@ -117,10 +117,10 @@ class Task(Protocol):
         """A judgement of each answer; `on_row` is called before each."""
 
     def read(self, row: Mapping[str, Any], prefix: str = "") -> Judgement:
-        """The judgement that a row of predictions.jsonl holds, without buckets; its columns' names begin with `prefix`.
+        """The judgement in a row of predictions.jsonl, without buckets; `prefix` is the prefix of its columns' names.
 
         Raises:
-            KeyError: the row holds none: it lacks the column of the headline, which is named.
+            KeyError: the row has no judgement: it lacks the column of the headline metric, which the error names.
         """
 
     def score(self, prefix: str, judgements: Sequence[Judgement]) -> Scored:
@@ -131,17 +131,17 @@ class Task(Protocol):
 
 
 def metric(task: Task, name: str) -> Metric:
-    """One of a task's metrics; KeyError where it has none of that name."""
+    """One of a task's metrics; KeyError if it has none of that name."""
     return {metric.name: metric for metric in task.metrics}[name]
 
 
 def rates(task: Task) -> list[Metric]:
-    """The task's metrics that are rates of rows, each number once: what two runs can be compared in row by row."""
+    """The task's metrics that are rates over rows, without duplicates: those that can be compared row by row."""
     names = {metric.name for metric in task.metrics}
     return [m for m in task.metrics if m.is_rate and m.field and m.hidden_by not in names]
 
 
 def right(task: Task) -> list[str]:
-    """Columns of predictions.jsonl that say whether an answer is right, the headline's first."""
+    """Columns of predictions.jsonl that hold whether an answer is right, the headline metric's first."""
     fields = [metric(task, task.headline).field, *(rate.field for rate in rates(task))]
     return list(dict.fromkeys(fields))

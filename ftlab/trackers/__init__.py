@@ -1,7 +1,7 @@
-"""Where metrics go: metrics.jsonl always, and the trackers that the configuration chooses.
+"""Where metrics are recorded: always in metrics.jsonl, and in the trackers that the configuration chooses.
 
 Each module here with an attribute TRACKER is a tracker, as is each entry point of the group `ftlab.trackers`.
-`tracker=NAME` or `tracker=[NAME,NAME]` chooses; a tracker's settings stand under `tracker.NAME`.
+`tracker=NAME` or `tracker=[NAME,NAME]` chooses; a tracker's settings are under `tracker.NAME`.
 """
 
 import difflib
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 NONE = "none"  # the choice of no tracker
-# Keys of earlier versions, which had W&B alone, and what they are now.
+# Keys of earlier versions, which had W&B only, and what replaces them.
 OLD = {
     "tracker.name": "the choice tracker=NAME",
     "tracker.mode": "tracker.wandb.mode",
@@ -67,7 +67,7 @@ class Settings:
 
 
 def settings(node: Mapping[str, Any]) -> Settings:
-    """The node `tracker` of a configuration, typed: every key that is not shared is a chosen tracker's name.
+    """The node `tracker` of a configuration, typed: each key that is not shared is the name of a chosen tracker.
 
     Raises:
         ConfigError: an unknown key or tracker, or a value of the wrong type; all of them are listed.
@@ -86,7 +86,7 @@ def settings(node: Mapping[str, Any]) -> Settings:
             if isinstance(own, Mapping):
                 chosen[name] = _collect(problems, get(name).options, own, prefix, f"tracker={name}")
             else:
-                problems.append(f"{prefix}={own} must hold the settings of the tracker: set {prefix}.KEY=VALUE")
+                problems.append(f"{prefix}={own} must be a mapping of the tracker's settings: set {prefix}.KEY=VALUE")
     if problems:
         raise ConfigError(*problems)
     return Settings(shared, chosen)
@@ -101,9 +101,9 @@ def _collect(problems: list[str], options: type, values: Mapping[str, Any], pref
 
 
 def unknown(key: str) -> str:
-    """What to say of a key below `tracker` that the configuration does not have."""
+    """The message for a key below `tracker` that the configuration does not have."""
     if key in OLD:
-        return f"{key} is {OLD[key]} now: each tracker's own settings stand under tracker.NAME"
+        return f"{key} has been replaced by {OLD[key]}: each tracker's own settings are under tracker.NAME"
     name, _, option = key.removeprefix("tracker.").partition(".")
     if name in names() and name not in broken():
         options = [field.name for field in fields(get(name).options)]
@@ -111,11 +111,11 @@ def unknown(key: str) -> str:
             return f"{key} belongs to a tracker that is not chosen: choose it, tracker={name} or tracker=[A,{name}]"
         near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
         hint = f" Did you mean tracker.{name}.{near[0]}?" if near else ""
-        return f"{key} is no setting of tracker={name}.{hint} It has {', '.join(options) or 'none'}"
+        return f"{key} is not a setting of tracker={name}.{hint} It has {', '.join(options) or 'none'}"
     known = [*(field.name for field in fields(TrackerConfig)), *names()]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean: {', '.join(f'tracker.{one}' for one in near)}?" if near else ""
-    return f"{key} is neither shared by all trackers nor a tracker.{hint} Trackers: {', '.join(names())}"
+    return f"{key} is neither a setting that all trackers share nor a tracker.{hint} Trackers: {', '.join(names())}"
 
 
 def chosen_names(node: Mapping[str, Any]) -> list[str]:
@@ -130,14 +130,14 @@ def keys() -> list[str]:
 
 def defaults(name: str) -> dict[str, Any]:
     """What choosing a tracker adds to the node `tracker`: its settings with their defaults, `???` where a setting has
-    none. ConfigError where it cannot be imported, or has settings that a configuration cannot have."""
+    none. ConfigError if it cannot be imported, or has settings that a configuration cannot have."""
     return {} if name == NONE else {name: plain(get(name).options, f"tracker.{name}", f"tracker={name}")}
 
 
 def modern(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The node `tracker` of a run that is over, as this version has it: an earlier version named W&B's settings without
-    its name, and "wandb" stands beside them where that version's best.yaml is composed by this one. Trackers that are
-    not installed here are left out."""
+    """The node `tracker` of an earlier run in the form of this version. An earlier version had W&B's settings directly
+    below `tracker`; if its best.yaml is composed by this version, "wandb" is there too. Trackers that are not
+    installed here are left out."""
     found = dict(node)
     old = {key: found.pop(key) for key in ("name", "mode", "entity", "job_type") if key in found}
     if old.pop("name", None) == "wandb" or "wandb" in found:
@@ -149,9 +149,9 @@ def modern(node: Mapping[str, Any]) -> dict[str, Any]:
 class Trackers:
     """metrics.jsonl and all chosen trackers as one.
 
-    This is the one place where a tracker's failure is caught: it costs one line, and neither ends the run nor keeps the
-    other trackers from their work. A tracker that fails again is called again, without another line. metrics.jsonl is
-    written first; its OSError is the caller's.
+    A tracker's failure is caught only here: it prints one line, and neither ends the run nor stops the other trackers.
+    A tracker that has failed is still called, but prints no further line. metrics.jsonl is written first; the caller
+    handles its OSError.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Trackers:
         start = replace(start, project=shared.project, group=start.group or shared.group)
         start = replace(start, tags=(*shared.tags, *start.tags))
         for name, options in chosen.chosen.items():
-            # A copy for each, secrets masked: what one tracker does to it, no other sees.
+            # Each tracker gets its own copy with secrets masked, so that its changes do not affect the others.
             own = replace(start, id=self._before.get(name), config=redact_tree(start.config))
             self._try(name, "start", partial(self._start, name, own, options))
 
@@ -185,11 +185,11 @@ class Trackers:
                 found[name] = str(tracker.id)
 
         for name, tracker in self._running.items():
-            self._try(name, "tell its id", partial(add, name, tracker))
+            self._try(name, "report its id", partial(add, name, tracker))
         return found
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Record scalars at an optimizer step everywhere. Raises OSError where metrics.jsonl cannot be written."""
+        """Record scalars at an optimizer step in all trackers. Raises OSError if metrics.jsonl cannot be written."""
         if self._jsonl:
             self._jsonl.log(metrics, step)
         self._each("log metrics", lambda tracker: tracker.log(dict(metrics), step))
@@ -221,7 +221,7 @@ class Trackers:
         try:
             if self._jsonl:
                 self._jsonl.close()
-        finally:  # on a full disk too the trackers end their records
+        finally:  # even if the disk is full, the trackers end their records
             self._each("end its record", end)
         return lines
 
@@ -239,4 +239,6 @@ class Trackers:
             if name not in self._failed:
                 self._failed.add(name)
                 cause = redact(first_line(error))[:200].rstrip(".: ")
-                self._warn(f"tracker={name} could not {what} ({type(error).__name__}: {cause}); metrics.jsonl goes on")
+                self._warn(
+                    f"tracker={name} could not {what} ({type(error).__name__}: {cause}); metrics.jsonl is still written"
+                )

@@ -15,20 +15,20 @@ from ftlab.trackers.tracker import Start, Tracker
 class CsvTracker(Tracker):
     """Writes metrics.csv, and NAME.csv for each table, into the run's folder.
 
-    The columns of metrics.csv are `step` and the keys of all metrics in the order in which they first came. A cell is
-    empty where a step has no value, or one that is not finite. The file of a resumed run is made anew of its
-    metrics.jsonl, so that it ends as that of an uninterrupted run does.
+    The columns of metrics.csv are `step` and the keys of all metrics in the order of their first use. A cell is empty
+    if a step has no value or one that is not finite. The file of a resumed run is rewritten from its metrics.jsonl, so
+    that it equals the file of an uninterrupted run.
     """
 
     name = "csv"
 
     def __init__(self, start: Start, options: Any) -> None:
-        """Write what metrics.jsonl holds of earlier processes. Raises OSError."""
+        """Write the metrics of earlier processes from metrics.jsonl. Raises OSError."""
         self._folder, self._file = start.folder, start.folder / "metrics.csv"
         self._read_record()
 
     def _read_record(self) -> None:
-        """Make metrics.csv anew of metrics.jsonl."""
+        """Rewrite metrics.csv from metrics.jsonl."""
         self._whole = False
         rows: dict[int, dict[str, Any]] = {}
         for step, _, metrics in recorded(self._folder):
@@ -37,13 +37,13 @@ class CsvTracker(Tracker):
         self._last: dict[str, Any] = {}
         if rows:
             self._write(rows.values())
-        else:  # such as one of a run that was killed before its first checkpoint
+        else:  # such as after a run that was killed before its first checkpoint
             self._file.unlink(missing_ok=True)
         self._whole = True
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Add a row, or values to the last one where that is of the same step. Raises OSError; the next call then mends
-        the file, in which half a row may stand."""
+        """Add a row, or add values to the last row if it is of the same step. Raises OSError; the next call then
+        rewrites the file, whose last row may be incomplete."""
         if not self._whole:
             self._read_record()
         self._whole = False

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, `{"step": 40, "time": 1767225600.123, "train/loss": 0.81}`."""
+"""metrics.jsonl: one JSON object per line, `{"step": 40, "time": 1767225600.123, "train/loss": 0.81}`."""
 
 import json
 import math
@@ -12,10 +12,11 @@ from ftlab.damaged import set_aside
 
 
 class JsonlTracker:
-    """Appends metrics to a file, a line each, on disk for readers as soon as `log` returns."""
+    """Appends metrics to a file, one line per call of `log`; other processes can read it as soon as `log` returns."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path` for appending; its folder is made, and a last line torn by a kill is cut off first."""
+        """Open `path` for appending; its folder is created, and an incomplete last line, left by a killed process, is
+        removed first."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(path)
@@ -31,14 +32,14 @@ class JsonlTracker:
         self._file.flush()
 
     def truncate(self, step: int) -> str | None:
-        """Drop lines beyond `step`, which a resumed run writes anew; the file is replaced in one move. What to tell of
-        lines that are damaged: the file is then kept as it was under another name."""
+        """Drop lines beyond `step`, which a resumed run writes again; the file is replaced atomically. Returns a
+        warning if lines are damaged: a copy of the file is then kept under another name."""
         if self._file is not None:
             self._file.close()
         steps = [(line, _step(line)) for line in self.path.read_bytes().splitlines()]
         damaged = sum(math.isinf(found) for _, found in steps)
         aside = set_aside(self.path, copy=True) if damaged else None
-        # Test scores are a run's last line; a run that goes on writes its end anew.
+        # Test scores are a run's last line; a resumed run writes them again.
         kept = [line for line, found in steps if found <= step and b'"test/' not in line]
         temporary = self.path.with_name(self.path.name + ".part")
         with temporary.open("wb") as file:
@@ -78,13 +79,13 @@ def recorded(folder: Path) -> Iterator[tuple[int, float, dict[str, float]]]:
 
 
 def plain(value: Any) -> Any:
-    """A number JSON can hold: tensors and NumPy scalars unpacked, non-finite floats as None."""
+    """The value as JSON can hold it: tensors and NumPy scalars as numbers, non-finite floats as None."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step(line: bytes) -> float:
-    """The line's step; infinity for a line that is no record, so that it is dropped."""
+    """The line's step; infinity for a line that is not a record, so that it is dropped."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -93,7 +94,7 @@ def _step(line: bytes) -> float:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Without this, the first new line would be glued to half an old one and both lost."""
+    """Remove an incomplete last line; otherwise the first new line would be appended to it and both lost."""
     if not path.exists():
         return
     data = path.read_bytes()

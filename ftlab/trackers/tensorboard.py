@@ -10,20 +10,20 @@ from ftlab.redact import known, redact_tree
 from ftlab.trackers.jsonl import plain, recorded
 from ftlab.trackers.tracker import Start, Tracker
 
-MOST_ROWS = 100  # of a table, which TensorBoard shows as text
+MOST_ROWS = 100  # the most rows of a table to record; TensorBoard shows tables as text
 
 
 class TensorboardTracker(Tracker):
     """Scalars by step, the configuration, the summary and the first rows of tables as text.
 
-    The event file of a resumed run is made anew of its metrics.jsonl: a process that was killed may have written more
-    than the checkpoint holds, or less.
+    The event file of a resumed run is rewritten from its metrics.jsonl, since a killed process may have written more or
+    fewer steps than its last checkpoint has.
     """
 
     name = "tensorboard"
 
     def __init__(self, start: Start, options: Any) -> None:
-        """Write what metrics.jsonl holds of earlier processes.
+        """Write the metrics of earlier processes from metrics.jsonl.
 
         Raises:
             ImportError: the package tensorboard is not installed.

@@ -1,4 +1,4 @@
-"""What a tracker is: a place where the metrics, tables and pages of a run go."""
+"""What a tracker is: it records the metrics, tables and pages of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ Kind = Literal["run", "trial", "study"]
 class Start:
     """What a tracker is given when a run begins or is resumed.
 
-    What earlier processes of a resumed run recorded, up to the checkpoint, is what `ftlab.trackers.jsonl.recorded`
-    reads of the folder; metrics of later steps are recorded again.
+    `ftlab.trackers.jsonl.recorded` reads from the folder what earlier processes of a resumed run recorded up to the
+    checkpoint; metrics of later steps are recorded again.
     """
 
     folder: Path  # the run's folder, in which a tracker may keep files
@@ -32,11 +32,11 @@ class Start:
 class Tracker:
     """The base class: records nothing. A subclass overrides what it can record.
 
-    A method may raise: `Trackers` catches it, warns once and goes on. It should return soon, since training waits.
-    Values may hold secrets of the environment: mask what is sent elsewhere with `ftlab.redact`.
+    A method may raise: `Trackers` catches the exception, warns once and continues. Return soon: training waits for it.
+    Values may contain secrets of the environment: mask what is sent elsewhere with `ftlab.redact`.
     """
 
-    name: str  # what the configuration calls it: tracker=NAME
+    name: str  # its name in the configuration: tracker=NAME
     options: type = NoOptions  # a dataclass of its settings, which are set by tracker.NAME.KEY=VALUE
     id: str | None = None  # the run's id at the tracker, which a resumed run is given again; None where it has none
 
@@ -44,7 +44,7 @@ class Tracker:
         """Begin or resume the record of a run. `options` is an instance of the dataclass."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Record scalars by key at an optimizer step. A key comes at most once a step."""
+        """Record scalars by key at an optimizer step. A key occurs at most once per step."""
 
     def table(self, name: str, columns: list[str], rows: list[list[object]], step: int) -> None:
         """Record a table, such as the predictions: each row has as many cells as there are columns."""

@@ -1,4 +1,4 @@
-"""Weights & Biases: one W&B run a run folder, recorded below `run_dir/wandb`; its trouble ends no run."""
+"""Weights & Biases: one W&B run per run folder, recorded below `run_dir/wandb`. Its failures never end a run."""
 
 import json
 import os
@@ -23,10 +23,10 @@ from ftlab.trackers.jsonl import recorded
 from ftlab.trackers.tracker import Start, Tracker
 from ftlab.trackers.wandb_key import has_key
 
-START_SECONDS = 15.0  # until a server that does not answer is given up
-FINISH_SECONDS = 28.0  # until uploads that do not end are left to `wandb sync`, tables included
-STOP_SECONDS = 5.0  # of these, until W&B's service is killed
-TABLE_SECONDS = 10.0  # W&B asks the server for an artifact's place; metrics go out without waiting
+START_SECONDS = 15.0  # how long to wait for a server that does not answer
+FINISH_SECONDS = 28.0  # how long to wait for uploads, tables included; `wandb sync` does the rest
+STOP_SECONDS = 5.0  # of these, how long to wait before W&B's service is killed
+TABLE_SECONDS = 10.0  # W&B asks the server where to store an artifact; metrics are sent without waiting
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Mode = Literal["online", "offline", "disabled"]
@@ -51,9 +51,9 @@ class WandbOptions:
 class WandbTracker(Tracker):
     """Online when a key is set, otherwise offline.
 
-    A resumed run keeps its id. Its rows never fall, and a value that an earlier process recorded is not
-    recorded again when its step is trained again. What an earlier process wrote to metrics.jsonl and was killed before
-    it could upload is recorded first.
+    A resumed run keeps its id. Its row numbers never decrease, and a value that an earlier process recorded is not
+    recorded again when its step is trained again. Metrics in metrics.jsonl that a killed process did not upload are
+    recorded first.
     """
 
     name = "wandb"
@@ -65,17 +65,17 @@ class WandbTracker(Tracker):
         Raises:
             ImportError: the package wandb is not installed.
         """
-        # Error reports to the vendor hold the process for 20 s at its end when the server hangs.
+        # If the server hangs, error reports to the vendor delay the end of the process by 20 s.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb  # noqa: F401
         except ImportError:
             raise ImportError("it needs the package wandb: pip install wandb") from None
         self._warn = start.warn
-        self._tables = True  # until one fails: waiting again and again would slow the run
+        self._tables = True  # false once a table has failed: waiting each time would slow down the run
         self._waited = 0.0  # seconds that tables and pages took
         self._folder = start.folder / "wandb"
-        run_id = start.id if start.id and _ID.fullmatch(start.id) else None  # it names folders
+        run_id = start.id if start.id and _ID.fullmatch(start.id) else None  # it becomes part of folder names
         self.id = run_id or secrets.token_hex(4)
         earlier = self._parts() if run_id else []
         self._run = self._start(start, options)
@@ -116,7 +116,7 @@ class WandbTracker(Tracker):
         self._waiting(record)
 
     def _waiting(self, record: Callable[[], None]) -> None:
-        """`record` within `TABLE_SECONDS`, which are counted."""
+        """Call `record` with the limit `TABLE_SECONDS`, and count the time it takes."""
         began = time.monotonic()
         try:
             _within(TABLE_SECONDS, record)
@@ -124,18 +124,18 @@ class WandbTracker(Tracker):
             self._waited += time.monotonic() - began
 
     def summary(self, values: dict[str, object]) -> None:
-        """Record values of the run as a whole; nested ones keep their shape."""
+        """Record values of the run as a whole; nested values stay nested."""
         if self._run is not None:
             self._run.summary.update(redact_tree(values))
 
     def tag(self, name: str) -> None:
-        """Add a tag to the run, whatever tags it has."""
+        """Add a tag to those that the run has."""
         if self._run is not None:
             self._run.tags = (*(self._run.tags or ()), redact(name))
 
     def close(self, exit_code: int = 0) -> str | None:
-        """End the record, within `FINISH_SECONDS` with what tables took; returns the run's URL, or the command that
-        uploads it."""
+        """End the record within `FINISH_SECONDS`, the time for tables included. Returns the run's URL, or the command
+        that uploads it."""
         run, self._run = self._run, None
         if run is None:
             return None
@@ -149,7 +149,7 @@ class WandbTracker(Tracker):
         return self._sync_command() if run.offline else f"W&B {run.url}"
 
     def _start(self, start: Start, options: WandbOptions) -> Any:
-        """The W&B run: online where that is wanted and works, else offline, else None."""
+        """The W&B run: online if that is chosen and works, otherwise offline; None if neither works."""
         mode, parts = self._usable_mode(options), set(self._parts())
         if mode == "online":
             try:
@@ -162,22 +162,22 @@ class WandbTracker(Tracker):
         try:
             return self._init(start, options, "offline")
         except Exception as error:
-            self._warn(f"W&B cannot record ({_line(error)}); metrics.jsonl goes on")
+            self._warn(f"W&B cannot record ({_line(error)}); metrics.jsonl is still written")
             return None
 
     def _release(self, parts: set[Path]) -> None:
-        """Give up a run that did not start: W&B's service holds its id, and left an empty folder."""
+        """Clean up after a run that did not start: W&B's service keeps its id in use, and left an empty folder."""
         if not _stop_service():
             self.id = secrets.token_hex(4)
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
 
     def _usable_mode(self, options: WandbOptions) -> Mode:
-        """`_mode`, or offline where W&B's own settings are such that it refuses to start."""
+        """`_mode`, or offline if W&B's own settings are invalid, so that it refuses to start."""
         url = os.environ.get("WANDB_BASE_URL", "")
         if url and not (urlsplit(url).scheme in ("http", "https") and urlsplit(url).netloc):
-            self._warn(f"WANDB_BASE_URL={redact(url)} is no address such as https://api.wandb.ai; recording offline")
-            del os.environ["WANDB_BASE_URL"]  # offline too W&B would refuse it
+            self._warn(f"WANDB_BASE_URL={redact(url)} is not a URL such as https://api.wandb.ai; recording offline")
+            del os.environ["WANDB_BASE_URL"]  # W&B would refuse it offline too
             return "disabled" if self._mode(options) == "disabled" else "offline"
         try:
             return self._mode(options)
@@ -186,7 +186,7 @@ class WandbTracker(Tracker):
             return "offline"
 
     def _mode(self, options: WandbOptions) -> Mode:
-        """online, offline or disabled; of tracker.wandb.mode and WANDB_MODE, the one that sends less holds."""
+        """online, offline or disabled; of tracker.wandb.mode and WANDB_MODE, the one that sends less is used."""
         asked = {options.mode, os.environ.get("WANDB_MODE", "auto").lower()}
         if "disabled" in asked:
             return "disabled"
@@ -222,18 +222,18 @@ class WandbTracker(Tracker):
         )
 
     def _define_axis(self) -> None:
-        """Charts run over the optimizer step, whatever row of the record a value lies in."""
+        """Use the optimizer step as the x axis of charts, independent of W&B's row numbers."""
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         for metric in (metric for metric in declared.known() if metric.of_split and metric.direction):
             for key in metric.keys:
-                best = "max" if metric.rises else "min"  # what tables of runs show beside the last value
+                best = "max" if metric.rises else "min"  # shown in tables of runs beside the last value
                 self._run.define_metric(key, step_metric="step", summary=f"{best},last")
 
     def _recorded(self, parts: list[Path]) -> tuple[dict[str, int], int]:
-        """The last step of each key that the resumed record really holds, and the row to go on with.
+        """The last step of each key in the resumed record, and the next row number.
 
-        Online the server's count is the truth: a killed process may have written more than it uploaded.
+        Online the server's count is used: a killed process may have written more than it uploaded.
         """
         if self._run is None:
             return {}, 0
@@ -267,7 +267,7 @@ class WandbTracker(Tracker):
 
 
 def _read(part: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier part of the record; none where it cannot be read. W&B has no function for it."""
+    """The rows of an earlier part of the record; empty if it cannot be read. W&B has no function for it."""
     command = [sys.executable, "-P", "-m", "wandb", "leet", "inspect", "--json", str(part)]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS).stdout
@@ -279,7 +279,7 @@ def _read(part: Path) -> list[dict[str, Any]]:
 
 
 def _settings() -> Any:
-    """Quiet, and nothing of the machine: code, command line and patches can hold secrets."""
+    """W&B's settings: no output and no data of the machine, since code, command line and patches can hold secrets."""
     import wandb
 
     wanted = {
@@ -305,7 +305,7 @@ def _settings() -> Any:
 
 
 def _logged_in() -> bool:
-    """Whether W&B has a key: one that it knows itself, or one that lies on this machine."""
+    """Whether W&B has an API key: in its own settings, or on this machine."""
     import wandb
 
     settings = wandb.setup(wandb.Settings(silent=True, quiet=True)).settings
@@ -325,10 +325,10 @@ def _commit() -> str | None:
 
 
 def _stop_service() -> bool:
-    """End W&B's service process, unless another run of this process needs it; False then.
+    """End W&B's service process. Returns False if another run of this process still needs it.
 
-    Left alone after a failure it goes on trying for many minutes, and the process would wait for it at its end.
-    What was recorded is on disk by now.
+    After a failure the service would retry for many minutes, and the process would wait for it at its end. The record
+    is already on disk.
     """
     import wandb
 

@@ -1,4 +1,4 @@
-"""Whether W&B has a key, from what lies on this machine: no call, no prompt, and without importing it."""
+"""Whether an API key for W&B is on this machine: no network call, no prompt, and W&B is not imported."""
 
 import netrc
 import os

@@ -60,7 +60,7 @@ class PeerEnded(FtlabError):
 
 class Ranks:
     """This process among the `world` processes of a launch; by default a single one, without torch.distributed.
-    `others` are the other processes, of which those on the same host can be checked for being alive."""
+    `others` are the other processes; those on the same host can be checked for being alive."""
 
     def __init__(self, rank: int = 0, world: int = 1, store: Any = None, others: Iterable[Process] = ()) -> None:
         self.rank, self.world, self.store, self.others = rank, world, store, list(others)

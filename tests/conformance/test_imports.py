@@ -1,4 +1,4 @@
-"""Who may import whom: the parts stay apart, and only `experiment` (and `evaluate`, which scores) joins them.
+"""Which module may import which: the parts stay apart; only `experiment` (and `evaluate`, which scores) imports all.
 
 Imports inside functions count: what may not be known may not be known later either.
 """

@@ -14,7 +14,7 @@ BUDGETS = {
     place: int(lines.replace(",", ""))
     for place, lines in re.findall(r"^\| `ftlab/([\w/.]+)` \| ([\d,]+) lines \|", ARCHITECTURE, re.MULTILINE)
 }
-# What joins the engines: there a class is one part of a run.
+# Modules that combine the engines: each class there is one part of a run.
 ENGINES = ("fast", "sql", "sweep", "tiny", "data/sql_synth.py")
 LARGEST_CLASS = 300
 
@@ -45,7 +45,7 @@ def test_no_class_that_joins_is_long() -> None:
 
 
 def test_every_module_has_a_place_in_the_document() -> None:
-    """Each module or package of the house, by the name that the document has for it."""
+    """Each module or package of the architecture, by its name in the document."""
     houses = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
     named = {f"ftlab/{path.name}" + ("/" if path.is_dir() else "") for path in houses if path.name != "__init__.py"}
     missing = sorted(name for name in named if f"`{name}`" not in ARCHITECTURE)

@@ -1,4 +1,4 @@
-"""Workers that Hydra's launchers start: they pull from one study, and what a dead one began goes on."""
+"""Workers that Hydra's launchers start: they share one study, and resume the trial of a dead worker."""
 
 import os
 import signal

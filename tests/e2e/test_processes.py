@@ -66,7 +66,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def said(output: str) -> str:
-    """What our processes said: torchrun tells of a failure in words of its own behind theirs."""
+    """The output of our processes, without the failure message that torchrun adds."""
     return "\n".join(line for line in output.splitlines() if " torch" not in line).partition("ChildFailedError")[0]
 
 
@@ -270,7 +270,7 @@ def test_accelerate_launch_of_one_process_is_a_plain_run(small: list[str], finis
 
 
 def test_a_launcher_of_one_process_changes_nothing(small: list[str], monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
-    """What it tells that process is not passed on: workers of a sweep have nobody to meet."""
+    """The launcher's variables are not passed on: workers of a sweep do not communicate with others."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     code, _, _ = cli("--dry-run", *small)

@@ -6,7 +6,7 @@ New keys of the configuration, new options of a group and new options of a comma
 
 # Records that hold more than they did.
 NEW: dict[str, dict[str, str]] = {
-    "summary.json": {"tracker_ids": "the run's id at each tracker, of which there may be several"},
+    "summary.json": {"tracker_ids": "the run's id at each tracker; there may be several"},
     "metrics.jsonl": {},
     "surface": {},
 }

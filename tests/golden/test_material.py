@@ -138,7 +138,7 @@ def test_a_stopped_study_is_reported_and_gone_on_with(material: Path, ok: Ok) ->
     known, files = trials(study), {name: digests(study / name) for name in "01"}
     curve = read_lines(study / "2/metrics.jsonl")
     assert [known[number][0] for number in range(4)] == ["COMPLETE", "PRUNED", "FAIL", "WAITING"]
-    # A trial that was stopped counts nowhere: another goes on with it.
+    # A stopped trial is not counted: another one resumes it.
     assert "Sweep golden: 2 of 4 trials finished: 1 complete, 1 pruned" in ok("report", "study").splitlines()
     assert "from step 5" in ok("doctor", "study")
 
@@ -150,7 +150,7 @@ def test_a_stopped_study_is_reported_and_gone_on_with(material: Path, ok: Ok) ->
     assert {number: after[number] for number in (0, 1, 2)} == {number: known[number] for number in (0, 1, 2)}
     assert len(after) == 5
     assert [after[number][0] in ("COMPLETE", "PRUNED") for number in (3, 4)] == [True, True]
-    # The interrupted trial went on in its own folder, renamed, from its checkpoint.
+    # The interrupted trial was resumed in its own folder, renamed, from its checkpoint.
     assert not (study / "2").exists()
     assert "resumed from step 5" in (study / "3/output.txt").read_text()
     resumed = read_lines(study / "3/metrics.jsonl")

@@ -9,7 +9,7 @@ import pytest
 from golden.changes import CHANGED, NEW, covered
 from golden.records import digests, leaves, read_json, read_lines
 
-# What two runs of the same sources may differ in: times, and what tells where and with what they ran.
+# What may differ between two runs of the same sources: names, times, versions and memory.
 VARYING = {
     "summary.json": ("run_name", "started", "seconds", "versions"),
     "metrics.jsonl": ("time", "perf/", "vram"),

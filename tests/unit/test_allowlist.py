@@ -369,7 +369,7 @@ COMMANDS = {
 def test_what_a_launcher_runs_counts_only_typed(folder: Path, launcher: str, settings: dict[str, Any]) -> None:
     defaults = {"defaults": [{"override /hydra/launcher": launcher}]}
     write(folder, "experiment/evil", {**defaults, "hydra": {"launcher": settings}})
-    with pytest.raises(ConfigError, match=r"(?s)hydra\.launcher\..*( is set in a file| is no key)"):
+    with pytest.raises(ConfigError, match=r"(?s)hydra\.launcher\..*( is set in a file| is not a key)"):
         composition(["experiment=evil"], config_dir=str(folder / "conf"))
 
 

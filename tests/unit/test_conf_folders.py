@@ -1,4 +1,4 @@
-"""Options that installed packages bring: found in every command that composes, and looked at as ftlab's own are."""
+"""Options that installed packages provide are found by every command that composes, and checked like ftlab's own."""
 
 import sys
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def test_a_folder_beside_the_package_is_found_too(install: Install) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"extra/__init__.py": ""}, "which is not there"),
+        ({"extra/__init__.py": ""}, "which does not exist"),
         ({"extra/__init__.py": "1 / 0"}, "which cannot be found (ZeroDivisionError: division by zero)"),
         ({}, "which cannot be found (ModuleNotFoundError: No module named 'extra')"),
     ],
@@ -94,7 +94,7 @@ def test_a_folder_beside_the_package_is_found_too(install: Install) -> None:
 def test_a_folder_that_is_missing_costs_one_line(install: Install, cli: Cli, files: dict[str, str], said: str) -> None:
     from ftlab import conf_folders
 
-    conf_folders._tell.cache_clear()
+    conf_folders._warn.cache_clear()
     install("extra", POINTS, files)
     code, out, err = cli("--cfg", "job", "model=tiny")
     assert (code, "embedded:tiny" in out, err.count("\n")) == (0, True, 1)
@@ -107,7 +107,7 @@ def test_an_option_of_two_packages_is_refused_with_both_where_it_is_chosen(insta
     install("other", {"ftlab.conf": {"other": "other.conf"}}, {"other/conf/model/mine.yaml": MODEL})
     for words in (["model=mine"], ["experiment=mine"]):
         said = refusal(*words)
-        assert said.startswith("model=mine is ambiguous, since the package ")
+        assert said.startswith("model=mine is ambiguous: the package ")
         assert "package extra" in said
         assert "package other" in said
     assert compose(["model=tiny", "quant=none"]).model.name == "tiny"
@@ -116,23 +116,22 @@ def test_an_option_of_two_packages_is_refused_with_both_where_it_is_chosen(insta
 def test_an_option_of_a_package_and_of_ftlab_is_refused_with_both(install: Install, tmp_path: Path) -> None:
     install("extra", POINTS, {"extra/conf/model/tiny.yaml": MODEL, "extra/conf/experiment/best.yaml": ""})
     assert refusal("model=tiny") == (
-        "model=tiny is ambiguous, since ftlab and the package extra have an option of that name: "
-        "rename its file, or pip uninstall extra"
+        "model=tiny is ambiguous: ftlab and the package extra both provide it; rename its file, or pip uninstall extra"
     )
     assert compose([]).model.name == "mistral7b"
     (tmp_path / "own/experiment").mkdir(parents=True)
     (tmp_path / "own/experiment/best.yaml").write_text("# @package _global_\nseed: 3\n")
-    with pytest.raises(ConfigError, match=rf"the package extra and the folder {tmp_path}/own have an option"):
+    with pytest.raises(ConfigError, match=rf"the package extra and the folder {tmp_path}/own both provide it"):
         compose(["experiment=best"], config_dir=str(tmp_path / "own"))
 
 
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("model", f"{MODEL}trust_remote_code: true\n", "model.trust_remote_code=true stands in a configuration file"),
+        ("model", f"{MODEL}trust_remote_code: true\n", "model.trust_remote_code=true comes from a configuration file"),
         ("experiment", "# @package _global_\nhydra:\n  launcher:\n    _target_: os.system\n", "os.system is refused"),
         ("model", "name: [\n", "mine.yaml:2: not YAML"),
-        ("model", "nam: mine\n", "nam is no key of the configuration"),
+        ("model", "nam: mine\n", "nam is not a key of the configuration"),
     ],
 )
 def test_what_its_files_hold_is_looked_at(install: Install, file: str, text: str, said: str) -> None:

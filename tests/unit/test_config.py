@@ -1,4 +1,4 @@
-"""Rules across keys: each message names key, value, rule and remedy, and all are told at once."""
+"""Rules across keys: each message names key, value, rule and remedy, and all are reported at once."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""A full disk is one message with the bytes needed and free, and the same command goes on once there is room."""
+"""A full disk gives one message with the bytes needed and free; the same command resumes once there is space."""
 
 import errno
 import subprocess

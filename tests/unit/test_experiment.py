@@ -617,7 +617,7 @@ Told = list[tuple[int, float]]
 
 
 class Watcher:
-    """Keeps what it is told, and gives up at `prune_at` and after."""
+    """Keeps the reported evaluations, and prunes from step `prune_at` on."""
 
     def __init__(self, prune_at: float = math.inf) -> None:
         self.told: Told = []

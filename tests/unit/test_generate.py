@@ -41,7 +41,7 @@ def test_a_pad_token_that_is_the_end_marker_changes_nothing(model: Any, byte_tok
 
 @pytest.mark.parametrize("pad", ["<pad>", "</s>"])
 def test_an_answer_ends_at_the_end_marker(model: Any, byte_tokens: Any, pad: str) -> None:
-    """A row that ends early is filled up beside one that goes on."""
+    """A row that ends early is padded while another is still generated."""
     tokenizer = copy.deepcopy(byte_tokens)
     tokenizer.pad_token = pad
     full = answers(model, tokenizer, 1, [PROMPTS[0]])[0]

@@ -17,7 +17,7 @@ TEXT = '{"id": 1, "a": "ü\u2028"}\r\n\n{"id": 2}\n\n'
 @pytest.mark.parametrize("packed", [False, True])
 def test_lines_are_read_with_their_numbers(start: bytes, packed: bool, tmp_path: Path) -> None:
     data = start + TEXT.encode()
-    (tmp_path / "in.jsonl").write_bytes(gzip.compress(data) if packed else data)  # told by content, not by name
+    (tmp_path / "in.jsonl").write_bytes(gzip.compress(data) if packed else data)  # recognised by content, not by name
     assert read(tmp_path / "in.jsonl") == [(1, {"id": 1, "a": "ü\u2028"}), (3, {"id": 2})]
 
 

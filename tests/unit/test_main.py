@@ -181,8 +181,8 @@ def test_options_may_stand_anywhere(cli: Cli, words: list[str]) -> None:
         (["--cfg", "job", "trainer.lrr=1"], "trainer.lr"),
         (["--cfg", "job", "lora.r=x"], "whole number"),
         (["--cfg", "job", "data.path=a(b"], """'data.path="a(b"'"""),
-        (["--multirun", "--resume", "lora.r=4,8"], "--resume is no option. Did you mean:"),
-        (["--cfg", "job", "--dri-run"], "--dri-run is no option. Did you mean:"),
+        (["--multirun", "--resume", "lora.r=4,8"], "--resume is not an option. Did you mean:"),
+        (["--cfg", "job", "--dri-run"], "--dri-run is not an option. Did you mean:"),
         (["--multirun", "foo"], "'foo' is not of the form key=value"),
         (["--config-dir", ".", "lora.r=4,8", "--cfg", "job"], "--cfg shows one run"),
         (["lora.r=4,8", "--cfg", "job"], "lora.r=4,8 names several values, and --cfg shows one run"),
@@ -207,11 +207,11 @@ def test_bad_input_is_answered_with_exit_code_2(cli: Cli, words: list[str], said
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run_dir=out (1)/a b"], """Type it quoted: 'run_dir="out (1)/a b"'"""),
-        (["run_dir=a=b"], """Type it quoted: 'run_dir="a=b"'"""),
-        (["run_dir=/x#1"], """Type it quoted: 'run_dir="/x#1"'"""),
-        (["run_dir=/x#1", "--config-dir", "."], """Type it quoted: 'run_dir="/x#1"'"""),
-        (["run_dir=a,b"], """Type a name with commas quoted: 'run_dir="a,b"'"""),
+        (["run_dir=out (1)/a b"], """Quote it: 'run_dir="out (1)/a b"'"""),
+        (["run_dir=a=b"], """Quote it: 'run_dir="a=b"'"""),
+        (["run_dir=/x#1"], """Quote it: 'run_dir="/x#1"'"""),
+        (["run_dir=/x#1", "--config-dir", "."], """Quote it: 'run_dir="/x#1"'"""),
+        (["run_dir=a,b"], """Quote a name with commas: 'run_dir="a,b"'"""),
         (["run_dir=null"], "run_dir=null names no folder"),
         (["run_dir="], "run_dir= names no folder"),
         (
@@ -425,7 +425,7 @@ def test_a_run_goes_on_without_whoever_reads_it(lost: str, small: list[str]) -> 
     assert done.stderr.startswith("ftlab: no further output here (")
     assert len(done.stderr.splitlines()) == 1
     summary = json.loads(Path("r/summary.json").read_text())
-    assert (summary["status"], summary["terminal"][:16]) == ("finished", "lost while the r")
+    assert (summary["status"], summary["terminal"][:16]) == ("finished", "lost during the ")
 
 
 @pytest.mark.parametrize(("rank", "told"), [(None, 1), ("0", 1), ("1", 0)])

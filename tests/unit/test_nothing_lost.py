@@ -202,7 +202,7 @@ def test_values_the_optimizer_would_refuse_are_refused_before(small: list[str], 
 def test_settings_that_would_do_nothing_are_refused() -> None:
     from ftlab import compose
 
-    with pytest.raises(ConfigError, match=r"data\.path=x is not read by generated data"):
+    with pytest.raises(ConfigError, match=r"data\.path=x is not used by generated data"):
         compose(["experiment=quickstart", "data.path=x"])
     with pytest.raises(ConfigError, match=r"early_stopping=1 needs evaluations"):
         compose(["experiment=quickstart", "trainer.early_stopping=1"])

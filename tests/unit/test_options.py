@@ -1,4 +1,4 @@
-"""Settings that parts bring themselves: what of them is refused, and with which words."""
+"""Settings that parts define themselves: which values are refused, and with which messages."""
 
 from dataclasses import dataclass, field
 
@@ -46,13 +46,17 @@ def test_each_part_gets_the_names_that_it_has() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({}, ["data.options.path has no value, and data.source=b needs one: set data.options.path=VALUE"]),
-        ({"path": "x", "strict": 3.5}, ["data.options.strict=3.5 must be of the type bool, as data.task=a has it"]),
+        ({}, ["data.options.path has no value, but data.source=b requires one: set data.options.path=VALUE"]),
+        (
+            {"path": "x", "strict": 3.5},
+            ["data.options.strict=3.5 must be of the type bool, which data.task=a declares"],
+        ),
         ({"path": "x", "limit": 0}, ["data.options.limit=0 must be at least 1"]),
         (
             {"path": "x", "strickt": True},
             [
-                "data.options.strickt is no option of data.task=a or data.source=b. Did you mean data.options.strict? "
+                "data.options.strickt is not an option of data.task=a or data.source=b. "
+                "Did you mean data.options.strict? "
                 "data.task=a has strict, limit; data.source=b has path, limit, shares, inner"
             ],
         ),
@@ -69,7 +73,7 @@ def test_a_dataclass_that_no_configuration_can_have_is_told_so() -> None:
 
     (said,) = problems({"trainer.stage=odd": Odd}, {}, "trainer.options")
     assert said.startswith(
-        "trainer.options: the options of trainer.stage=odd are no dataclass that a configuration can"
+        "trainer.options: the options of trainer.stage=odd are not a dataclass that OmegaConf supports"
     )
     with pytest.raises(ConfigError, match="the options of tracker=odd are no dataclass that a configuration can"):
         plain(Odd, "tracker.odd", "tracker=odd")
@@ -91,7 +95,7 @@ def test_a_dataclass_that_fails_is_named(error: type[Exception]) -> None:
 
 def test_one_part_alone_is_typed_or_refused() -> None:
     assert typed(Judging, {"strict": True}, "x.options", "x=y") == Judging(True)
-    with pytest.raises(ConfigError, match=r"x\.options\.path is no option of x=y\. It has strict, limit"):
+    with pytest.raises(ConfigError, match=r"x\.options\.path is not an option of x=y\. It has strict, limit"):
         typed(Judging, {"path": 1}, "x.options", "x=y")
 
 

@@ -1,4 +1,4 @@
-"""Python code that a model's folder brings runs only where that is typed for this call; pickles never are read."""
+"""Python code in a model's folder runs only if the command allows it; pickles are never read."""
 
 import hashlib
 import io
@@ -64,7 +64,7 @@ def hostile_base(base_folder: Path, marker: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hostile_run(finished: Path, marker: Path, tmp_path: Path) -> Path:
-    """A finished run whose adapter's tokenizer brings code, and whose configuration allows it."""
+    """A finished run whose adapter's tokenizer has code of its own, and whose configuration allows it."""
     shutil.copytree(finished, tmp_path / "run")
     with_code(tmp_path / "run" / "adapter", marker, tokenizer=True)
     tree = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())

@@ -1,4 +1,4 @@
-"""A run goes on, is extended or reported on the data, template and tokenizer that it was begun with, or not at all."""
+"""A run is resumed, extended or reported only with the data, template and tokenizer that it was started with."""
 
 import gzip
 import json
@@ -141,9 +141,9 @@ def test_a_folder_of_an_older_ftlab_goes_on_with_one_line(fit: Fit, killed: Path
     (killed / "summary.json").write_text(json.dumps(old))
     terminal.notes.clear()
     fit(f"data.path={mine}")
-    assert [note for note in terminal.notes if "older ftlab" in note] == [
-        f"{killed} holds no hash of template, tokenizer (it is damaged, or an older ftlab's): "
-        "whether anything of it has changed is not known"
+    assert [note for note in terminal.notes if "older version" in note] == [
+        f"{killed} has no hash of template, tokenizer (it is damaged, or from an older version): "
+        "changes to them cannot be detected"
     ]
     assert "resumed from step 2 of 4" in terminal.notes
     assert summary(killed)["sources"].keys() >= {"train", "validation", "test", "template", "tokenizer"}

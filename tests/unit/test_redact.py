@@ -74,8 +74,8 @@ def test_a_secret_is_masked(text: str, clean: str) -> None:
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        ("tracker.api_key=hunter2 is no key", "tracker.api_key=*** is no key"),
-        ("--api-key=hunter2 is no option", "--api-key=*** is no option"),
+        ("tracker.api_key=hunter2 is not a key", "tracker.api_key=*** is not a key"),
+        ("--api-key=hunter2 is not an option", "--api-key=*** is not an option"),
         ("call it with --api-key hunter2", "call it with --api-key ***"),
         ("run 'sweep.password=\"hunter2\"' now", "run 'sweep.password=\"***\"' now"),
         ("lora.r=8 and eval.max_new_tokens=128", "lora.r=8 and eval.max_new_tokens=128"),

@@ -45,7 +45,7 @@ OWN_ROWS = ["data=jsonl", "data.path=x", "objective=eval/shout_loud"]
 
 @pytest.fixture
 def shout(install: Install) -> Path:
-    """An installed package that brings a task."""
+    """An installed package that provides a task."""
     return install("extra", POINTS, {"extra/__init__.py": "", "extra/shout.py": SHOUT})
 
 
@@ -61,19 +61,19 @@ def refusal(*overrides: str) -> str:
 def test_a_name_that_is_not_installed_is_answered_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.KNOWN, "ftlab.tasks", {"rouge": "pip install 'ftlab[rouge]'"})
     said = tasks.unknown("rouge")
-    assert said == "data.task=rouge is not installed: pip install 'ftlab[rouge]'. There are: match, sql"
+    assert said == "data.task=rouge is not installed: pip install 'ftlab[rouge]'. Available: match, sql"
 
 
 def test_any_other_name_is_answered_with_the_names_like_it() -> None:
-    assert tasks.unknown("sqll") == "data.task=sqll is not known. Did you mean: sql? There are: match, sql"
+    assert tasks.unknown("sqll") == "data.task=sqll does not exist. Did you mean: sql? Available: match, sql"
     assert tasks.unknown("translate") == (
-        "data.task=translate is not known. There are: match, sql. If a package brings it, install that package"
+        "data.task=translate does not exist. Available: match, sql. If a package provides it, install that package"
     )
 
 
 def test_a_task_of_an_installed_package_is_one_of_ftlab(shout: Path) -> None:
     assert tasks.names() == ["match", "shout", "sql"]
-    assert refusal("data.task=shuot").startswith("data.task=shuot is not known. Did you mean: shout?")
+    assert refusal("data.task=shuot").startswith("data.task=shuot does not exist. Did you mean: shout?")
     cfg = compose(["data.task=shout", "data=jsonl", "data.path=x", "data.options.mark='?'"])
     assert cfg.objective == "eval/shout_loud"
     assert declared.of("test/shout_loud").title == "loud"
@@ -111,7 +111,9 @@ def test_what_a_package_prints_when_it_is_imported_goes_to_stderr(install: Insta
 @pytest.mark.usefixtures("shout")
 def test_its_options_are_typed() -> None:
     said = refusal("data.task=shout", *OWN_ROWS, "data.options.mrak=x")
-    assert said == ("data.options.mrak is no option of data.task=shout. Did you mean data.options.mark? It has mark")
+    assert said == (
+        "data.options.mrak is not an option of data.task=shout. Did you mean data.options.mark? It has mark"
+    )
 
 
 # --- what a package can do wrong ---------------------------------------------------------------------------------
@@ -126,8 +128,11 @@ def test_its_options_are_typed() -> None:
         ("X = 1", "cannot be imported (AttributeError: module 'extra.shout' has no attribute 'TASK')"),
         (SHOUT.replace("Shout()", "Shout"), "is a class, not an instance of one"),
         (SHOUT.replace("    sample", "    simple"), "has no sample"),
-        (SHOUT.replace("@dataclass\n", ""), "has options that are no dataclass"),
-        (SHOUT.replace("class Shout(", "@dataclass\nclass Shout("), "can change: make its class @dataclass(frozen"),
+        (SHOUT.replace("@dataclass\n", ""), "has an attribute options that is not a dataclass"),
+        (
+            SHOUT.replace("class Shout(", "@dataclass\nclass Shout("),
+            "is not hashable: make its class @dataclass(frozen",
+        ),
         (
             SHOUT.replace("TASK =", "Shout.metrics = ('loud',)\nTASK ="),
             "has metrics that are no ftlab.metrics.Metric ('lo",
@@ -140,7 +145,7 @@ def test_its_options_are_typed() -> None:
             SHOUT.replace('("loud",)', '("cry",)'),
             "has the metric shout_loud of the column loud, which `recorded` lacks",
         ),
-        (SHOUT.replace('"shout"', '"cry"'), "calls itself cry: both must have one name"),
+        (SHOUT.replace('"shout"', '"cry"'), "has the name cry: name the entry point and the part alike"),
     ],
 )
 def test_a_broken_part_names_itself_and_its_package_where_it_is_chosen(
@@ -164,7 +169,7 @@ def test_one_name_of_two_packages_is_refused_with_both(install: Install) -> None
     assert "extra" in said
     assert "other" in said
     said = refusal("data.task=sql")
-    assert said == "data.task=sql is ambiguous: the packages ftlab and other both bring it: pip uninstall other"
+    assert said == "data.task=sql is ambiguous: the packages ftlab and other both provide it; pip uninstall other"
     assert compose(["data=match_synth"]).data.task == "match"
 
 
@@ -177,8 +182,10 @@ def test_a_package_that_is_installed_twice_counts_once(install: Install) -> None
 def test_a_metric_declared_otherwise_hinders_only_who_chooses_its_part(install: Install, cli: Cli) -> None:
     install("extra", POINTS, {"extra/__init__.py": "", "extra/shout.py": SHOUT.replace("shout_loud", "loss")})
     said = refusal("data.task=shout", "data=jsonl", "data.path=x", "objective=eval/loss")
-    assert said == "data.task=shout declares the metric loss otherwise than trainer.stage=sft: rename it"
-    assert "declares the metric loss otherwise" in cli("doctor")[1]
+    assert said == (
+        "data.task=shout and trainer.stage=sft declare the metric loss differently: rename it in data.task=shout"
+    )
+    assert "declare the metric loss differently" in cli("doctor")[1]
     assert declared.of("eval/loss").direction == "minimize"
     assert set(declared.objectives()) >= {"eval/loss", "eval/match_exact"}
     assert cli("runs")[0] == 0
@@ -193,5 +200,5 @@ def test_two_packages_that_declare_one_metric_differently_do_not_meet(install: I
     assert compose(["data.task=shout", *OWN_ROWS]).data.task == "shout"
     assert declared.of("eval/shout_loud").title == "loud"
     assert refusal("data.task=yell", *OWN_ROWS) == (
-        "data.task=yell declares the metric shout_loud otherwise than data.task=shout: rename it"
+        "data.task=yell and data.task=shout declare the metric shout_loud differently: rename it in data.task=yell"
     )

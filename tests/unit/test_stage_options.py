@@ -61,12 +61,15 @@ def test_its_settings_reach_it_are_recorded_and_kept_on_resuming(fit: Callable[.
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("trainer.options.rows=many", "trainer.options.rows=many must be of the type int, as trainer.stage=few has it"),
+        (
+            "trainer.options.rows=many",
+            "trainer.options.rows=many must be of the type int, which trainer.stage=few declares",
+        ),
         (
             "trainer.options.row=4",
-            "trainer.options.row is no option of trainer.stage=few. Did you mean trainer.options.rows? It has rows",
+            "trainer.options.row is not an option of trainer.stage=few. Did you mean trainer.options.rows? It has rows",
         ),
-        ("trainer.option.rows=4", "trainer.option.rows is no key or group of the configuration. Did you mean"),
+        ("trainer.option.rows=4", "trainer.option.rows is not a key or group of the configuration. Did you mean"),
     ],
 )
 def test_settings_that_it_does_not_have_are_refused(small: list[str], override: str, said: str) -> None:
@@ -76,7 +79,7 @@ def test_settings_that_it_does_not_have_are_refused(small: list[str], override: 
 
 
 def test_a_stage_without_settings_takes_none(small: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"trainer.options.rows is no option of trainer.stage=sft. It has none"):
+    with pytest.raises(ConfigError, match=r"trainer.options.rows is not an option of trainer.stage=sft. It has none"):
         compose([*small, "trainer.options.rows=4"])
 
 
@@ -90,7 +93,7 @@ def test_a_searched_setting_has_the_name_that_was_typed() -> None:
 def test_a_setting_that_it_does_not_have_is_no_search(small: list[str], cli: Cli) -> None:
     code, _, err = cli("--multirun", *small, *FEW, "trainer.options.row=4,8")
     assert code == 2
-    assert "trainer.options.row is no option of trainer.stage=few. Did you mean trainer.options.rows?" in err
+    assert "trainer.options.row is not an option of trainer.stage=few. Did you mean trainer.options.rows?" in err
     assert "Traceback" not in err
 
 

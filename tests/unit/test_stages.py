@@ -56,7 +56,7 @@ def test_stages_are_looked_up_without_torch(root: Path) -> None:
 
 
 def test_an_unknown_stage_is_refused_with_the_nearest_name(small: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.stage=sfd is not known\. Did you mean: sft\?"):
+    with pytest.raises(ConfigError, match=r"trainer\.stage=sfd does not exist\. Did you mean: sft\?"):
         compose([*small, "run_dir=x", "trainer.stage=sfd"])
 
 
@@ -76,7 +76,7 @@ def test_rows_that_the_task_cannot_give_are_refused(
 
     monkeypatch.setattr(module, "STAGE", dataclasses.replace(module.STAGE, needs="pair"))
     monkeypatch.setattr(stages, "__path__", list(reversed(stages.__path__)))  # looked up anew
-    with pytest.raises(ConfigError, match=r"trainer\.stage=margin trains on rows of kind pair, which data\.task=sql"):
+    with pytest.raises(ConfigError, match=r"trainer\.stage=margin needs rows of the kind pair, which data\.task=sql"):
         compose([*small, "run_dir=x", *margin])
 
 

@@ -71,5 +71,5 @@ def test_they_are_shown_without_what_they_were_made_with(folder: Path, cli: Cli,
     }
     for command, (code, out, err) in refused.items():
         assert (code, out, err.count("\n")) == (2, "", 1), f"{command}: {err}"
-        assert ("data.task=echo is not known" in err) == (command != "compare"), err
-    assert "is not known here: install the package that brings it" in refused["compare"][2]
+        assert ("data.task=echo does not exist" in err) == (command != "compare"), err
+    assert "is not available here: install the package that provides it" in refused["compare"][2]

@@ -1,4 +1,4 @@
-"""`doctor RUN|STUDY`: what is damaged, from where it goes on, and that nothing is changed by asking."""
+"""`doctor RUN|STUDY`: what is damaged, from where it would resume, and that the check changes nothing."""
 
 import json
 import shutil
@@ -110,7 +110,9 @@ def test_a_damaged_database_is_made_anew_from_the_folders(
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/s/[02]/summary.json")}
     code, out, err = cli(*words)
     assert code == 0, err
-    assert "study.db was damaged and is kept as study.db.damaged-1: 2 finished trials restored from their folders" in out
+    assert (
+        "study.db was damaged and is kept as study.db.damaged-1: 2 finished trials restored from their folders" in out
+    )
     assert Path("outputs/s/study.db.damaged-1").read_bytes() == damaged
     with closing(Study.load("s")) as study:
         after = {row.number: (row.values, row.params, row.rungs, row.loss) for row in study.leaderboard()}

@@ -292,7 +292,7 @@ def test_parts_and_options_of_other_packages_are_listed_with_the_package(install
     warned = [text for mark, text in lines if mark == "warn"]
     assert [text.partition(" (")[0] for text in warned] == [
         "data.task=lost: extra.lost of the package extra cannot be imported",
-        "trainer.stage=sft is ambiguous: the packages ftlab and other both bring it: pip uninstall other",
+        "trainer.stage=sft is ambiguous: the packages ftlab and other both provide it; pip uninstall other",
         "the package other declares the configuration folder other.conf, which cannot be found",
     ]
     assert all(text.endswith(("(extra 2.1)", "(other 1.0)")) for text in warned)

@@ -1,4 +1,4 @@
-"""What `fetch` tells of the weights it found or brought."""
+"""What `fetch` prints about the weights it found or downloaded."""
 
 from pathlib import Path
 

@@ -275,7 +275,7 @@ TEXTS = {
     "인구가 백만 명이 넘는 도시는 몇 개입니까?": ("CP949",),
 }
 PYTHON = {"MACINTOSH": "mac_roman"}
-# Those that some texts are told from by nothing but the sense they make: what wrote them is among the named.
+# Encodings that only the meaning of a text distinguishes: the one that wrote it must be among those named.
 NEIGHBOURS = {
     "Zobraz jména všech studentů": ("ISO-8859-2", "CP852"),
     "Öğrencilerin adlarını ve yaşlarını göster": ("CP1254",),  # noqa: RUF001

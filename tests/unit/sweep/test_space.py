@@ -78,7 +78,7 @@ def test_target_modules_compose_to_what_was_written() -> None:
 )
 def test_values_survive_the_way_through_the_study(override: str, wanted: list[Any] | None) -> None:
     if wanted is None:
-        assert "is no key" in problem(f"{override},2", run_dir_is_free="1,2")
+        assert "is not a key" in problem(f"{override},2", run_dir_is_free="1,2")
         return
     found = dimension(override)
     assert list(found.choices) == wanted

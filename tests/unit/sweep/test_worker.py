@@ -680,7 +680,7 @@ def test_a_trial_killed_after_its_last_step_is_not_trained_again(sweep: Open) ->
     found = sweep("lora.r=choice(2,4)", n_trials=1)
     trials = TrialRunner(found)
     ended = found.optuna.ask()
-    value = trials(ended)  # and the worker dies before it tells
+    value = trials(ended)  # and the worker dies before it reports the value
     found.stopped(ended)
     before = lines(found.folder / "0")
     work(found, trials)

@@ -1,4 +1,4 @@
-"""Question and answer: what counts as the right answer, and what is told of many of them."""
+"""Question and answer: what counts as the right answer, and the metrics over many of them."""
 
 import json
 from decimal import Decimal
@@ -374,7 +374,10 @@ def test_the_objective_of_the_data_is_its_tasks_headline() -> None:
         (["data.options.pattern='(a)(b)'"], ["has 2 groups"]),
         (["data.options.tolerance=1.5"], ["data.options.tolerance=1.5 must lie in [0, 1)"]),
         (["data.options.tolerance=much"], ["data.options.tolerance=much must be"]),
-        (["data.options.patern=x"], ["data.options.patern is no option of data.task=match", "data.options.pattern?"]),
+        (
+            ["data.options.patern=x"],
+            ["data.options.patern is not an option of data.task=match", "data.options.pattern?"],
+        ),
         (["objective=eval/sql_valid"], ["objective=eval/sql_valid", "eval/match_exact, eval/match_f1, eval/loss"]),
         (["sweep.rung_metric=eval/match_macro_f1"], ["sweep.rung_metric=eval/match_macro_f1 must be one of"]),
     ],

@@ -76,9 +76,9 @@ def test_the_documented_task_trains_and_is_scored(fit: Callable[..., Any]) -> No
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("data.task=sqll", "data.task=sqll is not known. Did you mean: sql? There are:"),
-        ("data.task=translate", "data.task=translate is not known. There are: "),
-        ("trainer.stage=sf", "trainer.stage=sf is not known. Did you mean: sft? There are: sft"),
+        ("data.task=sqll", "data.task=sqll does not exist. Did you mean: sql? Available:"),
+        ("data.task=translate", "data.task=translate does not exist. Available: "),
+        ("trainer.stage=sf", "trainer.stage=sf does not exist. Did you mean: sft? Available: sft"),
     ],
 )
 def test_an_unknown_part_is_answered_with_the_nearest(override: str, said: str) -> None:
@@ -105,14 +105,14 @@ def test_a_task_that_is_gone_is_not_remembered() -> None:
 def test_a_stage_is_refused_the_rows_that_its_task_does_not_give() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"trainer.stage=sft trains on rows of kind completion, which data.task=shout does not give",
+        match=r"trainer.stage=sft needs rows of the kind completion, which data.task=shout does not provide",
     ):
         compose(["data.task=shout", "objective=eval/shout_loud", "data=jsonl", "data.path=x"])
 
 
 @pytest.mark.usefixtures("shout")
 def test_what_another_tasks_judge_reads_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"eval.rows_dir=x is read by data.task=sql alone: leave it out"):
+    with pytest.raises(ConfigError, match=r"eval.rows_dir=x is read only by data.task=sql: leave it out"):
         compose(["data=match_synth", "eval.rows_dir=x"])
 
 
@@ -131,7 +131,7 @@ def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: 
     [
         ("shout_loud", "loss", "data.task=shout and trainer.stage=sft declare the metric loss differently"),
         ("gives = ", "roles = (*CompletionTask.roles, Role('persona', (), 'may'))  # ", "reads a column persona"),
-        ('name = "shout"', 'name = "cry"', "ftlab.tasks.shout calls itself cry"),
+        ('name = "shout"', 'name = "cry"', "ftlab.tasks.shout has the name cry"),
     ],
 )
 def test_a_task_that_does_not_fit_in_is_refused(
@@ -148,7 +148,7 @@ def test_a_task_that_does_not_fit_in_is_refused(
 
 
 def test_options_of_a_task_that_has_none_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data.options.pattern is no option of data.task=sql. It has none"):
+    with pytest.raises(ConfigError, match=r"data.options.pattern is not an option of data.task=sql. It has none"):
         compose(["data=sql_synth", "data.options.pattern=x"])
 
 

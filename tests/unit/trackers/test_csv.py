@@ -26,7 +26,7 @@ LOG: list[tuple[dict[str, float], int]] = [
 
 
 def record(folder: Path, log: list[tuple[dict[str, float], int]], resumed_from: int = -1) -> None:
-    """What a process records that goes on from a checkpoint."""
+    """What a process records that resumes from a checkpoint."""
     lines = JsonlTracker(folder / "metrics.jsonl")
     lines.truncate(resumed_from)
     tracker = CsvTracker(Start(folder, "run", {}), NoOptions())

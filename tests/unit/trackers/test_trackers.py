@@ -95,7 +95,7 @@ def test_a_tracker_that_fails_costs_one_line(
     ended = use(both, tmp_path)
     (line,) = lines
     assert line.startswith("tracker=failing could not ")
-    assert line.endswith("metrics.jsonl goes on")
+    assert line.endswith("metrics.jsonl is still written")
     assert type(error).__name__ in line
     assert SECRET not in line
     assert both._running["memory"].seen == [  # type: ignore[attr-defined]
@@ -126,7 +126,9 @@ def test_ids_and_lines_of_any_kind_end_no_run(began: Any) -> None:
     both, lines = began(Odd, Worse, Memory)
     assert both.ids == both.ids == {"odd": "7", "memory": "abc"}
     assert both.close() == ["x", "closed 0", "closed 0"]
-    assert lines == ["tracker=worse could not tell its id (RuntimeError: not connected); metrics.jsonl goes on"]
+    assert lines == [
+        "tracker=worse could not report its id (RuntimeError: not connected); metrics.jsonl is still written"
+    ]
 
 
 def test_each_is_given_a_configuration_of_its_own_without_secrets(tmp_path: Path, monkeypatch: Any) -> None:
@@ -183,18 +185,18 @@ def test_none_one_and_several_are_chosen() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tracker.mode=offline"], "tracker.mode is tracker.wandb.mode now"),
-        (["tracker.entity=me"], "tracker.entity is tracker.wandb.entity now"),
-        (["tracker.name=none"], "tracker.name is the choice tracker=NAME now"),
-        (["tracker=[csv,wandbb]"], "tracker=wandbb is no option of tracker. Did you mean: wandb?"),
+        (["tracker.mode=offline"], "tracker.mode has been replaced by tracker.wandb.mode"),
+        (["tracker.entity=me"], "tracker.entity has been replaced by tracker.wandb.entity"),
+        (["tracker.name=none"], "tracker.name has been replaced by the choice tracker=NAME"),
+        (["tracker=[csv,wandbb]"], "tracker=wandbb is not an option of tracker. Did you mean: wandb?"),
         (["tracker=csv", "tracker.wandb.mode=offline"], "tracker.wandb.mode belongs to a tracker that is not chosen"),
-        (["tracker.wandb.mod=offline"], "tracker.wandb.mod is no setting of tracker=wandb. Did you mean"),
+        (["tracker.wandb.mod=offline"], "tracker.wandb.mod is not a setting of tracker=wandb. Did you mean"),
         (["tracker.wandb.mode=never"], "tracker.wandb.mode=never must be one of auto, online, offline, disabled"),
         (["tracker.projekt=a"], "Did you mean: tracker.project?"),
         (["tracker.tags=a"], "tracker.tags=a must be of the type"),
         (["wandb.mode=offline"], "Did you mean: tracker.wandb.mode"),
-        (["tracker.wandb=a"], "tracker.wandb=a must hold the settings of the tracker"),
-        (["+tracker.foo.bar=a"], "tracker.foo.bar is neither shared by all trackers nor a tracker"),
+        (["tracker.wandb=a"], "tracker.wandb=a must be a mapping of the tracker's settings"),
+        (["+tracker.foo.bar=a"], "tracker.foo.bar is neither a setting that all trackers share nor a tracker"),
     ],
 )
 def test_a_wrong_choice_or_setting_is_refused_with_its_remedy(words: list[str], said: str) -> None:
@@ -213,7 +215,7 @@ def test_an_experiment_of_ones_own_may_hold_settings_and_is_told_of_old_ones(tmp
     assert trackers.settings(cfg.tracker).chosen["wandb"].mode == "offline"
     assert trackers.chosen_names(cfg.tracker) == ["csv", "wandb"]
     mine.write_text("# @package _global_\ntracker: {mode: offline}\n")
-    with pytest.raises(ConfigError, match=r"tracker.mode is tracker.wandb.mode now"):
+    with pytest.raises(ConfigError, match=r"tracker.mode has been replaced by tracker.wandb.mode"):
         compose(["experiment=mine"], config_dir=str(tmp_path))
 
 
@@ -315,7 +317,7 @@ def test_a_package_adds_a_tracker_with_settings(site: Path, tmp_path: Path) -> N
     assert compose(["tracker=lines"]).tracker["lines"] == {"file": "lines.txt"}
     with pytest.raises(ConfigError, match=r"tracker.lines.file=a/b must be a name without /"):
         compose(["tracker=lines", "tracker.lines.file=a/b"])
-    with pytest.raises(ConfigError, match=r"tracker.lines.fil is no setting of tracker=lines. Did you mean"):
+    with pytest.raises(ConfigError, match=r"tracker.lines.fil is not a setting of tracker=lines. Did you mean"):
         compose(["tracker=lines", "tracker.lines.fil=a"])
 
 

@@ -45,7 +45,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 class Heard(list[str]):
-    """The lines a tracker told."""
+    """The warnings of a tracker."""
 
     def __call__(self, line: str) -> None:
         assert "\n" not in line
