@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from ftlab import tasks, trackers
+from ftlab import sources, stages, tasks, trackers
+from ftlab.config import ExperimentConfig
 from ftlab.errors import Stopped
 from ftlab.evaluate import Scores
 from ftlab.experiment.device import device_name, peak_flops
@@ -15,6 +16,7 @@ from ftlab.experiment.interface import Outcome, Run
 from ftlab.experiment.prepare import Prepared
 from ftlab.memory.meter import Meter
 from ftlab.out_of_memory import explain_oom, oom_remedies
+from ftlab.registry import OWN
 from ftlab.run_report import report_pruned, report_run
 from ftlab.summary import BaseModel, Metrics, Objective, Summary
 from ftlab.tasks.task import rates
@@ -25,6 +27,14 @@ from ftlab.versions import versions
 
 PACKAGES = ("ftlab", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "hydra-core", "wandb")
 KEPT = ("trainable_parameters", "parameters", "data_sha256", "model", "seconds", "vram", "objective")  # at the tracker
+
+
+def _packages_of_parts(cfg: ExperimentConfig) -> list[str]:
+    """The other packages that provide the task, source, stage and trackers of a run."""
+    chosen = [(tasks, cfg.data.task), (sources, cfg.data.source), (stages, cfg.trainer.stage)]
+    chosen += [(trackers, name) for name in trackers.chosen_names(cfg.tracker)]
+    found = (provider for kind, name in chosen for provider in kind.providers().get(name, []))
+    return sorted({provider.package for provider in found} - {OWN})
 
 
 class Records:
@@ -43,7 +53,7 @@ class Records:
             run_name=self.cfg.run_name,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             objective=Objective(self.cfg.objective),
-            versions=versions(PACKAGES),
+            versions=versions((*PACKAGES, *_packages_of_parts(self.cfg))),
             device=device_name(run.accelerator.device),
         )
 

@@ -1,5 +1,6 @@
 """Runs and studies whose task and source are not installed any more are still shown."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_they_are_shown_without_what_they_were_made_with(folder: Path, cli: Cli,
     assert (code, err) == (0, "")
     assert out.count("finished") == 2
     assert "echo_rate" in out
+    assert json.loads((folder / "0/summary.json").read_text())["versions"]["extra"] == "1.0"
     code, out, err = cli("report", "gone")
     assert code == 0, err
     assert "2 of 2 trials finished" in out
