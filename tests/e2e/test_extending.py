@@ -87,5 +87,6 @@ def test_a_sweep_searches_a_setting_of_the_package(printed: tuple[Path, list[str
     report = (work / "largest/report.md").read_text()
     assert "data.options.largest" in report
     assert "shout_loud" in report or "loud" in report
+    assert len(list((work / "largest").glob("[0-9]*/lines.txt"))) == 2
     trials = sorted((work / "largest").glob("[0-9]*/summary.json"))
     assert [json.loads(file.read_text())["status"] for file in trials] == ["finished", "finished"]
