@@ -32,6 +32,7 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow  # minutes beside other tests
 @needs_tiny
 @pytest.mark.timeout(600)
 def test_the_quickstart_teaches_the_embedded_base_sql(ftlab: Ftlab, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_configuration_file_cannot_allow_it(tmp_path: Path, group: str) -> Non
         else "# @package _global_\nmodel:\n  trust_remote_code: true\n"
     )
     choice = group.replace("/", "=")
-    with pytest.raises(ConfigError, match="for this call"):
+    with pytest.raises(ConfigError, match="in this command"):
         compose([choice], config_dir=str(tmp_path))
     assert compose([choice, TRUST], config_dir=str(tmp_path)).model.trust_remote_code
     assert not compose([choice, "model.trust_remote_code=false"], config_dir=str(tmp_path)).model.trust_remote_code
@@ -152,7 +152,7 @@ def test_only_true_itself_allows_it(word: str) -> None:
 
 @pytest.mark.parametrize("key", ["model.trust_remote_code", "+model.trust_remote_code", "++model.trust_remote_code "])
 def test_a_sweep_file_cannot_allow_it(key: str) -> None:
-    with pytest.raises(ConfigError, match="for this call"):
+    with pytest.raises(ConfigError, match="in this command"):
         Space.read([], {key: True})
     space, fixed = Space.read([TRUST], {"lora.r": "choice(4,8)"})
     assert (space.keys, fixed) == (["lora.r"], [TRUST])  # which every worker is given
