@@ -28,5 +28,5 @@ def special(path: Path) -> str:
 
 def short(path: Path) -> str:
     """A path as a user types it: relative to the working directory where it lies below it."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

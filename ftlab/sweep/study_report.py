@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from ftlab.disk import write_atomic
 from ftlab.errors import ConfigError, RunDirError
+from ftlab.paths import short
 from ftlab.process import Process
 from ftlab.redact import redact
 from ftlab.sweep import best as best_file
@@ -99,7 +100,7 @@ class Report:
             ) from None
         return [
             *notes,
-            f"written: {shown(self.folder)}/report.html, report.md" + (", experiment/best.yaml" * bool(self.best)),
+            f"written: {short(self.folder)}/report.html, report.md" + (", experiment/best.yaml" * bool(self.best)),
         ]
 
     def _write_best(self, best: Entry) -> list[str]:
@@ -180,7 +181,7 @@ class Report:
 
     def _commands(self) -> Iterator[tuple[str, str]]:
         if self.best is not None:
-            folder = shlex.quote(shown(self.folder))
+            folder = shlex.quote(short(self.folder))
             yield "Run the best configuration", f"python -m ftlab --config-dir {folder} experiment=best"
         if self.storage:
             what = "View the study in a browser (needs pip install optuna-dashboard)"
@@ -247,7 +248,7 @@ def _storage(study: "Study") -> str:
     from ftlab.sweep.storage import file_url, without_password
 
     default = study.folder / "study.db"
-    return file_url(shown(default)) if default.is_file() else redact(without_password(study.storage_url))
+    return file_url(short(default)) if default.is_file() else redact(without_password(study.storage_url))
 
 
 def _parameter(dimension: "Dimension") -> Parameter:
@@ -293,9 +294,3 @@ def _entry(study: "Study", row: "TrialRow", trial: "FrozenTrial", rows: Mapping[
 
 def _worker(owner: Process | None) -> str:
     return f"{owner.host.partition('/')[0]} {owner.pid}" if owner else "unknown"
-
-
-def shown(path: Path) -> str:
-    """A path as the user would type it in the current folder."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
