@@ -217,10 +217,10 @@ class Terminal:
                     self._answer(label, "right" if good else "wrong", answer, "green" if good else "red")
 
     def next_commands(self, commands: Sequence[str]) -> None:
-        """Print at most four commands to copy, each complete on its own line."""
+        """Print commands to copy, each complete on its own line."""
         self._line(Text(""))
         self._line(Text("next:", style="dim"))
-        for command in commands[:4]:
+        for command in commands:
             self._line(Text(command))
 
     def _line(self, text: Text) -> None:

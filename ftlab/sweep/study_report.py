@@ -77,7 +77,7 @@ class Report:
             terminal.note(f"best configuration: {' '.join(page.best)}")
         for line in notes:
             terminal.note(line)
-        terminal.next_commands([command for _, command in page.commands])
+        terminal.next_commands([command for _, command in page.commands[:4]])
 
     def write(self) -> list[str]:
         """Write report.html, report.md and, where a trial is complete, experiment/best.yaml. Returns notes for the

@@ -131,6 +131,12 @@ def test_next_commands_are_at_most_four(fit: Fit, terminal: Any) -> None:
     assert all(command.startswith(("python -m ftlab", "wandb ")) for command in terminal.commands)
 
 
+def test_every_trackers_command_is_shown(fit: Fit, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    fit("tracker=[wandb,csv,tensorboard]", "trainer.max_steps=1")
+    assert [command.split()[0] for command in terminal.commands[-2:]] == ["wandb", "tensorboard"]
+
+
 def test_the_order_of_things(fit: Fit, terminal: Any) -> None:
     fit()
     assert [phase.split(" on ")[0] for phase in terminal.phases] == [

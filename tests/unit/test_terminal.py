@@ -290,7 +290,7 @@ def test_commands_can_be_copied_from_any_width(file: io.StringIO) -> None:
     terminal.next_commands([shlex.join(words), "b", "c", "d", "e"])
     lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(shown(terminal))).splitlines()
     assert shlex.split(lines[2]) == words
-    assert lines[3:] == ["b", "c", "d"]
+    assert lines[3:] == ["b", "c", "d", "e"]
 
 
 def test_notes_and_warnings_are_one_line_and_masked(plain: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
