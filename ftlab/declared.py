@@ -49,8 +49,9 @@ def costs() -> dict[str, Metric]:
 def in_order(keys: Iterable[str]) -> list[str]:
     """Return the keys of one split in the order of tables: rates first, metrics without a direction last. Keys for
     single kinds of row are left out, and so are metrics that are hidden by another one (`Metric.hidden_by`)."""
-    known_names = list(_every())
     metrics = {key: of(key) for key in keys if key.count("/") == 1}
+    own = list(_own())  # the first of all, so that no other package is imported for metrics of ftlab
+    known_names = own if all(metric.name in own for metric in metrics.values()) else list(_every())
     present = {metric.name for metric in metrics.values()}
     shown = [key for key, metric in metrics.items() if metric.hidden_by not in present]
 

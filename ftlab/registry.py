@@ -88,9 +88,12 @@ class Registry(Generic[T]):
         if name in self.taken:
             raise ConfigError(f"{chosen}: {provider} has a name with another meaning in ftlab: {_remedy(provider)}")
         try:
-            with redirect_stdout(sys.stderr):  # a package that prints leaves what commands print readable by programs
-                part = _object(provider.target, self.attribute)
-            wrong = "" if provider.package == OWN else self._wrong(part)
+            if provider.package == OWN:
+                part, wrong = _object(provider.target, self.attribute), ""
+            else:
+                with redirect_stdout(sys.stderr):  # if a package prints, programs can still read a command's output
+                    part = _object(provider.target, self.attribute)
+                wrong = self._wrong(part)
         except (Exception, SystemExit) as error:  # code of another package may raise anything
             why = f"{type(error).__name__}: {first_line(error)}"
             raise ConfigError(f"{chosen}: {provider} cannot be imported ({why}): {_remedy(provider)}") from error

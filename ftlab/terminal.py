@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftlab import declared
-from ftlab.metrics import SPLITS, Metric
+from ftlab.metrics import RUN, SPLITS, Metric
 from ftlab.redact import redact, redact_tree
 
 PLAIN_WIDTH = 100  # width of tables in characters, if the output is not a terminal
@@ -456,10 +456,10 @@ def _training(metrics: Metrics) -> list[str]:
     """Return the numbers of training for the progress line, each with its unit."""
     shown = {key: declared.of(key) for key in metrics}
     shown = {key: metric for key, metric in shown.items() if metric.short and not metric.of_split}
-    order = {metric.name: place for place, metric in enumerate(declared.known())}
+    order = {metric.name: place for place, metric in enumerate(RUN)}
     return [
         PROGRESS.get(metric.unit, "{short} {value:.1e}").format(short=metric.short, value=metrics[key])
-        for key, metric in sorted(shown.items(), key=lambda item: order[item[0]])
+        for key, metric in sorted(shown.items(), key=lambda item: order.get(item[0], len(order)))
         if metric.hidden_by not in metrics
     ]
 

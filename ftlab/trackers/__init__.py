@@ -31,6 +31,7 @@ __all__ = [
     "chosen_names",
     "defaults",
     "get",
+    "keys",
     "modern",
     "names",
     "providers",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 NONE = "none"  # the choice of no tracker
+SHARED = tuple(field.name for field in fields(TrackerConfig))  # keys below `tracker` that are no tracker's name
 # Keys of earlier versions, which had W&B only, and what replaces them.
 OLD = {
     "tracker.name": "the choice tracker=NAME",
@@ -53,7 +55,7 @@ _registry: Registry[type[Tracker]] = Registry(
     "TRACKER",
     "ftlab.trackers.tracker:Tracker",
     classes=True,
-    taken=(NONE, *(field.name for field in fields(TrackerConfig))),
+    taken=(NONE, *SHARED),
 )
 names, get, broken, providers = _registry.names, _registry.get, _registry.broken, _registry.providers
 
@@ -73,10 +75,8 @@ def settings(node: Mapping[str, Any]) -> Settings:
         ConfigError: an unknown key or tracker, or a value of the wrong type; all of them are listed.
     """
     problems: list[str] = []
-    shared_names = {field.name for field in fields(TrackerConfig)}
-    shared = _collect(
-        problems, TrackerConfig, {key: node[key] for key in node if key in shared_names}, "tracker", "the node tracker"
-    )
+    own_keys = {key: node[key] for key in node if key in SHARED}
+    shared = _collect(problems, TrackerConfig, own_keys, "tracker", "the node tracker")
     chosen = {}
     for name in chosen_names(node):
         if f"tracker.{name}" in OLD or name not in names():
@@ -112,7 +112,7 @@ def unknown(key: str) -> str:
         near = difflib.get_close_matches(option, options, n=1, cutoff=0.5)
         hint = f" Did you mean tracker.{name}.{near[0]}?" if near else ""
         return f"{key} is not a setting of tracker={name}.{hint} It has {', '.join(options) or 'none'}"
-    known = [*(field.name for field in fields(TrackerConfig)), *names()]
+    known = [*SHARED, *names()]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean: {', '.join(f'tracker.{one}' for one in near)}?" if near else ""
     return f"{key} is neither a setting that all trackers share nor a tracker.{hint} Trackers: {', '.join(names())}"
@@ -120,7 +120,7 @@ def unknown(key: str) -> str:
 
 def chosen_names(node: Mapping[str, Any]) -> list[str]:
     """The trackers that a node `tracker` chooses, in its order; they need not be installed."""
-    return [key for key in node if key not in {field.name for field in fields(TrackerConfig)}]
+    return [key for key in node if key not in SHARED]
 
 
 def keys() -> list[str]:
@@ -142,8 +142,7 @@ def modern(node: Mapping[str, Any]) -> dict[str, Any]:
     old = {key: found.pop(key) for key in ("name", "mode", "entity", "job_type") if key in found}
     if old.pop("name", None) == "wandb" or "wandb" in found:
         found["wandb"] = {**(found.get("wandb") or {}), **old}
-    shared = {field.name for field in fields(TrackerConfig)}
-    return {key: value for key, value in found.items() if key in shared or key in names()}
+    return {key: value for key, value in found.items() if key in SHARED or key in names()}
 
 
 class Trackers:

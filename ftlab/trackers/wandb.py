@@ -85,9 +85,13 @@ class WandbTracker(Tracker):
             self.id = run_id
             return
         self.id = self._run.id
-        self._define_axis()
-        for step, _, metrics in recorded(start.folder) if run_id else ():
-            self._record(metrics, step)  # what an earlier process could not upload
+        try:
+            self._define_axis()
+            for step, _, metrics in recorded(start.folder) if run_id else ():
+                self._record(metrics, step)  # what an earlier process could not upload
+        except Exception:  # whoever started this cannot close it: W&B's service would delay the end of the process
+            self.close(1)
+            raise
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record scalars; never waits for the network."""
@@ -101,7 +105,7 @@ class WandbTracker(Tracker):
             cells = [[_cell(value) for value in row] for row in rows]
             self._record({name: wandb.Table(columns=columns, data=cells, allow_mixed_types=True)}, step)
 
-        if self._tables:
+        if self._tables and self._run is not None:
             self._tables = False
             self._waiting(record)
             self._tables = True
@@ -113,7 +117,8 @@ class WandbTracker(Tracker):
         def record() -> None:
             self._record({name: wandb.Html(file.read_text(encoding="utf-8"), inject=False)}, step)
 
-        self._waiting(record)
+        if self._run is not None:
+            self._waiting(record)
 
     def _waiting(self, record: Callable[[], None]) -> None:
         """Call `record` with the limit `TABLE_SECONDS`, and count the time it takes."""

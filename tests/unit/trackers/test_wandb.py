@@ -421,3 +421,25 @@ def test_the_summary_keeps_the_best_of_each_score_by_its_declared_direction(run_
     assert "summary" not in defined["*"]
     assert not {"eval/sql_gold_broken", "train/loss"} & defined.keys()  # neither is a score of which one is the best
     assert heard == []
+
+
+def test_a_run_that_cannot_be_prepared_is_ended_with_one_line(
+    run_dir: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left open, its service would delay the end of the process."""
+    ended: list[Any] = []
+    init = wandb.init
+
+    def broken(**settings: Any) -> Any:
+        run = init(**settings)
+        finish = run.finish
+        monkeypatch.setattr(run, "define_metric", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(run, "finish", lambda **words: (ended.append(words), finish(**words)))
+        return run
+
+    monkeypatch.setattr(wandb, "init", broken)
+    tracker = start(run_dir, heard, mode="offline")
+    tracker.log({"a": 1.0}, 1)
+    assert tracker.close() is None
+    assert ended == [{"exit_code": 1}]
+    assert len(heard) == 1
