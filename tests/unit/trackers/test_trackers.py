@@ -1,8 +1,7 @@
 """Several trackers record a run; one that fails costs one line and disturbs neither the run nor the others."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -289,27 +288,16 @@ TRACKER = Lines
 """
 
 
-def install(site: Path, package: str, name: str, code: str) -> None:
-    """What pip leaves behind of a package with one tracker."""
-    (site / f"{package}.py").write_text(code)
-    info = site / f"{package}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[ftlab.trackers]\n{name} = {package}:TRACKER\n")
-
-
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    yield folder
-    for name in ("linespackage", "otherpackage"):
-        sys.modules.pop(name, None)
+def provide(install: Callable[..., Path]) -> Callable[[str, str, str], Path]:
+    """Installs a package with one tracker: the package's name, the tracker's and its code."""
+    return lambda package, name, code: install(
+        package, {"ftlab.trackers": {name: f"{package}:TRACKER"}}, {f"{package}.py": code}
+    )
 
 
-def test_a_package_adds_a_tracker_with_settings(site: Path, tmp_path: Path) -> None:
-    install(site, "linespackage", "lines", LINES)
+def test_a_package_adds_a_tracker_with_settings(provide: Any, tmp_path: Path) -> None:
+    provide("linespackage", "lines", LINES)
     cfg = compose(["tracker=[csv,lines]", "tracker.lines.file=mine.txt"])
     both = Trackers(trackers.settings(cfg.tracker), Start(tmp_path, "run", {}))
     both.log({"a": 1.0}, 3)
@@ -321,23 +309,23 @@ def test_a_package_adds_a_tracker_with_settings(site: Path, tmp_path: Path) -> N
         compose(["tracker=lines", "tracker.lines.fil=a"])
 
 
-def test_a_setting_without_a_default_must_be_set(site: Path) -> None:
-    install(site, "linespackage", "lines", LINES.replace('file: str = "lines.txt"', "file: str"))
+def test_a_setting_without_a_default_must_be_set(provide: Any) -> None:
+    provide("linespackage", "lines", LINES.replace('file: str = "lines.txt"', "file: str"))
     assert compose(["tracker=[csv,lines]", "tracker.lines.file=mine.txt"]).tracker["lines"] == {"file": "mine.txt"}
     with pytest.raises(ConfigError, match=r"^tracker.lines.file has no value: set tracker.lines.file=VALUE$"):
         compose(["tracker=lines"])
 
 
 @pytest.mark.parametrize("name", ["project", "none"])
-def test_one_cannot_have_a_name_that_means_something_else(site: Path, name: str) -> None:
-    install(site, "linespackage", name, LINES.replace('"lines", Lines', f'"{name}", Lines'))
+def test_one_cannot_have_a_name_that_means_something_else(provide: Any, name: str) -> None:
+    provide("linespackage", name, LINES.replace('"lines", Lines', f'"{name}", Lines'))
     assert trackers.chosen_names(compose(["tracker=none"]).tracker) == []
     with pytest.raises(ConfigError, match=f"tracker={name}: .*linespackage has a name with another meaning in ftlab"):
         trackers.get(name)
 
 
-def test_a_broken_one_is_named_with_its_package_and_the_rest_works(site: Path) -> None:
-    install(site, "linespackage", "lines", "import no_such_module\n")
+def test_a_broken_one_is_named_with_its_package_and_the_rest_works(provide: Any) -> None:
+    provide("linespackage", "lines", "import no_such_module\n")
     assert trackers.chosen_names(compose(["tracker=csv"]).tracker) == ["csv"]
     with pytest.raises(
         ConfigError, match=r"tracker=lines: .*linespackage cannot be imported .*no_such_module.*pip uninstall"
@@ -345,9 +333,9 @@ def test_a_broken_one_is_named_with_its_package_and_the_rest_works(site: Path) -
         compose(["tracker=lines"])
 
 
-def test_two_packages_with_one_name_are_refused_with_both(site: Path) -> None:
-    install(site, "linespackage", "lines", LINES)
-    install(site, "otherpackage", "lines", LINES)
+def test_two_packages_with_one_name_are_refused_with_both(provide: Any) -> None:
+    provide("linespackage", "lines", LINES)
+    provide("otherpackage", "lines", LINES)
     with pytest.raises(ConfigError, match=r"ambiguous: the packages (lines|other)package and (lines|other)package"):
         compose(["tracker=lines"])
     assert compose(["tracker=csv"])
